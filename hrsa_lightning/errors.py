@@ -1,0 +1,37 @@
+"""Every exception and warning of the package, in one tree.
+
+```
+Exception
+└── HRSAError                 anything the package raises on purpose
+    ├── ConfigError           a recipe or an override is wrong (also a ValueError)
+    ├── DataError             a data file or a batch is wrong (also a ValueError)
+    └── BackboneError         a model cannot be loaded or used as asked (also a ValueError)
+
+UserWarning
+└── HRSAWarning               the run goes on, but a number or a feature is missing
+```
+
+The commands turn an `HRSAError` into its message and exit code 2; a library user may catch it as
+`ValueError`. `functional`, `metrics` and `losses` stand alone and raise plain `ValueError` and
+`TypeError`.
+"""
+
+
+class HRSAError(Exception):
+    """Base of all errors that the package raises on purpose."""
+
+
+class ConfigError(HRSAError, ValueError):
+    """A recipe, a preset or an override on the command line is wrong."""
+
+
+class DataError(HRSAError, ValueError):
+    """A data file or a batch does not have the expected form."""
+
+
+class BackboneError(HRSAError, ValueError):
+    """A backbone cannot be loaded, or cannot be used in the way that was asked."""
+
+
+class HRSAWarning(UserWarning):
+    """The run goes on, but a value or a feature is missing."""
