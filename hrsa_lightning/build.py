@@ -1,0 +1,167 @@
+"""From a `Config` to objects. The only place that imports a class by its name."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
+
+from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
+from hrsa_lightning.config import Config, nearest
+from hrsa_lightning.data import ContrastiveDataModule
+from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.losses import InfoNCELoss
+from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.shelf import resolve_path
+
+ALLOWED = (Callback, Logger, Strategy)
+"""What a recipe may name as `_target_`; anything else is refused."""
+
+
+def build_callbacks(config: Config) -> list[Callback]:
+    """The recipe's callbacks, in its order.
+
+    Raises:
+        ConfigError: A `_target_` cannot be imported, is not allowed, or an argument is unknown or
+            refused by the class; the message names the recipe's key.
+    """
+    built = []
+    for name, entry in config.callbacks.items():
+        callback = instantiate(entry, f"callbacks.{name}")
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"callbacks.{name}: {entry['_target_']} is not a Lightning callback")
+        built.append(callback)
+    return built
+
+
+def instantiate(entry: Mapping[str, Any], key: str) -> Any:
+    """Create the object that a mapping with `_target_` describes; `key` is used in messages."""
+    target = entry["_target_"]
+    cls = _import_class(str(target), key)
+    arguments = {name: _resolve(value) for name, value in entry.items() if name != "_target_"}
+    known = inspect.signature(cls).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for name in arguments:
+        if name not in known and not takes_any:
+            raise ConfigError(
+                f"unknown key '{key}.{name}'."
+                f"{nearest(name, known) or ' Known here: ' + ', '.join(known) + '.'}"
+            )
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _import_class(target: str, key: str) -> type:
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}._target_: cannot import '{target}' ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, ALLOWED)):
+        allowed = ", ".join(cls.__name__ for cls in ALLOWED)
+        raise ConfigError(f"{key}._target_: '{target}' is none of the allowed kinds ({allowed})")
+    return found
+
+
+def _resolve(value: Any) -> Any:
+    if isinstance(value, str):
+        return resolve_path(value)
+    if isinstance(value, list):
+        return [_resolve(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _resolve(item) for name, item in value.items()}
+    return value
+
+
+def build_arms(config: Config) -> dict[str, EmbeddingModel]:
+    """Load every arm's backbone and put the recipe's adapters and pooling on it."""
+    model = config.model
+    return {
+        name: EmbeddingModel.from_pretrained(
+            arm.backbone,
+            revision=arm.revision,
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation,
+            attention=model.attention,
+            pooling=model.pooling,
+            normalize=model.normalize,
+            lora=dataclasses.asdict(model.lora) if model.lora else None,
+            seed=arm_seed(config, name),
+            gradient_checkpointing=model.gradient_checkpointing,
+            trust_remote_code=model.trust_remote_code,
+            instruction_mask=model.instruction_mask,
+        )
+        for name, arm in config.arms.items()
+    }
+
+
+def arm_seed(config: Config, name: str) -> int:
+    """The seed of an arm's adapters and dropout: its own, or the run's."""
+    own = config.arms[name].seed
+    return config.seed if own is None else own
+
+
+def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedContrastiveModule:
+    """The LightningModule that trains the arms with the recipe's loss and optimizer."""
+    options = dataclasses.asdict(config.optimizer)
+    return PairedContrastiveModule(
+        arms,
+        loss=InfoNCELoss(**dataclasses.asdict(config.loss)),
+        seeds={name: arm_seed(config, name) for name in arms},
+        max_tokens_per_chunk=config.max_tokens_per_chunk,
+        **options,
+    )
+
+
+def build_data(config: Config, arms: Mapping[str, EmbeddingModel]) -> ContrastiveDataModule:
+    """The datamodule that feeds every arm the same texts, each in its own tokens."""
+    data = config.data
+    return ContrastiveDataModule(
+        [resolve_path(path) for path in data.train],
+        tokenizers={name: arm.tokenizer for name, arm in arms.items()},
+        batch_size=data.batch_size,
+        train_group_size=data.train_group_size,
+        query_length=data.query_length,
+        passage_length=data.passage_length,
+        num_workers=data.num_workers,
+        seed=config.seed,
+    )
+
+
+def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Trainer:
+    """Lightning's Trainer, writing TensorBoard logs and checkpoints into the run's folder."""
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints",
+        filename="step_{step:06d}",
+        auto_insert_metric_name=False,
+        monitor="step",
+        mode="max",
+        save_top_k=config.checkpoint.keep,
+        every_n_train_steps=config.checkpoint.every_n_train_steps,
+    )
+    checkpoint.FILE_EXTENSION = ""
+    arguments = dataclasses.asdict(config.trainer)
+    if config.trainer.max_steps > 0:
+        arguments["max_epochs"] = None  # steps decide; epochs would cut them short
+    try:
+        return Trainer(
+            **arguments,
+            callbacks=[*callbacks, checkpoint, LearningRateMonitor(logging_interval="step")],
+            logger=TensorBoardLogger(save_dir=folder, name="", version=""),
+            plugins=[SafetensorsCheckpointIO()],
+            use_distributed_sampler=False,  # our sampler already gives each rank its own slice
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            default_root_dir=folder,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"trainer: {error}") from error

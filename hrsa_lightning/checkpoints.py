@@ -1,0 +1,152 @@
+"""Training checkpoints as folders of safetensors and JSON: no pickle, and never half-written.
+
+```
+step_000100/
+  state.json           the structure of Lightning's checkpoint, tensors named
+  state.safetensors    those tensors (optimizer moments, full weights where all are trained)
+  adapters/<arm>/      the arm's LoRA weights in peft's own format
+```
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors.torch import load_file, save_file
+
+ADAPTERS = "hrsa_adapters"
+"""Key of Lightning's checkpoint under which a module leaves `{arm: (peft config, tensors)}`."""
+
+_STATE = "state.json"
+_TENSORS = "state.safetensors"
+_PARTIAL = ".partial-"
+
+
+class SafetensorsCheckpointIO(CheckpointIO):
+    """Lightning plugin that writes each checkpoint as one folder, moved into place when complete.
+
+    A process that dies while writing leaves only a folder that starts with `.partial-`; the next
+    save in the same place removes it.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint` to the folder `path`, replacing what stands there.
+
+        Raises:
+            TypeError: The checkpoint holds something that is neither a tensor nor plain data.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+        content = dict(checkpoint)
+        for arm, (peft_config, weights) in content.pop(ADAPTERS, {}).items():
+            write_adapter(partial / "adapters" / arm, peft_config, weights)
+        tensors: dict[str, torch.Tensor] = {}
+        structure = _encode(content, tensors)
+        save_file(tensors, partial / _TENSORS)
+        (partial / _STATE).write_text(json.dumps(structure), encoding="utf-8")
+        _flush(partial)
+        if target.exists():
+            stale = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+            target.replace(stale / "old")
+            partial.replace(target)
+            shutil.rmtree(stale)
+        else:
+            partial.replace(target)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read what `save_checkpoint` wrote; tensors arrive on `map_location` (default: CPU)."""
+        folder = Path(path)
+        device = str(map_location) if isinstance(map_location, str | torch.device) else "cpu"
+        tensors = load_file(folder / _TENSORS, device=device)
+        structure = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        content: dict[str, Any] = _decode(structure, tensors)
+        adapters = {
+            arm.name: (
+                json.loads((arm / "adapter_config.json").read_text(encoding="utf-8")),
+                load_file(arm / "adapter_model.safetensors", device=device),
+            )
+            for arm in sorted(folder.glob("adapters/*"))
+        }
+        if adapters:
+            content[ADAPTERS] = adapters
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint's folder; one that is not there is no error."""
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_adapter(
+    folder: Path, peft_config: dict[str, Any], weights: dict[str, torch.Tensor]
+) -> None:
+    """Write LoRA weights so that `peft.PeftModel.from_pretrained(backbone, folder)` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(peft_config, indent=2, sort_keys=True)
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint in `folder` with the most steps (`step_N`), if there is one."""
+    complete = [path for path in folder.glob("step_*") if (path / _STATE).is_file()]
+    return max(complete, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+
+
+def _flush(folder: Path) -> None:
+    """Force file contents to disk before the folder's new name is."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Plain JSON for `value`; tensors move to `tensors`, other containers are tagged by kind."""
+    if isinstance(value, torch.Tensor):
+        name = f"t{len(tensors)}"
+        # A clone: safetensors refuses tensors that share memory, and tied weights do.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
+    if isinstance(value, dict):
+        pairs = [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, list):
+        return [_encode(item, tensors) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item, tensors) for item in value]}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"a checkpoint holds tensors and plain data only (promise: no pickle),"
+        f" got {type(value).__module__}.{type(value).__qualname__}"
+    )
+
+
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {_decode(k, tensors): _decode(v, tensors) for k, v in content}
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in content)
+    return Path(content)

@@ -1,0 +1,403 @@
+"""Recipes: YAML files and `key=value` overrides, checked against dataclasses.
+
+This is the only module that knows OmegaConf, and it imports no torch: a mistake in a recipe is
+answered at once. `build.py` turns the result into objects.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.shelf import shelf_files
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank adapters; names and meaning are peft's."""
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.1
+    target_modules: Any = "all-linear"
+    use_rslora: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """How every arm turns its backbone into an embedding model."""
+
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    attention: str = "bidirectional"
+    pooling: str = "mean"
+    normalize: bool = True
+    instruction_mask: str = "offsets"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+    lora: LoRAConfig | None = field(default_factory=LoRAConfig)
+
+
+@dataclass
+class ArmConfig:
+    """One backbone; `seed` (default: the run's) draws its adapters and its dropout."""
+
+    backbone: str = "???"
+    revision: str | None = None
+    seed: int | None = None
+
+
+@dataclass
+class DataConfig:
+    """Contrastive pairs. `batch_size` counts queries of all processes together."""
+
+    train: list[str] = field(default_factory=list)
+    batch_size: int = 512
+    train_group_size: int = 4
+    query_length: int = 512
+    passage_length: int = 512
+    num_workers: int = 0
+
+
+@dataclass
+class LossConfig:
+    """InfoNCE; similarities are divided by `temperature`."""
+
+    temperature: float = 0.02
+    mask_duplicates: bool = True
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine or constant schedule."""
+
+    lr: float = 2e-5
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+
+
+@dataclass
+class CheckpointConfig:
+    """What resuming needs is written every so many optimizer steps; the newest `keep` stay."""
+
+    every_n_train_steps: int = 100
+    keep: int = 2
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of `lightning.pytorch.Trainer`, names and meaning unchanged."""
+
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    max_epochs: int | None = 1
+    max_steps: int = -1
+    max_time: str | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    limit_train_batches: Any = 1.0
+    log_every_n_steps: int = 10
+    deterministic: Any = None
+    enable_progress_bar: bool = True
+    profiler: str | None = None
+
+
+@dataclass
+class Config:
+    """A whole recipe."""
+
+    name: str = "???"
+    description: str = ""
+    seed: int = 1016
+    output_dir: str = "runs"
+    resume: bool = True
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    max_tokens_per_chunk: int | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "model.attention": ("bidirectional", "causal"),
+    "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
+    "model.dtype": ("float32", "bfloat16", "float16", "auto"),
+    "model.instruction_mask": ("offsets", "authors"),
+    "model.pooling": ("mean", "weighted_mean", "last", "first"),
+    "optimizer.schedule": ("cosine", "constant"),
+}
+
+_POSITIVE = (
+    "checkpoint.every_n_train_steps",
+    "data.batch_size",
+    "data.passage_length",
+    "data.query_length",
+    "data.train_group_size",
+    "loss.temperature",
+    "optimizer.lr",
+)
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: Name of a file of the recipe shelf, or the path of a YAML file.
+        overrides: `key=value` strings; keys are dotted, values are YAML. `key=null` removes an
+            entry of `arms` or `callbacks`, or switches an optional part (such as `model.lora`) off.
+
+    Raises:
+        ConfigError: The recipe is missing or not YAML, a key is unknown, a value has the wrong
+            type or lies outside its range. The message names the key and the nearest known one.
+    """
+    content = _read_recipe(recipe)
+    content.setdefault("name", Path(recipe).stem)
+    for override in overrides:
+        _apply_override(content, override)
+    for section in ("arms", "callbacks"):
+        if isinstance(content.get(section), dict):
+            content[section] = {k: v for k, v in content[section].items() if v is not None}
+    content["callbacks"] = {
+        name: _expand_preset(name, preset) for name, preset in content.get("callbacks", {}).items()
+    }
+    _check_keys(content, Config, "")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), content)
+        config = typing.cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from None
+    _check_values(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved recipe as YAML; loading it gives an equal `Config`."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=99)
+
+
+def describe_recipes() -> dict[str, str]:
+    """Name and one-line description of each recipe on the shelf."""
+    found = {}
+    for name, path in shelf_files("recipes").items():
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found[name] = str(content.get("description", ""))
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name closest to `name`, or the empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys, got {type(content).__name__}")
+    return content
+
+
+def _read_recipe(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    shelf = shelf_files("recipes")
+    path = shelf.get(recipe, Path(recipe).expanduser())
+    if not path.is_file():
+        raise ConfigError(
+            f"recipe={recipe}: no such recipe or file.{nearest(recipe, shelf)}"
+            f" Known recipes: {', '.join(shelf)}."
+        )
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: 'defaults' leads back to the recipe itself")
+    content = _read_yaml(path)
+    base = content.pop("defaults", None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: defaults: expected the name of one recipe, got {base!r}")
+    beside = path.parent / f"{base}.yaml"
+    named = str(beside) if base not in shelf and beside.is_file() else base
+    inherited = _read_recipe(named, (*seen, path))
+    inherited.pop("name", None)
+    return _overlay(inherited, content)
+
+
+def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        both_mappings = isinstance(value, Mapping) and isinstance(below, dict)
+        merged[key] = _overlay(below, value) if both_mappings else value
+    return merged
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"'{override}': expected key=value, such as trainer.max_steps=100")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str):
+        value = _number_or_text(value)
+    *parents, last = key.split(".")
+    node = content
+    for name in parents:
+        child = node.get(name)
+        if isinstance(child, str) and parents[0] == "callbacks":
+            child = {"preset": child}
+        if not isinstance(child, dict):
+            child = {}
+        node[name] = child
+        node = child
+    node[last] = value
+
+
+def _number_or_text(text: str) -> Any:
+    """YAML 1.1 takes `2e-5` for a string; people who type it mean a number."""
+    try:
+        return float(text) if text[:1] in "+-.0123456789" else text
+    except ValueError:
+        return text
+
+
+def _expand_preset(name: str, callback: Any) -> Any:
+    """A callback entry is a mapping with `_target_`, or names a preset and may override parts."""
+    if isinstance(callback, str):
+        callback = {"preset": callback}
+    if not isinstance(callback, dict):
+        raise ConfigError(
+            f"callbacks.{name}: expected a preset's name or a mapping with _target_ or preset,"
+            f" got {callback!r}"
+        )
+    if "preset" in callback:
+        presets = shelf_files("callbacks")
+        preset = callback["preset"]
+        if preset not in presets:
+            raise ConfigError(
+                f"callbacks.{name}.preset: no preset '{preset}'.{nearest(str(preset), presets)}"
+                f" Known presets: {', '.join(presets)}."
+            )
+        own = {key: value for key, value in callback.items() if key != "preset"}
+        callback = _overlay(_read_yaml(presets[preset]), own)
+    if "_target_" not in callback:
+        raise ConfigError(
+            f"callbacks.{name}: needs '_target_' (a class) or 'preset' (one of"
+            f" {', '.join(shelf_files('callbacks'))}); got the keys {', '.join(callback) or 'none'}"
+        )
+    return callback
+
+
+def _dataclass_in(annotation: Any) -> Any:
+    """The dataclass of `X`, `X | None` or `dict[str, X]`, with whether it is a mapping of them."""
+    options = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return option, False
+        if typing.get_origin(option) is dict and dataclasses.is_dataclass(
+            typing.get_args(option)[1]
+        ):
+            return typing.get_args(option)[1], True
+    return None, False
+
+
+def _all_keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(schema):
+        yield prefix + item.name
+        inner, is_mapping = _dataclass_in(item.type)
+        if inner is not None and not is_mapping:
+            yield from _all_keys(inner, f"{prefix}{item.name}.")
+
+
+def _check_keys(content: Mapping[str, Any], schema: Any, prefix: str) -> None:
+    fields = {item.name: item for item in dataclasses.fields(schema)}
+    for key, value in content.items():
+        if key not in fields:
+            everywhere = {path.rsplit(".", 1)[-1]: path for path in _all_keys(Config)}
+            hint = nearest(str(key), fields)
+            moved = difflib.get_close_matches(str(key), everywhere, n=1, cutoff=0.75)
+            if not hint and moved:
+                hint = f" Did you mean '{everywhere[moved[0]]}'?"
+            raise ConfigError(
+                f"unknown key '{prefix}{key}'.{hint or ' Known here: ' + ', '.join(fields) + '.'}"
+            )
+        inner, is_mapping = _dataclass_in(fields[key].type)
+        if inner is None or value is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{prefix}{key}: expected a mapping, got {value!r}")
+        if not is_mapping:
+            _check_keys(value, inner, f"{prefix}{key}.")
+            continue
+        for name, entry in value.items():
+            if not isinstance(entry, Mapping):
+                raise ConfigError(f"{prefix}{key}.{name}: expected a mapping, got {entry!r}")
+            _check_keys(entry, inner, f"{prefix}{key}.{name}.")
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or "recipe"
+    reason = str(error).splitlines()[0]
+    if "MissingMandatory" in type(error).__name__ or "mandatory" in reason.lower():
+        return f"{key}: a value is required"
+    return f"{key}: {reason[0].lower()}{reason[1:]}"
+
+
+def _check_values(config: Config) -> None:
+    if not config.arms:
+        raise ConfigError("arms: at least one arm is required, such as arms.base.backbone=PATH")
+    for name in config.arms:
+        if not name.isidentifier():
+            raise ConfigError(f"arms.{name}: a name may have letters, digits and underscores only")
+    for key, known in CHOICES.items():
+        value = _value_at(config, key)
+        if value not in known:
+            raise ConfigError(
+                f"{key}: expected one of {', '.join(known)}; got '{value}'."
+                f"{nearest(str(value), known)}"
+            )
+    for key in _POSITIVE:
+        if not _value_at(config, key) > 0:
+            raise ConfigError(f"{key}: expected a value above 0, got {_value_at(config, key)}")
+    if not 0 <= config.optimizer.warmup_ratio < 1:
+        raise ConfigError(
+            f"optimizer.warmup_ratio: expected a share from 0 to below 1,"
+            f" got {config.optimizer.warmup_ratio}"
+        )
+    if len(config.optimizer.betas) != 2:
+        raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
+    if not config.data.train:
+        raise ConfigError("data.train: at least one file of contrastive pairs is required")
+
+
+def _value_at(config: Config, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

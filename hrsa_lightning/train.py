@@ -1,0 +1,157 @@
+"""Train embedding models: `python -m hrsa_lightning.train recipe=NAME key=value …`."""
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hrsa_lightning.config import Config, describe_recipes, load_config, to_yaml
+from hrsa_lightning.errors import ConfigError, HRSAError
+from hrsa_lightning.runs import find_unfinished, new_folder
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from hrsa_lightning.modules import PairedContrastiveModule
+
+_USED_KEYS = """\
+keys used most (all of them: --print-config):
+  trainer.max_steps=200  trainer.devices=2  trainer.precision=bf16-mixed
+  data.batch_size=64  data.train=[a.jsonl,b.jsonl]  optimizer.lr=2e-4
+  arms.base.backbone=PATH_OR_HUB_ID  arms.sft=null  model.lora=null  model.lora.r=8
+  callbacks.similarity.every_n_train_steps=20  callbacks.retrieval=null
+  seed=1  output_dir=runs  resume=false
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 for a mistake of the user)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = _config_of(arguments.settings)
+        if arguments.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        _check_files(config)
+        return _train(config)
+    except HRSAError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    recipes = describe_recipes()
+    width = max(map(len, recipes), default=0)
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in recipes.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m hrsa_lightning.train",
+        usage="%(prog)s recipe=NAME [key=value ...] [--print-config]",
+        description="Train embedding models side by side and watch how similar they are.",
+        epilog=f"recipes (or the path of your own YAML file):\n{listing}\n\n{_USED_KEYS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
+    return parser
+
+
+def _config_of(settings: Sequence[str]) -> Config:
+    chosen = [text.removeprefix("recipe=") for text in settings if text.startswith("recipe=")]
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"expected one recipe=NAME, got {len(chosen)}. Recipes: {', '.join(describe_recipes())}"
+        )
+    return load_config(chosen[0], [text for text in settings if not text.startswith("recipe=")])
+
+
+def _check_files(config: Config) -> None:
+    """Answer wrong paths and malformed data before torch, let alone a model, is loaded."""
+    from hrsa_lightning.data.pairs import check_pairs
+    from hrsa_lightning.models.paths import resolve_backbone
+    from hrsa_lightning.shelf import resolve_path
+
+    for name, arm in config.arms.items():
+        try:
+            resolve_backbone(arm.backbone)
+        except HRSAError as error:
+            raise ConfigError(f"arms.{name}.backbone: {error}") from None
+    check_pairs([resolve_path(path) for path in config.data.train])
+
+
+def _train(config: Config) -> int:
+    _quieten()
+    import torch
+    from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from hrsa_lightning import build
+    from hrsa_lightning.checkpoints import newest_checkpoint
+    from hrsa_lightning.runs import record_start
+
+    unfinished = find_unfinished(config) if config.resume else None
+    folder = unfinished or new_folder(config)
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    seed_everything(config.seed, verbose=False)
+    callbacks = build.build_callbacks(config)
+    trainer = build.build_trainer(config, folder, callbacks)
+    arms = build.build_arms(config)
+    module = build.build_module(config, arms)
+    data = build.build_data(config, arms)
+    if rank_zero_only.rank == 0:
+        record_start(folder, config)
+        _announce(config, folder, checkpoint, module)
+    started = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=checkpoint)
+    if trainer.interrupted:
+        print(f"stopped at step {trainer.global_step}; the same command goes on from {folder}")
+        return 130
+    if trainer.is_global_zero:
+        _finish(folder, trainer, module, time.perf_counter() - started)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    return 0
+
+
+def _quieten() -> None:
+    """Leave the screen to what the user can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+
+
+def _announce(
+    config: Config, folder: Path, checkpoint: Path | None, module: "PairedContrastiveModule"
+) -> None:
+    print(f"recipe {config.name} -> {folder}")
+    for name, arm in module.arms.items():
+        total = sum(p.numel() for p in arm.parameters())
+        trained = sum(p.numel() for p in arm.parameters() if p.requires_grad)
+        print(f"  {name:<12} {config.arms[name].backbone}  {total:,} weights, {trained:,} trained")
+    if checkpoint is not None:
+        print(f"  going on from {checkpoint.name}")
+
+
+def _finish(
+    folder: Path, trainer: "Trainer", module: "PairedContrastiveModule", seconds: float
+) -> None:
+    """Write adapters and summary, then say where everything is."""
+    from hrsa_lightning.summary import summary_lines, write_summary
+
+    for name, arm in module.arms.items():
+        arm.save_adapter(folder / "adapters" / name)
+    write_summary(folder, steps=trainer.global_step, seconds=seconds)
+    print("\n".join(summary_lines(folder)))
+    pictures = sorted(folder.glob("*.png"))
+    print(f"\n{trainer.global_step} steps in {seconds:.0f} s. Results in {folder}")
+    if pictures:
+        print("pictures: " + ", ".join(str(path) for path in pictures))
+    print(f"look:     tensorboard --logdir {folder.parent}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
