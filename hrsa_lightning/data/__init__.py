@@ -1,0 +1,67 @@
+"""Contrastive pairs: reading, sampling, collating.
+
+Names are loaded when they are first used: reading and checking files needs no torch, so that a
+command can answer a bad line before the heavy imports.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
+    from hrsa_lightning.data.datamodule import ContrastiveDataModule
+    from hrsa_lightning.data.loader import ContrastiveLoader
+    from hrsa_lightning.data.pairs import ContrastivePair, PairSource, read_pairs
+    from hrsa_lightning.data.retrieval import RetrievalSet, read_retrieval_set
+    from hrsa_lightning.data.sampling import (
+        ContrastiveDataset,
+        ContrastiveExample,
+        GlobalBatchSampler,
+    )
+    from hrsa_lightning.data.texts import ProbeText, read_texts
+
+_MODULES = {
+    "ContrastiveBatch": "collate",
+    "ContrastiveCollator": "collate",
+    "ContrastiveDataModule": "datamodule",
+    "ContrastiveDataset": "sampling",
+    "ContrastiveExample": "sampling",
+    "ContrastiveLoader": "loader",
+    "ContrastivePair": "pairs",
+    "GlobalBatchSampler": "sampling",
+    "PairSource": "pairs",
+    "ProbeText": "texts",
+    "RetrievalSet": "retrieval",
+    "read_pairs": "pairs",
+    "read_retrieval_set": "retrieval",
+    "read_texts": "texts",
+    "text_id": "collate",
+}
+
+__all__ = [
+    "ContrastiveBatch",
+    "ContrastiveCollator",
+    "ContrastiveDataModule",
+    "ContrastiveDataset",
+    "ContrastiveExample",
+    "ContrastiveLoader",
+    "ContrastivePair",
+    "GlobalBatchSampler",
+    "PairSource",
+    "ProbeText",
+    "RetrievalSet",
+    "read_pairs",
+    "read_retrieval_set",
+    "read_texts",
+    "text_id",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,86 @@
+"""The LightningDataModule of contrastive training."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from hrsa_lightning.data.collate import ContrastiveCollator, TextEncoder
+from hrsa_lightning.data.loader import ContrastiveLoader
+from hrsa_lightning.data.sampling import ContrastiveDataset, GlobalBatchSampler
+
+
+class ContrastiveDataModule(LightningDataModule):
+    """Contrastive pairs for one arm or several, tokenized in the loader's workers.
+
+    The same global batches in the same order come on any number of processes, with any number of
+    workers, and after a resume from any step.
+
+    Args:
+        dataset: The examples; its seed also decides their order.
+        tokenizers: One per arm; arms of equal tokenizers are tokenized for once.
+        batch_size: Queries in a batch, over all processes.
+        query_length: Most tokens of a query, instruction included.
+        passage_length: Most tokens of a passage.
+        num_workers: Processes, per rank, that read and tokenize ahead.
+        drop_last: Leave out what does not fill a batch; else fill the last one up with examples
+            that were already used in the epoch.
+
+    Raises:
+        DataError: If there are fewer examples than one batch takes.
+    """
+
+    def __init__(
+        self,
+        dataset: ContrastiveDataset,
+        tokenizers: Mapping[str, TextEncoder],
+        batch_size: int = 512,
+        query_length: int = 512,
+        passage_length: int = 512,
+        num_workers: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self._collator = ContrastiveCollator(tokenizers, query_length, passage_length)
+        self._loader: ContrastiveLoader | None = None
+        self._sampler(rank=0, world_size=1)  # answers a batch size that cannot be had at once
+
+    def train_dataloader(self) -> ContrastiveLoader:
+        """Batches for this process of the trainer, or for a single process without a trainer.
+
+        Raises:
+            DataError: If `batch_size` does not split evenly over the trainer's processes.
+        """
+        trainer = self.trainer
+        sampler = self._sampler(
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        self._loader = ContrastiveLoader(
+            self.dataset,
+            sampler,
+            self._collator,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return self._loader
+
+    def teardown(self, stage: str) -> None:
+        """Stop the workers when training ends."""
+        if stage == "fit" and self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def _sampler(self, rank: int, world_size: int) -> GlobalBatchSampler:
+        return GlobalBatchSampler(
+            self.dataset.sizes,
+            self.batch_size,
+            seed=self.dataset.seed,
+            rank=rank,
+            world_size=world_size,
+            drop_last=self.drop_last,
+        )

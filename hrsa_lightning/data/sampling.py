@@ -1,0 +1,218 @@
+"""Which examples make up each batch, and which passages stand beside each query. Imports no torch.
+
+Every draw comes from a generator of its own, seeded by what it is for: the order of an epoch by
+(seed, epoch), the passages of an example by (seed, epoch, example). Nothing depends on the number
+of processes or workers, nor on what was drawn before, and no global generator is touched.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrsa_lightning.data.pairs import PairSource, Query
+from hrsa_lightning.errors import DataError, HRSAWarning
+
+Key = tuple[int, int]
+"""(epoch, example): what a `ContrastiveDataset` is indexed with."""
+
+_ORDER, _LEFTOVERS, _BATCHES, _PASSAGES = range(4)  # keeps the streams of one seed apart
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastiveExample:
+    """A query and its group of passages, the positive first, then hard negatives."""
+
+    query: Query
+    passages: tuple[str, ...]
+
+
+class ContrastiveDataset:
+    """Examples of all sources under one numbering, with passages drawn anew in each epoch.
+
+    Each example has `train_group_size` passages: one of its positives at random, then hard
+    negatives at random without repetition; where there are too few, all are used before any is
+    repeated.
+
+    Args:
+        sources: What `read_pairs` returned.
+        train_group_size: Passages per query: 1 for in-batch negatives alone.
+        seed: With the epoch and the example's number, decides the passages.
+        missing_negatives: What to do about examples without hard negatives when the group needs
+            some: "error", or "drop" to leave them out with a warning that counts them.
+
+    Raises:
+        DataError: If examples without negatives are there and not to be dropped, or if no example
+            is left.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PairSource],
+        train_group_size: int = 4,
+        seed: int = 0,
+        missing_negatives: str = "error",
+    ) -> None:
+        if train_group_size < 1:
+            raise DataError(f"train_group_size must be at least 1, got {train_group_size}")
+        if missing_negatives not in ("error", "drop"):
+            raise DataError(
+                f'missing_negatives must be "error" or "drop", got {missing_negatives!r}'
+            )
+        self.train_group_size = train_group_size
+        self.seed = seed
+        self._sources = list(sources)
+        # None stands for "all rows", which is the rule and costs no memory.
+        self._rows: list[NDArray[np.int64] | None] = [None] * len(self._sources)
+        if train_group_size > 1:
+            self._leave_out_rows_without_negatives(missing_negatives)
+        self.sizes = [
+            len(source) if rows is None else len(rows)
+            for source, rows in zip(self._sources, self._rows, strict=True)
+        ]
+        self._ends = np.cumsum(self.sizes)
+        if not len(self):
+            raise DataError("no example is left to train on")
+
+    def _leave_out_rows_without_negatives(self, missing_negatives: str) -> None:
+        bare = {
+            number: int((source.negative_counts == 0).sum())
+            for number, source in enumerate(self._sources)
+            if not source.negative_counts.all()
+        }
+        if not bare:
+            return
+        where = ", ".join(
+            f"{count} of {len(self._sources[number])} in {self._sources[number].name}"
+            for number, count in bare.items()
+        )
+        if missing_negatives == "error":
+            raise DataError(
+                f"train_group_size={self.train_group_size} needs hard negatives, but examples have "
+                f'none: {where}; use train_group_size=1 or missing_negatives="drop"'
+            )
+        warnings.warn(f"dropped examples without negatives: {where}", HRSAWarning, stacklevel=4)
+        for number in bare:
+            self._rows[number] = np.flatnonzero(self._sources[number].negative_counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def source_of(self, example: int) -> int:
+        """Number of the source that holds an example."""
+        return int(np.searchsorted(self._ends, example, side="right"))
+
+    def __getitem__(self, key: Key) -> ContrastiveExample:
+        epoch, example = key
+        number = self.source_of(example)
+        rows = self._rows[number]
+        row = example - (int(self._ends[number]) - self.sizes[number])
+        pair = self._sources[number][row if rows is None else int(rows[row])]
+        rng = np.random.default_rng([self.seed, _PASSAGES, epoch, example])
+        positive = pair.positives[rng.integers(len(pair.positives))]
+        num_negatives = self.train_group_size - 1
+        order = rng.permutation(len(pair.negatives))
+        negatives = (pair.negatives[index] for index in np.resize(order, num_negatives))
+        return ContrastiveExample(pair.query, (positive, *negatives))
+
+
+class GlobalBatchSampler:
+    """Batches of example keys: every rank takes its slice of the same sequence of global batches.
+
+    A global batch comes from one source wherever possible. What each source has left over from
+    whole batches is mixed, and makes up the last batches of the epoch. The sequence is fixed by
+    (`seed`, epoch); rank `r` of `w` takes the `r`-th of `w` equal, contiguous slices of each batch.
+
+    Args:
+        sizes: Number of examples of each source.
+        batch_size: Queries in a global batch, over all ranks.
+        seed: With the epoch, decides the order.
+        rank: This process.
+        world_size: Number of processes.
+        drop_last: Leave out what does not fill a batch; else fill the last batch up with examples
+            that were already used in this epoch, so that all batches are of one size.
+
+    Raises:
+        DataError: If `batch_size` cannot be split evenly over the ranks, or if there are fewer
+            examples than one batch takes.
+
+    Example:
+        >>> sampler = GlobalBatchSampler([5, 3], batch_size=2, seed=0)
+        >>> len(sampler)
+        4
+        >>> [sorted(example for _, example in batch) for batch in sampler]
+        [[6, 7], [0, 3], [2, 4], [1, 5]]
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise DataError(
+                f"batch_size counts queries of all processes and must be a positive multiple of "
+                f"their number, {world_size}, got {batch_size}"
+            )
+        if sum(sizes) < batch_size:
+            raise DataError(f"batch_size is {batch_size}, but there are only {sum(sizes)} examples")
+        self.sizes = list(sizes)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.drop_last = drop_last
+        self.epoch = 0
+        self.first_batch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration follows; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of batches in a whole epoch."""
+        whole, rest = divmod(sum(self.sizes), self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield this rank's slices, from batch number `first_batch` on."""
+        epoch = self.epoch
+        per_rank = self.batch_size // self.world_size
+        mine = slice(self.rank * per_rank, (self.rank + 1) * per_rank)
+        for batch in self.global_batches()[self.first_batch :]:
+            yield [(epoch, int(example)) for example in batch[mine]]
+
+    def global_batches(self) -> NDArray[np.integer]:
+        """Examples of every global batch of the epoch, `(num_batches, batch_size)`."""
+        whole, leftovers = [], []
+        first = 0
+        dtype = np.int32 if sum(self.sizes) < 2**31 else np.int64  # ten million examples: 40 MB
+        for number, size in enumerate(self.sizes):
+            examples = np.arange(first, first + size, dtype=dtype)
+            self._rng(_ORDER, number).shuffle(examples)
+            rest = size % self.batch_size
+            whole.append(examples[: size - rest].reshape(-1, self.batch_size))
+            leftovers.append(examples[size - rest :])
+            first += size
+        batches = np.concatenate(whole)
+        self._rng(_BATCHES).shuffle(batches)
+        mixed = np.concatenate(leftovers)
+        self._rng(_LEFTOVERS).shuffle(mixed)
+        missing = -len(mixed) % self.batch_size
+        if missing and self.drop_last:
+            mixed = mixed[: len(mixed) - len(mixed) % self.batch_size]
+        elif missing:
+            used = np.concatenate(
+                [batches.ravel(), mixed[: len(mixed) - len(mixed) % self.batch_size]]
+            )
+            mixed = np.concatenate([mixed, used[:missing]])
+        return np.concatenate([batches, mixed.reshape(-1, self.batch_size)])
+
+    def _rng(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *purpose, self.epoch])
