@@ -1,0 +1,183 @@
+"""Loads a decoder LM without its head, and its tokenizer: safetensors only, no remote code unasked.
+
+Anything wrong with the request raises `BackboneError` before weights are read.
+"""
+
+import os
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
+from hrsa_lightning.models.paths import resolve_backbone
+
+DType = Literal["float32", "bfloat16", "float16", "auto"]
+AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+def load_backbone(
+    path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: DType = "float32",
+    attn_implementation: AttnImplementation = "sdpa",
+    attention: Attention = "bidirectional",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Loads the transformer of a decoder LM (no LM head), on the CPU and in evaluation mode.
+
+    That every layer attends as asked is verified on the loaded model, see
+    `hrsa_lightning.models.attention`.
+
+    Args:
+        path: local folder, hub id, or `embedded:NAME`.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; "auto" takes the checkpoint's.
+        attn_implementation: "flash_attention_2" needs a CUDA device and a 16-bit dtype.
+        attention: "bidirectional" (every token sees every real token) or "causal".
+        trust_remote_code: run Python files that come with the model.
+
+    Returns:
+        The transformer; its `config.is_causal` says which attention it has, also once saved.
+
+    Raises:
+        BackboneError: no such model; not a decoder; no safetensors; weights are missing; the
+            attention cannot be had.
+    """
+    source = resolve_backbone(path)
+    config = _load_config(source, revision, trust_remote_code)
+    configure_attention(config, attention)
+    _check_flash_attention(attn_implementation)
+    model = _load_weights(
+        source,
+        config,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
+    if attn_implementation == "flash_attention_2":
+        nn.Module.to(model, "cuda")
+        ensure_attention(model, attention)
+        nn.Module.to(model, "cpu")
+    else:
+        ensure_attention(model, attention)
+    return model
+
+
+def load_tokenizer(
+    path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Loads the fast tokenizer of a backbone.
+
+    A tokenizer without a pad token pads with its end-of-sequence token: padding is masked out, so
+    that any token would do.
+
+    Raises:
+        BackboneError: there is no tokenizer, it is not a fast one (character offsets are needed),
+            or it has neither a pad nor an end-of-sequence token.
+    """
+    source = resolve_backbone(path)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code, use_fast=True
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise BackboneError(
+            f"backbone {str(path)!r}: its tokenizer cannot be loaded: {_first_sentence(error)}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"backbone {str(path)!r}: {type(tokenizer).__name__} is not a fast tokenizer, and "
+            "character offsets need one (is tokenizer.json missing?)"
+        )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise BackboneError(
+                f"backbone {str(path)!r}: its tokenizer has neither a pad nor an eos token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(PreTrainedTokenizerFast, tokenizer)
+
+
+def _load_config(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise BackboneError(
+            f"backbone {source!r}: neither a local folder nor a model that the hub would give: "
+            f"{_first_sentence(error)}"
+        ) from error
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise BackboneError(
+            f"backbone {source!r}: {kind} is an encoder-decoder; expected a decoder"
+        )
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise BackboneError(f"backbone {source!r}: {kind} is an encoder; expected a decoder LM")
+    if config.get_text_config() is not config:
+        raise BackboneError(
+            f"backbone {source!r}: {kind} has more than a language model in it; expected a decoder "
+            "LM alone"
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
+        raise BackboneError(
+            f"backbone {source!r}: {kind} is not a decoder LM known to transformers"
+        )
+    return cast(PretrainedConfig, config)
+
+
+def _load_weights(source: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    try:
+        # Some families draw random numbers while they load.
+        with torch.random.fork_rng(devices=[]):
+            loaded: Any = AutoModel.from_pretrained(
+                source, config=config, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise BackboneError(
+            f"backbone {source!r} with attn_implementation={options['attn_implementation']!r} "
+            f"cannot be loaded: {_first_sentence(error)}"
+        ) from error
+    model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise BackboneError(
+            f"backbone {source!r}: the checkpoint lacks {len(missing)} weights, such as "
+            f"{missing[0]!r}"
+        )
+    nn.Module.eval(model)
+    return model
+
+
+def _check_flash_attention(attn_implementation: str) -> None:
+    if attn_implementation == "flash_attention_2" and not torch.cuda.is_available():
+        raise BackboneError(
+            "attn_implementation='flash_attention_2' needs a CUDA device, and none is available; "
+            "choose 'sdpa'"
+        )
+
+
+def _first_sentence(error: BaseException) -> str:
+    """The messages of transformers run over many lines; the first sentence says what happened."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".")

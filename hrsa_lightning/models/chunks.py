@@ -1,0 +1,38 @@
+"""Texts split into chunks of similar length, so that little of the work is padding."""
+
+import torch
+from torch import Tensor
+
+
+def length_sorted_chunks(lengths: Tensor, max_slots: int) -> list[Tensor]:
+    """Splits texts into chunks that fill at most `max_slots` slots once padded.
+
+    Texts are taken longest first, so that the first chunk is the widest and a batch that does not
+    fit into memory fails at once; equal lengths keep their order. A text longer than `max_slots`
+    has a chunk of its own.
+
+    Args:
+        lengths: tokens of each text, shape (num_texts,), integers.
+        max_slots: largest (texts in the chunk) x (longest text of the chunk), at least 1.
+
+    Returns:
+        One int64 tensor of text indices per chunk, on the CPU; together they hold every index once.
+
+    Raises:
+        ValueError: `max_slots` is below 1.
+
+    Example:
+        >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_slots=9)
+        [tensor([1]), tensor([2, 3, 0])]
+    """
+    if max_slots < 1:
+        raise ValueError(f"Expected `max_slots` to be at least 1, got {max_slots}")
+    order = torch.argsort(lengths.cpu(), descending=True, stable=True)
+    chunks: list[Tensor] = []
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        size = max(1, max_slots // longest)
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks

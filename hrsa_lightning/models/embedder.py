@@ -1,0 +1,222 @@
+"""A decoder LM as an embedding model: backbone (with or without LoRA), pooling, normalization."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hrsa_lightning.models.attention import Attention, decoder_layers
+from hrsa_lightning.models.backbone import (
+    AttnImplementation,
+    DType,
+    load_backbone,
+    load_tokenizer,
+)
+from hrsa_lightning.models.chunks import length_sorted_chunks
+from hrsa_lightning.models.lora import add_lora, load_lora
+from hrsa_lightning.models.pooling import POOLINGS, l2_normalize
+from hrsa_lightning.models.tokenization import (
+    EmbeddingTokenizer,
+    InstructionMask,
+    Text,
+    TokenizedTexts,
+)
+
+Pooling = Literal["mean", "weighted_mean", "last", "first"]
+
+
+class EmbeddingModel(nn.Module):
+    """Texts in, one embedding per text out.
+
+    Shapes: input_ids, attention_mask and pool_mask (batch, tokens), embeddings (batch, features).
+
+    Args:
+        backbone: transformer without a head, as it comes from `load_backbone`, or wrapped by peft.
+        tokenizer: turns texts into tokens and pool masks.
+        pooling: "mean" and "weighted_mean" pool the tokens of the pool mask, "last" and "first"
+            take the last and the first real token.
+        normalize: scale embeddings to length 1.
+
+    Raises:
+        ValueError: `pooling` is unknown.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel | PeftModel,
+        tokenizer: EmbeddingTokenizer,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"Expected `pooling` one of {', '.join(POOLINGS)}, got {pooling!r}")
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.normalize = normalize
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: DType = "float32",
+        attn_implementation: AttnImplementation = "sdpa",
+        attention: Attention = "bidirectional",
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        lora: Mapping[str, Any] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
+        gradient_checkpointing: bool = False,
+        trust_remote_code: bool = False,
+        instruction_mask: InstructionMask = "offsets",
+    ) -> "EmbeddingModel":
+        """Loads a backbone and makes an embedding model of it, in training mode.
+
+        Args:
+            path: see `load_backbone`, as for `revision`, `dtype`, `attn_implementation`,
+                `attention` and `trust_remote_code`.
+            pooling: see the class; "last" ends each text with the end-of-sequence token.
+            normalize: see the class.
+            lora: arguments of `add_lora`; None trains all weights.
+            adapter: folder written by `save_adapter`, whose adapter goes on the backbone; excludes
+                `lora`.
+            seed: draws the initial LoRA weights.
+            gradient_checkpointing: recompute activations in the backward pass.
+            instruction_mask: see `EmbeddingTokenizer`.
+
+        Raises:
+            BackboneError: see `load_backbone`, `load_tokenizer` and `add_lora`; or `adapter` is no
+                adapter of this backbone.
+            ValueError: both `lora` and `adapter` are given.
+        """
+        if lora is not None and adapter is not None:
+            raise ValueError("Expected one of `lora` and `adapter`, got both")
+        tokenizer = EmbeddingTokenizer(
+            load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code),
+            instruction_mask=instruction_mask,
+            add_eos=pooling == "last",
+        )
+        transformer = load_backbone(
+            path,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            attention=attention,
+            trust_remote_code=trust_remote_code,
+        )
+        backbone: PreTrainedModel | PeftModel = transformer
+        if lora is not None:
+            backbone = add_lora(transformer, **lora, seed=seed)
+        elif adapter is not None:
+            backbone = load_lora(transformer, adapter)
+        model = cls(backbone, tokenizer, pooling, normalize)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        return model.train()
+
+    @property
+    def transformer(self) -> PreTrainedModel:
+        """The transformer itself, adapters in place, without peft's wrapper."""
+        if isinstance(self.backbone, PeftModel):
+            return cast(PreTrainedModel, self.backbone.get_base_model())
+        return self.backbone
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.transformer.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.decoder_layers)
+
+    @property
+    def decoder_layers(self) -> dict[str, nn.Module]:
+        """Decoder layers, first to last, by their name within this module."""
+        names = {module: name for name, module in self.named_modules()}
+        return {names[layer]: layer for layer in decoder_layers(self.transformer).values()}
+
+    def layer_names(self) -> list[str]:
+        """Names of the decoder layers, such as `backbone.base_model.model.layers.0`."""
+        return list(self.decoder_layers)
+
+    def tokenize(self, texts: Sequence[Text], max_length: int) -> TokenizedTexts:
+        """Tokens of plain texts or (instruction, text) pairs, see `EmbeddingTokenizer.encode`."""
+        return self.tokenizer.encode(texts, max_length)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pool_mask: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings of right-padded texts.
+
+        Args:
+            input_ids: shape (batch, tokens), integers.
+            attention_mask: real tokens, shape (batch, tokens).
+            pool_mask: tokens that mean pooling may use, shape (batch, tokens). All real tokens
+                where it is None, or false all along a row (an instruction that fills the text).
+
+        Returns:
+            Shape (batch, features), float32, of length 1 if `normalize`.
+        """
+        # The transformer is called directly: peft's wrapper would pass by its forward hooks, and
+        # one of them makes the 4-D mask where `ensure_attention` found that it takes one.
+        hidden_states = self.transformer(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        mask = attention_mask.bool()
+        if pool_mask is not None and self.pooling in ("mean", "weighted_mean"):
+            mask = torch.where(pool_mask.any(1, keepdim=True), pool_mask, mask)
+        embeddings = POOLINGS[self.pooling](hidden_states, mask)
+        return l2_normalize(embeddings) if self.normalize else embeddings
+
+    def encode_texts(
+        self, tokens: TokenizedTexts, max_tokens_per_chunk: int | None = None
+    ) -> Tensor:
+        """Embeddings of tokenized texts, chunk by chunk, with gradient where it is enabled.
+
+        Args:
+            tokens: any number of texts.
+            max_tokens_per_chunk: most slots of a padded chunk, see `length_sorted_chunks`; None
+                takes all texts at once.
+
+        Returns:
+            Shape (texts, features), in the order of `tokens`.
+        """
+        if not len(tokens):
+            return torch.zeros(0, self.embedding_dim, device=self.device)
+        tokens = tokens.to(self.device)
+        pad_token_id = self.tokenizer.pad_token_id
+        if max_tokens_per_chunk is None:
+            return cast(Tensor, self(**tokens.pad(pad_token_id)))
+        chunks = length_sorted_chunks(tokens.lengths, max_tokens_per_chunk)
+        embeddings = torch.cat([self(**tokens.pad(pad_token_id, chunk)) for chunk in chunks])
+        return embeddings[torch.argsort(torch.cat(chunks)).to(embeddings.device)]
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recomputes each layer's activations in the backward pass, in training mode only."""
+        transformer: Any = self.transformer
+        transformer.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def save_adapter(self, folder: str | os.PathLike[str]) -> None:
+        """Writes what was trained: a LoRA adapter in peft's format, or the whole backbone.
+
+        Both are safetensors. The whole backbone comes with its tokenizer, and its config.json keeps
+        `is_causal`, so that it is loaded with the same attention.
+        """
+        if isinstance(self.backbone, PeftModel):
+            # "auto" would ask the hub whether the vocabulary has grown; we never grow it.
+            self.backbone.save_pretrained(os.fspath(folder), save_embedding_layers=False)
+        else:
+            self.backbone.save_pretrained(folder)
+            self.tokenizer.tokenizer.save_pretrained(folder)

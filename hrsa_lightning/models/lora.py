@@ -1,0 +1,105 @@
+"""Low-rank adapters through peft, with peft's own parameter names."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from hrsa_lightning.errors import BackboneError
+
+
+def add_lora(
+    model: PreTrainedModel,
+    r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.1,
+    target_modules: str | list[str] = "all-linear",
+    seed: int | None = None,
+    **peft_options: Any,
+) -> PeftModel:
+    """Freezes a backbone and puts trainable low-rank adapters on its linear layers.
+
+    Args:
+        model: transformer without a head; it is changed in place.
+        r: rank of the adapters.
+        lora_alpha: adapters are scaled by `lora_alpha / r`.
+        lora_dropout: dropout on the adapters' inputs.
+        target_modules: names of the layers to adapt, or "all-linear".
+        seed: draws the initial weights, and the global RNG is left alone; None draws from the
+            global RNG.
+        **peft_options: anything else that `peft.LoraConfig` takes.
+
+    Returns:
+        The model wrapped by peft; only the adapters require gradients.
+
+    Raises:
+        BackboneError: peft refuses the settings for this model, such as dropout on
+            mixture-of-experts layers whose experts share one parameter.
+    """
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules,
+        **peft_options,
+    )
+    try:
+        with _seeded(seed, model), _without_noise():
+            return get_peft_model(model, config)
+    except ValueError as error:
+        message = str(error).splitlines()[0]
+        if lora_dropout and "lora_dropout" in message:
+            message = (
+                "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
+            )
+        raise BackboneError(f"{model.config.model_type}: no LoRA as asked: {message}") from error
+
+
+def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftModel:
+    """Puts a saved adapter, in peft's format, on a backbone; the adapter is trainable.
+
+    Raises:
+        BackboneError: the folder holds no adapter in safetensors, or it does not fit the model.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not Path(folder, name).is_file():
+            raise BackboneError(f"adapter {os.fspath(folder)!r} has no {name}")
+    try:
+        with _without_noise():
+            return PeftModel.from_pretrained(model, os.fspath(folder), is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise BackboneError(
+            f"adapter {os.fspath(folder)!r} does not fit the backbone: {str(error).splitlines()[0]}"
+        ) from error
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Silences a deprecation between peft and transformers that no caller of ours can heed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        yield
+
+
+@contextmanager
+def _seeded(seed: int | None, model: nn.Module) -> Iterator[None]:
+    """Seeds the generators of the CPU and of the model's devices for a while, and no others."""
+    if seed is None:
+        yield
+        return
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield

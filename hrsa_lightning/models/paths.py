@@ -1,0 +1,75 @@
+"""Where a backbone lies: an embedded folder, a local folder or a hub id. Imports no torch."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from hrsa_lightning.errors import BackboneError
+
+EMBEDDED_PREFIX = "embedded:"
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_backbone(path: str | os.PathLike[str]) -> str:
+    """Turns a backbone's path into the folder or hub id to load it from.
+
+    `embedded:tiny/base` is a folder shipped with the package. Otherwise an existing folder wins;
+    what cannot be a hub id (it starts with `.`, `~` or `/`, or has more than one slash) must
+    exist. Everything else is taken for a hub id and returned as it came, unasked.
+
+    Args:
+        path: `embedded:NAME`, a local folder, or a hub id such as `Qwen/Qwen3-0.6B-Base`.
+
+    Returns:
+        The folder's absolute path, or the hub id.
+
+    Raises:
+        BackboneError: the folder does not exist or is no backbone (no config.json, no safetensors).
+    """
+    text = os.fspath(path)
+    if text.startswith(EMBEDDED_PREFIX):
+        return _embedded(text.removeprefix(EMBEDDED_PREFIX))
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if folder.exists():
+        raise BackboneError(f"backbone {text!r} is a file; expected a folder or a hub id")
+    if _HUB_ID.fullmatch(text):
+        return text
+    raise BackboneError(f"backbone {text!r}: no such folder (looked for {folder.absolute()})")
+
+
+def _embedded(name: str) -> str:
+    folder = (_ASSETS / name).resolve()
+    if folder.is_dir() and folder.is_relative_to(_ASSETS):
+        return _checked(folder)
+    known = sorted(
+        EMBEDDED_PREFIX + config.parent.relative_to(_ASSETS).as_posix()
+        for config in _ASSETS.glob("*/*/config.json")
+    )
+    raise BackboneError(
+        f"backbone {EMBEDDED_PREFIX + name!r} is not shipped with the package; "
+        f"expected one of: {', '.join(known) or 'none is installed'}"
+    )
+
+
+def _checked(folder: Path) -> str:
+    config = folder / "config.json"
+    if not config.is_file():
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " (a LoRA adapter: give the backbone it was trained on, or a merged export)"
+        raise BackboneError(f"backbone {str(folder)!r} has no config.json{hint}")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BackboneError(f"{config}: not valid JSON ({error})") from None
+    if not any(folder.glob("*.safetensors")):
+        raise BackboneError(
+            f"backbone {str(folder)!r} has no *.safetensors file; other weight formats can run "
+            "code when they are read and are refused"
+        )
+    return str(folder.resolve())
