@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
     from hrsa_lightning.data.datamodule import ContrastiveDataModule
     from hrsa_lightning.data.loader import ContrastiveLoader
-    from hrsa_lightning.data.pairs import ContrastivePair, PairSource, read_pairs
+    from hrsa_lightning.data.pairs import check_pairs, read_pairs
+    from hrsa_lightning.data.records import ContrastivePair
     from hrsa_lightning.data.retrieval import RetrievalSet, read_retrieval_set
     from hrsa_lightning.data.sampling import (
         ContrastiveDataset,
         ContrastiveExample,
         GlobalBatchSampler,
     )
+    from hrsa_lightning.data.sources import PairSource
     from hrsa_lightning.data.texts import ProbeText, read_texts
 
 _MODULES = {
@@ -27,11 +29,12 @@ _MODULES = {
     "ContrastiveDataset": "sampling",
     "ContrastiveExample": "sampling",
     "ContrastiveLoader": "loader",
-    "ContrastivePair": "pairs",
+    "ContrastivePair": "records",
     "GlobalBatchSampler": "sampling",
-    "PairSource": "pairs",
+    "PairSource": "sources",
     "ProbeText": "texts",
     "RetrievalSet": "retrieval",
+    "check_pairs": "pairs",
     "read_pairs": "pairs",
     "read_retrieval_set": "retrieval",
     "read_texts": "texts",
@@ -50,6 +53,7 @@ __all__ = [
     "PairSource",
     "ProbeText",
     "RetrievalSet",
+    "check_pairs",
     "read_pairs",
     "read_retrieval_set",
     "read_texts",

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from hrsa_lightning.data.pairs import Query
+from hrsa_lightning.data.records import Query
 from hrsa_lightning.data.sampling import ContrastiveExample
 
 

@@ -1,13 +1,16 @@
 """The LightningDataModule of contrastive training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from hrsa_lightning.data.collate import ContrastiveCollator, TextEncoder
 from hrsa_lightning.data.loader import ContrastiveLoader
+from hrsa_lightning.data.pairs import read_pairs
 from hrsa_lightning.data.sampling import ContrastiveDataset, GlobalBatchSampler
+from hrsa_lightning.data.sources import PairSource
 
 
 class ContrastiveDataModule(LightningDataModule):
@@ -17,31 +20,40 @@ class ContrastiveDataModule(LightningDataModule):
     workers, and after a resume from any step.
 
     Args:
-        dataset: The examples; its seed also decides their order.
+        train: Sources of pairs, or paths of them as `read_pairs` takes. A batch comes from one of
+            them wherever possible.
         tokenizers: One per arm; arms of equal tokenizers are tokenized for once.
         batch_size: Queries in a batch, over all processes.
+        train_group_size: Passages per query: a positive, then hard negatives.
         query_length: Most tokens of a query, instruction included.
         passage_length: Most tokens of a passage.
         num_workers: Processes, per rank, that read and tokenize ahead.
+        seed: Decides the order of examples and the passages drawn for them.
         drop_last: Leave out what does not fill a batch; else fill the last one up with examples
             that were already used in the epoch.
+        missing_negatives: "error", or "drop" to leave out examples without hard negatives.
 
     Raises:
-        DataError: If there are fewer examples than one batch takes.
+        DataError: If the pairs cannot be read, or are fewer than one batch takes.
     """
 
     def __init__(
         self,
-        dataset: ContrastiveDataset,
+        train: Sequence[str | Path | PairSource],
         tokenizers: Mapping[str, TextEncoder],
         batch_size: int = 512,
+        train_group_size: int = 4,
         query_length: int = 512,
         passage_length: int = 512,
         num_workers: int = 0,
+        seed: int = 0,
         drop_last: bool = True,
+        missing_negatives: str = "error",
     ) -> None:
         super().__init__()
-        self.dataset = dataset
+        self.dataset = ContrastiveDataset(
+            read_pairs(train), train_group_size, seed=seed, missing_negatives=missing_negatives
+        )
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last

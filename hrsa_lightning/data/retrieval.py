@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hrsa_lightning.data.pairs import ContrastivePair, Query, read_pairs
+from hrsa_lightning.data.pairs import read_pairs
+from hrsa_lightning.data.records import ContrastivePair, Query
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.data.pairs import PairSource, Query
+from hrsa_lightning.data.records import Query
+from hrsa_lightning.data.sources import PairSource
 from hrsa_lightning.errors import DataError, HRSAWarning
 
 Key = tuple[int, int]

@@ -1,14 +1,14 @@
 """Pairs from tables of the Hugging Face `datasets` package, which stay memory-mapped on disk."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hrsa_lightning.data.pairs import HUB_PREFIX, ContrastivePair, parse_pair
 from hrsa_lightning.data.problems import Problems
+from hrsa_lightning.data.records import ContrastivePair, parse_pair
 from hrsa_lightning.errors import DataError
 
 _ROWS_PER_READ = 1000
@@ -50,43 +50,52 @@ class DatasetPairs:
         return parse_pair(self._table[int(row)])
 
 
-def load_table(path: str) -> Any:
-    """Open a saved folder, a `.parquet` or `.json` file, or `hub:NAME[:CONFIG][@SPLIT]`.
+def load_table(path: Path) -> Any:
+    """Open a folder that `Dataset.save_to_disk` wrote, a `.parquet` or a `.json` file.
 
     Raises:
         DataError: If the `datasets` package is missing, or it cannot read `path`.
     """
+    datasets = _import_datasets()
+    if path.is_dir():
+        table = _call(datasets.load_from_disk, str(path))
+    elif path.suffix == ".parquet":
+        table = _call(datasets.Dataset.from_parquet, str(path))
+    elif path.suffix == ".json":
+        table = _call(datasets.Dataset.from_json, str(path))
+    else:
+        raise DataError("expected a .jsonl, .parquet or .json file, a saved data set, or hub:NAME")
+    if isinstance(table, datasets.DatasetDict):
+        splits = ", ".join(str(path / split) for split in table)
+        raise DataError(f"the folder holds several splits, name one of them: {splits}")
+    return table
+
+
+def load_hub_table(address: str) -> Any:
+    """Load `NAME`, `NAME:CONFIG`, `NAME@SPLIT` or `NAME:CONFIG@SPLIT` from the Hugging Face hub.
+
+    Raises:
+        DataError: If the `datasets` package is missing, or it cannot load the data set.
+    """
+    name_and_config, _, split = address.partition("@")
+    name, _, config = name_and_config.partition(":")
+    load = _import_datasets().load_dataset
+    return _call(load, name, config or None, split=split or "train")
+
+
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
         raise DataError(
             "reading this needs the datasets package: pip install 'hrsa-lightning[datasets]'"
         ) from None
+    return datasets
+
+
+def _call(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
-        if path.startswith(HUB_PREFIX):
-            return _load_from_hub(datasets, path.removeprefix(HUB_PREFIX))
-        if Path(path).is_dir():
-            table = datasets.load_from_disk(path)
-        elif Path(path).suffix == ".parquet":
-            table = datasets.Dataset.from_parquet(path)
-        elif Path(path).suffix == ".json":
-            table = datasets.Dataset.from_json(path)
-        else:
-            raise DataError(
-                "expected a .jsonl, .parquet or .json file, a saved data set, or hub:NAME"
-            )
-    except DataError:
-        raise
-    # The package raises errors of many libraries (pyarrow, fsspec, hub clients, its own).
+        return load(*args, **kwargs)
+    # The package lets through errors of many libraries (pyarrow, fsspec, hub clients, its own).
     except Exception as error:
         raise DataError(f"datasets cannot read it: {str(error).splitlines()[0]}") from error
-    if isinstance(table, datasets.DatasetDict):
-        splits = ", ".join(str(Path(path) / split) for split in table)
-        raise DataError(f"this folder holds several splits, name one: {splits}")
-    return table
-
-
-def _load_from_hub(datasets: Any, address: str) -> Any:
-    name_and_config, _, split = address.partition("@")
-    name, _, config = name_and_config.partition(":")
-    return datasets.load_dataset(name, config or None, split=split or "train")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hrsa_lightning.data.pairs import check_exists, check_text, read_json_lines
 from hrsa_lightning.data.problems import Problems
+from hrsa_lightning.data.records import check_exists, check_text, read_json_lines
 from hrsa_lightning.errors import DataError
 
 
