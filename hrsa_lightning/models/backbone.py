@@ -114,6 +114,8 @@ def load_tokenizer(
                 f"backbone {str(path)!r}: its tokenizer has neither a pad nor an eos token"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    # Instructions stand in front and are found from there, whatever the checkpoint prefers.
+    tokenizer.truncation_side = "right"
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 

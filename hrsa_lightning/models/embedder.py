@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.models.attention import Attention, decoder_layers
-from hrsa_lightning.models.backbone import (
-    AttnImplementation,
-    DType,
-    load_backbone,
-    load_tokenizer,
-)
+from hrsa_lightning.models.backbone import AttnImplementation, DType, load_backbone, load_tokenizer
 from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.lora import add_lora, load_lora
 from hrsa_lightning.models.pooling import POOLINGS, l2_normalize
@@ -154,6 +149,10 @@ class EmbeddingModel(nn.Module):
     def tokenize(self, texts: Sequence[Text], max_length: int) -> TokenizedTexts:
         """Tokens of plain texts or (instruction, text) pairs, see `EmbeddingTokenizer.encode`."""
         return self.tokenizer.encode(texts, max_length)
+
+    def probe_batch(self, texts: Sequence[Text], max_length: int) -> dict[str, Tensor]:
+        """Texts as arguments of `forward`, on the CPU."""
+        return self.tokenize(texts, max_length).pad(self.tokenizer.pad_token_id)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pool_mask: Tensor | None = None

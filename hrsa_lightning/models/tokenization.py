@@ -4,8 +4,11 @@ Shapes: a batch of n texts with t tokens in all is held as input_ids (t,), pool_
 lengths (n,); padded to its longest text it is (n, longest).
 """
 
+import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
 
@@ -167,6 +170,32 @@ class EmbeddingTokenizer:
         self.instruction_mask = instruction_mask
         self.characters_per_token = characters_per_token
         self.add_eos = add_eos
+
+    def __eq__(self, other: object) -> bool:
+        """Equal tokenizers give equal tokens, however and from wherever they were loaded."""
+        if not isinstance(other, EmbeddingTokenizer):
+            return NotImplemented
+        return self is other or self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @cached_property
+    def _identity(self) -> tuple[object, ...]:
+        # Truncation and padding are what the last call left behind, not part of the tokenizer.
+        backend = copy.deepcopy(self.tokenizer.backend_tokenizer)
+        backend.no_truncation()
+        backend.no_padding()
+        return (
+            hashlib.blake2b(backend.to_str().encode()).digest(),
+            self.tokenizer.pad_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.truncation_side,
+            self.template,
+            self.instruction_mask,
+            self.characters_per_token,
+            self.add_eos,
+        )
 
     @property
     def pad_token_id(self) -> int:
