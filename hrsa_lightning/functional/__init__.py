@@ -1,0 +1,33 @@
+"""Pure tensor functions for representation similarity; needs only torch."""
+
+from hrsa_lightning.functional._numerics import SimilarityWarning
+from hrsa_lightning.functional.cka import linear_cka
+from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmap
+from hrsa_lightning.functional.dimension_correlation import (
+    DimensionCorrelationResult,
+    dimension_correlation,
+)
+from hrsa_lightning.functional.knn import chance_overlap, knn_overlap
+from hrsa_lightning.functional.probe_transfer import ProbeTransferResult, linear_probe_transfer
+from hrsa_lightning.functional.procrustes import (
+    ProcrustesResult,
+    inverse_row_entropy,
+    orthogonal_procrustes,
+    random_rotation_inverse_row_entropy,
+)
+
+__all__ = [
+    "DimensionCorrelationResult",
+    "ProbeTransferResult",
+    "ProcrustesResult",
+    "SimilarityWarning",
+    "chance_overlap",
+    "dimension_correlation",
+    "inverse_row_entropy",
+    "knn_overlap",
+    "linear_cka",
+    "linear_cka_heatmap",
+    "linear_probe_transfer",
+    "orthogonal_procrustes",
+    "random_rotation_inverse_row_entropy",
+]

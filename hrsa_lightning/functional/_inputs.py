@@ -1,0 +1,184 @@
+"""Checks and conversions shared by the functional metrics: matrices, sample ids, halves.
+
+Shapes: ``x`` is (n, d_x) and ``y`` is (n, d_y), two models' representations of the same n inputs.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+SampleIds: TypeAlias = Tensor | Sequence[int] | Sequence[str]
+
+_SIGN_BIT = 1 << 63
+_WORD = 1 << 64
+
+
+def _signed(value: int) -> int:
+    """Reinterpret an unsigned 64-bit integer as the signed one with the same bits."""
+    value %= _WORD
+    return value - _WORD if value & _SIGN_BIT else value
+
+
+# Constants of the splitmix64 finalizer (Steele et al. 2014, OOPSLA, "Fast splittable ...").
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _logical_shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Scramble int64 values so that every output bit depends on every input bit."""
+    z = z + _GAMMA
+    z = (z ^ _logical_shift(z, 30)) * _MIX_1
+    z = (z ^ _logical_shift(z, 27)) * _MIX_2
+    return z ^ _logical_shift(z, 31)
+
+
+def check_matrix(value: object, name: str) -> Tensor:
+    """Return ``value`` detached if it is a floating (n, d) matrix, else raise."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Expected `{name}` to be a torch.Tensor, got {type(value).__name__}.")
+    if not value.is_floating_point():
+        raise TypeError(f"Expected `{name}` to hold floating point values, got {value.dtype}.")
+    if value.ndim != 2 or value.shape[1] == 0:
+        raise ValueError(
+            f"Expected `{name}` to have shape (samples, features), got {tuple(value.shape)}."
+        )
+    return value.detach()
+
+
+def compute_dtype(*values: Tensor) -> torch.dtype:
+    """float64 if any input has it, float32 otherwise (half precision is always raised)."""
+    return torch.float64 if any(v.dtype == torch.float64 for v in values) else torch.float32
+
+
+def check_pair(
+    x: object, y: object, *, min_samples: int = 0, equal_width: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Check two representation matrices and bring them to one compute dtype.
+
+    Args:
+        x: expected (n, d_x), floating point.
+        y: expected (n, d_y), floating point, on the device of ``x``.
+        min_samples: smallest n for which the metric is defined.
+        equal_width: whether the metric needs d_x = d_y.
+
+    Returns:
+        ``x`` and ``y``, detached, both float32 or both float64.
+
+    Raises:
+        TypeError: if an input is no floating point tensor.
+        ValueError: if shapes or devices do not fit the metric.
+    """
+    x, y = check_matrix(x, "x"), check_matrix(y, "y")
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"Expected `x` and `y` to hold the same samples, got {x.shape[0]} and {y.shape[0]} rows."
+        )
+    if x.device != y.device:
+        raise ValueError(f"Expected `x` and `y` on one device, got {x.device} and {y.device}.")
+    if equal_width and x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"Expected `x` and `y` to have the same width, got {x.shape[1]} and {y.shape[1]}."
+        )
+    check_count(x.shape[0], min_samples)
+    dtype = compute_dtype(x, y)
+    return x.to(dtype), y.to(dtype)
+
+
+def check_count(num_samples: int, min_samples: int) -> None:
+    """Raise if there are fewer samples than the metric is defined for."""
+    if num_samples < min_samples:
+        raise ValueError(f"Expected at least {min_samples} samples, got {num_samples}.")
+
+
+def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
+    """Raise if an option is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"Expected `{name}` to be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _id_list(ids: SampleIds, name: str, num_samples: int) -> list[int | str]:
+    values: list[int | str] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if len(values) != num_samples:
+        raise ValueError(f"Expected `{name}` to have {num_samples} entries, got {len(values)}.")
+    for value in values:
+        if not isinstance(value, int | str):
+            raise TypeError(f"Expected `{name}` to hold int or str, got {type(value).__name__}.")
+    return values
+
+
+def _id_word(value: int | str) -> int:
+    if isinstance(value, int):
+        return _signed(value)
+    digest = hashlib.blake2b(value.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def check_ids(
+    x_ids: SampleIds | None, y_ids: SampleIds | None, num_samples: int
+) -> list[int | str] | None:
+    """Compare the sample ids of both sides.
+
+    Returns:
+        The ids as a list, or None if neither side has any.
+
+    Raises:
+        ValueError: if a list has another length than the matrices, or at the first pair of ids
+            that differ.
+        TypeError: if an id is neither int nor str.
+    """
+    left = None if x_ids is None else _id_list(x_ids, "x_ids", num_samples)
+    right = None if y_ids is None else _id_list(y_ids, "y_ids", num_samples)
+    if left is None or right is None:
+        return right if left is None else left
+    for row, (a, b) in enumerate(zip(left, right, strict=True)):
+        if a != b:
+            raise ValueError(
+                f"Expected `x` and `y` to hold the same samples in the same order, "
+                f"got id {a!r} in `x_ids` and {b!r} in `y_ids` at row {row}."
+            )
+    return left
+
+
+def id_words(ids: list[int | str], device: torch.device) -> Tensor:
+    """Ids as int64 (n,): an int is itself, a str its hash."""
+    return torch.tensor([_id_word(v) for v in ids], dtype=torch.int64, device=device)
+
+
+def sample_keys(y: Tensor, ids: list[int | str] | None) -> Tensor:
+    """A 64-bit key per sample that does not depend on batches, ranks or order.
+
+    With ids the key is a hash of the id; without, of the row of ``y`` (the reference: it stays the
+    same while the live model moves), rounded to float32. Equal rows get equal keys.
+
+    Returns:
+        int64 tensor of shape (n,) on the device of ``y``.
+    """
+    if ids is not None:
+        return _mix(id_words(ids, y.device))
+    # Adding zero turns -0.0 into 0.0, which has other bits.
+    bits = (y.float() + 0.0).view(torch.int32)
+    columns = torch.arange(y.shape[1], dtype=torch.int64, device=y.device)
+    weights = (_mix(columns) | 1).to(torch.int32)
+    high = _mix(columns + y.shape[1]).to(torch.int32) | 1
+    return _mix((bits * weights).sum(1) + ((bits ^ (bits >> 15)) * high).sum(1) * (1 << 32))
+
+
+def halves(keys: Tensor) -> Tensor:
+    """Assign each sample to half 0 (fit) or half 1 (judge) by its key.
+
+    Args:
+        keys: (n,) from `sample_keys`.
+
+    Returns:
+        bool tensor of shape (n,), True for the judged half. Each sample falls on either side with
+        probability 1/2, so that the halves differ in size by about sqrt(n).
+    """
+    return keys < 0

@@ -1,0 +1,258 @@
+"""Second moments of a pair of representations: exact, streaming, mergeable.
+
+Shape legend: n samples, h halves (1, or 2 when the samples are split for held-out values),
+d_x and d_y features.
+
+Rows are shifted by a center near their mean before any product, products run in float32 (float64
+for float64 input), and their sums are kept in float64. That is what keeps the moments right to
+float32 rounding when the mean is a thousand times the standard deviation. The few rows whose norm
+towers above the others (massive activations) are multiplied in float64, because debiased CKA
+subtracts their squares again.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from hrsa_lightning.functional._numerics import rows_per_chunk
+
+MASSIVE = 16.0
+"""A row is multiplied in float64 when its squared norm is this many times the median."""
+
+OFF_CENTER = 4.0
+"""The center is moved when a batch lies this many variances away from it."""
+
+CENTER_ROWS = 256
+"""A center is found from about this many rows of a batch."""
+
+
+@dataclass
+class PairMoments:
+    """Sums over samples of x and y around a center, with k = |x|^2 and l = |y|^2 per row.
+
+    Attributes:
+        count: (h,) samples.
+        center_x: (d_x,) subtracted from every row of x.
+        center_y: (d_y,) subtracted from every row of y.
+        sum_x: (h, d_x) of x.
+        sum_y: (h, d_y) of y.
+        trace: (2, h) of k and l.
+        cross: (h, d_x, d_y) of x y'.
+        self_x: (d_x, d_x) of x x'.
+        self_y: (d_y, d_y) of y y'.
+        quartic: (3,) of k k, l l, k l.
+        weighted_x: (2, d_x) of k x and l x.
+        weighted_y: (2, d_y) of k y and l y.
+    """
+
+    count: Tensor
+    center_x: Tensor
+    center_y: Tensor
+    sum_x: Tensor
+    sum_y: Tensor
+    trace: Tensor
+    cross: Tensor
+    self_x: Tensor
+    self_y: Tensor
+    quartic: Tensor
+    weighted_x: Tensor
+    weighted_y: Tensor
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of all sums, in order."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def zeros(cls, d_x: int, d_y: int, num_halves: int, device: torch.device) -> "PairMoments":
+        """Moments of no sample at all."""
+        h = num_halves
+        shapes = {
+            "count": (h,),
+            "center_x": (d_x,),
+            "center_y": (d_y,),
+            "sum_x": (h, d_x),
+            "sum_y": (h, d_y),
+            "trace": (2, h),
+            "cross": (h, d_x, d_y),
+            "self_x": (d_x, d_x),
+            "self_y": (d_y, d_y),
+            "quartic": (3,),
+            "weighted_x": (2, d_x),
+            "weighted_y": (2, d_y),
+        }
+        return cls(
+            **{k: torch.zeros(s, dtype=torch.float64, device=device) for k, s in shapes.items()}
+        )
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """(d_x, d_y)."""
+        return self.center_x.shape[0], self.center_y.shape[0]
+
+    def recenter(self, center_x: Tensor, center_y: Tensor) -> None:
+        """Move the center in place; the sums become those of the rows shifted to the new one."""
+        a, b = center_x - self.center_x, center_y - self.center_y
+        self.quartic.copy_(self._shifted_quartic(a, b))
+        cross, s_x, s_y = self.cross.sum(0), self.sum_x.sum(0), self.sum_y.sum(0)
+        trace = self.shifted_trace(a, b)
+        total = trace.sum(1)
+        for weighted, own, other, shift, total_sum in (
+            (self.weighted_x, self.self_x, cross, a, s_x),
+            (self.weighted_y, cross.mT, self.self_y, b, s_y),
+        ):
+            weighted[0] += a.dot(a) * total_sum - 2 * own @ a - total[0] * shift
+            weighted[1] += b.dot(b) * total_sum - 2 * other @ b - total[1] * shift
+        self.trace.copy_(trace)
+        for h in range(self.count.shape[0]):
+            left = self.sum_x[h] - self.count[h] * a
+            self.cross[h].addr_(left, b, alpha=-1).addr_(a, self.sum_y[h], alpha=-1)
+        n = self.count.sum()
+        self.self_x.addr_(s_x - n * a, a, alpha=-1).addr_(a, s_x, alpha=-1)
+        self.self_y.addr_(s_y - n * b, b, alpha=-1).addr_(b, s_y, alpha=-1)
+        self.sum_x -= self.count[:, None] * a
+        self.sum_y -= self.count[:, None] * b
+        self.center_x.add_(a)
+        self.center_y.add_(b)
+
+    def shifted_trace(self, a: Tensor, b: Tensor) -> Tensor:
+        """`trace` after a further shift of x by a and y by b."""
+        return torch.stack(
+            (
+                self.trace[0] - 2 * self.sum_x @ a + self.count * a.dot(a),
+                self.trace[1] - 2 * self.sum_y @ b + self.count * b.dot(b),
+            )
+        )
+
+    def _shifted_quartic(self, a: Tensor, b: Tensor) -> Tensor:
+        n, cross = self.count.sum(), self.cross.sum(0)
+        s_x, s_y, (k, ell) = self.sum_x.sum(0), self.sum_y.sum(0), self.trace.sum(1)
+        aa, bb = a.dot(a), b.dot(b)
+        kk, ll, kl = self.quartic
+        kx, lx = self.weighted_x
+        ky, ly = self.weighted_y
+        kk = kk - 4 * a.dot(kx) + 2 * aa * k + 4 * a.dot(self.self_x @ a)
+        kk = kk - 4 * aa * a.dot(s_x) + n * aa * aa
+        ll = ll - 4 * b.dot(ly) + 2 * bb * ell + 4 * b.dot(self.self_y @ b)
+        ll = ll - 4 * bb * b.dot(s_y) + n * bb * bb
+        kl = kl - 2 * a.dot(lx) - 2 * b.dot(ky) + bb * k + aa * ell + 4 * a.dot(cross @ b)
+        kl = kl - 2 * bb * a.dot(s_x) - 2 * aa * b.dot(s_y) + n * aa * bb
+        return torch.stack((kk, ll, kl))
+
+    def mean_offsets(self) -> tuple[Tensor, Tensor]:
+        """Means of x and of y, measured from the center."""
+        n = self.count.sum()
+        return self.sum_x.sum(0) / n, self.sum_y.sum(0) / n
+
+    def centered_quartic(self) -> Tensor:
+        """`quartic` around the means."""
+        return self._shifted_quartic(*self.mean_offsets())
+
+    def centered_trace(self) -> Tensor:
+        """Sums of k and l around the means of all samples, shape (2,)."""
+        return self.shifted_trace(*self.mean_offsets()).sum(1)
+
+    def centered(self) -> tuple[Tensor, Tensor, Tensor]:
+        """xx', yy' and xy' around the means: (d_x, d_x), (d_y, d_y), (d_x, d_y)."""
+        s_x, s_y, n = self.sum_x.sum(0), self.sum_y.sum(0), self.count.sum()
+        return (
+            torch.addr(self.self_x, s_x, s_x / n, alpha=-1),
+            torch.addr(self.self_y, s_y, s_y / n, alpha=-1),
+            torch.addr(self.cross.sum(0), s_x, s_y / n, alpha=-1),
+        )
+
+    def merge(self, other: "PairMoments") -> None:
+        """Add the samples of another set of moments in place; ``other`` is moved to our center."""
+        if not self.count.any():
+            self.center_x.copy_(other.center_x)
+            self.center_y.copy_(other.center_y)
+        other.recenter(self.center_x, self.center_y)
+        for name in self.names():
+            if not name.startswith("center"):
+                getattr(self, name).add_(getattr(other, name))
+
+    def add(self, x: Tensor, y: Tensor, judged: Tensor | None, chunk_bytes: int) -> None:
+        """Add rows in place.
+
+        Args:
+            x: (n, d_x), float32 or float64.
+            y: (n, d_y), same dtype and device.
+            judged: (n,) bool, the half of each row; None when there is one half.
+            chunk_bytes: bound of the working memory for shifted copies of the rows.
+        """
+        if x.shape[0] == 0:
+            return
+        self._choose_center(x, y)
+        row_bytes = (x.shape[1] + y.shape[1]) * x.element_size()
+        step = rows_per_chunk(2 * row_bytes, chunk_bytes)
+        for start in range(0, x.shape[0], step):
+            part = slice(start, start + step)
+            self._add_chunk(
+                x[part] - self.center_x.to(x.dtype),
+                y[part] - self.center_y.to(y.dtype),
+                None if judged is None else judged[part],
+            )
+
+    def _choose_center(self, x: Tensor, y: Tensor) -> None:
+        n = self.count.sum()
+        new = (_location(x), _location(y))
+        if n == 0:
+            self.center_x.copy_(new[0])
+            self.center_y.copy_(new[1])
+            return
+        spread = self.centered_trace() / n
+        offset = torch.stack(
+            ((new[0] - self.center_x).square().sum(), (new[1] - self.center_y).square().sum())
+        )
+        if bool((offset > OFF_CENTER * spread).any()):
+            self.recenter(*new)
+
+    def _add_chunk(self, x: Tensor, y: Tensor, judged: Tensor | None) -> None:
+        k, ell = _row_norms(x), _row_norms(y)
+        massive = (k > MASSIVE * k.median()) | (ell > MASSIVE * ell.median())
+        groups = [(0, ~massive if judged is None else ~massive & ~judged, x.dtype)]
+        if judged is not None:
+            groups.append((1, ~massive & judged, x.dtype))
+        if bool(massive.any()):
+            for h in range(len(groups)):
+                side = massive if judged is None else massive & (judged == bool(h))
+                groups.append((h, side, torch.float64))
+        for h, rows, dtype in groups:
+            if bool(rows.all()):
+                self._add_products(x, y, k, ell, h)
+            elif bool(rows.any()):
+                self._add_products(x[rows].to(dtype), y[rows].to(dtype), k[rows], ell[rows], h)
+
+    def _add_products(self, x: Tensor, y: Tensor, k: Tensor, ell: Tensor, h: int) -> None:
+        weights = torch.stack((k, ell)).to(x.dtype)
+        self.count[h] += x.shape[0]
+        self.sum_x[h] += x.sum(0)
+        self.sum_y[h] += y.sum(0)
+        self.trace[:, h] += torch.stack((k.sum(), ell.sum()))
+        self.cross[h] += x.mT @ y
+        self.self_x += x.mT @ x
+        self.self_y += y.mT @ y
+        self.quartic += torch.stack((k.dot(k), ell.dot(ell), k.dot(ell)))
+        self.weighted_x += weights @ x
+        self.weighted_y += weights @ y
+
+
+def _row_norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1).double().square()
+
+
+def _location(x: Tensor) -> Tensor:
+    """A center for rows: the mean of a few, or their median when massive rows pull the mean.
+
+    Measured from one row, so that a constant feature is centered to exactly zero, and rounded to
+    the dtype of ``x``, so that the shift itself adds no error for rows near it.
+    """
+    few = x[:: max(1, x.shape[0] // CENTER_ROWS)]
+    origin = few[0]
+    few = few - origin
+    mean = few.mean(0)
+    norms = _row_norms(few - mean)
+    if few.shape[0] > 2 and bool(norms.max() > MASSIVE * norms.median()):
+        mean = few.median(0).values
+    return (origin + mean).double()

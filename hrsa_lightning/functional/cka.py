@@ -1,0 +1,130 @@
+"""Linear centered kernel alignment (CKA), plain and debiased."""
+
+import torch
+from torch import Tensor
+
+from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair
+from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional._numerics import (
+    DEFAULT_CHUNK_BYTES,
+    full_precision,
+    scalar_nan,
+    warn_nan,
+)
+
+MIN_SAMPLES = 4
+
+
+def linear_cka(
+    x: Tensor,
+    y: Tensor,
+    debiased: bool = True,
+    *,
+    standardize: bool = False,
+    x_ids: SampleIds | None = None,
+    y_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> Tensor:
+    r"""Linear CKA between two representations of the same samples.
+
+    Plain CKA (Kornblith et al. 2019, arXiv 1905.00414, eq. 5) is
+    :math:`\|X_c'Y_c\|_F^2 / (\|X_c'X_c\|_F \|Y_c'Y_c\|_F)`, in [0, 1], and biased upwards: with
+    fewer samples than features, unrelated representations look alike. The debiased form (Nguyen
+    et al. 2021, arXiv 2010.15327) uses the unbiased HSIC of Song et al. (2012) in all three
+    places; its value for unrelated representations is 0 on average, so it may be slightly
+    negative. Both are 1 for equal representations and do not change under rotation, isotropic
+    scaling, translation and reordering of the samples.
+
+    Args:
+        x: (n, d_x) representations, floating point.
+        y: (n, d_y) representations of the same samples.
+        debiased: whether to return the debiased form.
+        standardize: whether to bring every feature to unit variance first. One massive feature
+            shared by both models otherwise decides the value alone.
+        x_ids: ids of the rows of ``x``, int or str.
+        y_ids: ids of the rows of ``y``; must equal ``x_ids``.
+        chunk_bytes: bound of the working memory beside inputs and moments.
+
+    Returns:
+        float64 scalar. NaN, with a warning, if an input is not finite or has no variance.
+
+    Raises:
+        ValueError: if shapes or ids do not match or n < 4.
+        TypeError: if an input is no floating point tensor.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 5.0], [4.0, 3.0]])
+        >>> round(linear_cka(x, 3 * x + 7).item(), 6)
+        1.0
+        >>> y = torch.tensor([[1.0], [0.0], [3.0], [1.0], [0.0]])
+        >>> round(linear_cka(x, y, debiased=False).item(), 4)
+        0.0152
+    """
+    x, y = check_pair(x, y, min_samples=MIN_SAMPLES)
+    check_ids(x_ids, y_ids, x.shape[0])
+    with full_precision(x.device):
+        if standardize:
+            x, y = standardized(x), standardized(y)
+        moments = PairMoments.zeros(x.shape[1], y.shape[1], 1, x.device)
+        moments.add(x, y, None, chunk_bytes)
+        return cka_from_moments(moments, debiased)
+
+
+def standardized(x: Tensor) -> Tensor:
+    """Features centered and divided by their standard deviation; constant ones become 0."""
+    mean = x.mean(0)
+    x = x - mean
+    scale = torch.linalg.vector_norm(x, dim=0) / x.shape[0] ** 0.5
+    constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()
+    return x / scale.masked_fill(constant, torch.inf)
+
+
+def hsic_unbiased(
+    product: Tensor, diagonal: Tensor, trace_x: Tensor, trace_y: Tensor, n: Tensor | int
+) -> Tensor:
+    """n (n - 3) times the unbiased HSIC (Song et al. 2012, eq. 5) of centered linear kernels.
+
+    Args:
+        product: <K, L> with K and L the centered Gram matrices.
+        diagonal: sum over samples of K_ii L_ii.
+        trace_x: trace of K.
+        trace_y: trace of L.
+        n: number of samples.
+    """
+    return product - diagonal * n / (n - 2) + trace_x * trace_y / ((n - 1) * (n - 2))
+
+
+def cka_from_moments(moments: PairMoments, debiased: bool) -> Tensor:
+    """Linear CKA of streamed moments; see `linear_cka`."""
+    xx, yy, xy = moments.centered()
+    n = moments.count.sum()
+    hsic_x, hsic_y, hsic_xy = xx.square().sum(), yy.square().sum(), xy.square().sum()
+    k, ell = moments.centered_trace()
+    if debiased:
+        kk, ll, kl = moments.centered_quartic()
+        hsic_xy = hsic_unbiased(hsic_xy, kl, k, ell, n)
+        hsic_x = hsic_unbiased(hsic_x, kk, k, k, n)
+        hsic_y = hsic_unbiased(hsic_y, ll, ell, ell, n)
+    return cka_ratio(hsic_xy, hsic_x, hsic_y, finite=torch.isfinite(k) & torch.isfinite(ell))
+
+
+def permutation_floor(moments: PairMoments) -> Tensor:
+    """Plain linear CKA expected when the samples of y are shuffled at random.
+
+    tr(K) tr(L) / ((n - 1) ||K|| ||L||) for centered Gram matrices K and L, which is about
+    d / (n + d) for d independent features of equal variance.
+    """
+    xx, yy, _ = moments.centered()
+    k, ell = moments.centered_trace()
+    return k * ell / ((moments.count.sum() - 1) * xx.norm() * yy.norm())
+
+
+def cka_ratio(hsic_xy: Tensor, hsic_x: Tensor, hsic_y: Tensor, finite: Tensor) -> Tensor:
+    """Normalize HSIC values to CKA; NaN with a warning where they have no meaning."""
+    if not bool(finite.all()):
+        warn_nan("linear CKA", "an input is not finite")
+    elif not bool(((hsic_x > 0) & (hsic_y > 0)).all()):
+        warn_nan("linear CKA", "a representation has no variance")
+    defined = finite & (hsic_x > 0) & (hsic_y > 0)
+    return torch.where(defined, hsic_xy / (hsic_x.sqrt() * hsic_y.sqrt()), scalar_nan(hsic_xy))

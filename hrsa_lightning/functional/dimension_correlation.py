@@ -1,0 +1,116 @@
+"""Correlation of equal dimensions: is the coordinate basis kept?"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair
+from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional._numerics import full_precision, scalar_nan, warn_nan
+
+MIN_SAMPLES = 2
+QUANTILES = (0.05, 0.25, 0.75, 0.95)
+CONSTANT = 8 * torch.finfo(torch.float32).eps
+"""A dimension is degenerate when its standard deviation is below this share of its mean."""
+
+
+class DimensionCorrelationResult(NamedTuple):
+    """Values of `dimension_correlation`, float64.
+
+    Attributes:
+        values: (d,) Pearson r per dimension, NaN where degenerate.
+        mean: over dimensions that are not degenerate.
+        median: likewise.
+        quantiles: (4,), at .05, .25, .75 and .95, likewise.
+        degenerate_share: share of dimensions without variance in either representation.
+    """
+
+    values: Tensor
+    mean: Tensor
+    median: Tensor
+    quantiles: Tensor
+    degenerate_share: Tensor
+
+
+def dimension_correlation(
+    x: Tensor,
+    y: Tensor,
+    *,
+    x_ids: SampleIds | None = None,
+    y_ids: SampleIds | None = None,
+) -> DimensionCorrelationResult:
+    """Pearson correlation over samples of each dimension of ``x`` with the same one of ``y``.
+
+    1 means that the coordinate basis is kept, 0 is what unrelated representations have on average
+    (arXiv 2601.21192). Invariant to translation and positive scaling of each dimension, not to
+    rotation: that is its purpose.
+
+    Args:
+        x: (n, d) representations, floating point.
+        y: (n, d) representations of the same samples.
+        x_ids: ids of the rows of ``x``, int or str.
+        y_ids: ids of the rows of ``y``; must equal ``x_ids``.
+
+    Returns:
+        A `DimensionCorrelationResult`. NaN, with a warning, if an input is not finite or every
+        dimension is degenerate.
+
+    Raises:
+        ValueError: if shapes or ids do not match or n < 2.
+        TypeError: if an input is no floating point tensor.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
+        >>> dimension_correlation(x, torch.stack((2 * x[:, 0], -x[:, 1]), 1)).values.round().tolist()
+        [1.0, -1.0]
+    """
+    x, y = check_pair(x, y, min_samples=MIN_SAMPLES, equal_width=True)
+    check_ids(x_ids, y_ids, x.shape[0])
+    with full_precision(x.device):
+        mean_x, var_x = _mean_and_squares(x)
+        mean_y, var_y = _mean_and_squares(y)
+        cross = ((x - mean_x) * (y - mean_y)).sum(0, dtype=torch.float64)
+        return summarize_correlation(cross, var_x, var_y, mean_x, mean_y, x.shape[0])
+
+
+def _mean_and_squares(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.double()
+    mean = x[0] + (x - x[0]).mean(0)
+    return mean, (x - mean).square().sum(0)
+
+
+def correlation_from_moments(moments: PairMoments) -> DimensionCorrelationResult:
+    """Dimension-wise correlation of streamed moments; see `dimension_correlation`."""
+    xx, yy, xy = moments.centered()
+    offset_x, offset_y = moments.mean_offsets()
+    return summarize_correlation(
+        xy.diagonal(),
+        xx.diagonal(),
+        yy.diagonal(),
+        moments.center_x + offset_x,
+        moments.center_y + offset_y,
+        int(moments.count.sum()),
+    )
+
+
+def summarize_correlation(
+    cross: Tensor, squares_x: Tensor, squares_y: Tensor, mean_x: Tensor, mean_y: Tensor, n: int
+) -> DimensionCorrelationResult:
+    """Correlation per dimension and its summary, from centered sums per dimension (d,)."""
+    finite = torch.isfinite(squares_x) & torch.isfinite(squares_y)
+    flat_x = squares_x <= n * (CONSTANT * mean_x).square()
+    flat_y = squares_y <= n * (CONSTANT * mean_y).square()
+    nan = scalar_nan(cross)
+    values = torch.where(flat_x | flat_y, nan, cross / (squares_x.sqrt() * squares_y.sqrt()))
+    kept = values[~(flat_x | flat_y)]
+    share = (flat_x | flat_y).double().mean()
+    if not bool(finite.all()) or kept.numel() == 0:
+        reason = "every dimension is constant" if bool(finite.all()) else "an input is not finite"
+        warn_nan("dimension correlation", reason)
+        return DimensionCorrelationResult(values, nan, nan, nan.expand(len(QUANTILES)), share)
+    levels = torch.tensor(QUANTILES, dtype=torch.float64, device=cross.device)
+    return DimensionCorrelationResult(
+        values, kept.mean(), kept.quantile(0.5), kept.quantile(levels), share
+    )
