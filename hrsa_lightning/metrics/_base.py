@@ -1,0 +1,305 @@
+"""State shared by the metrics: streamed moments, stored rows, and their exchange between ranks."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.exceptions import TorchMetricsUserError
+
+from hrsa_lightning.functional._inputs import (
+    SampleIds,
+    check_choice,
+    check_ids,
+    check_pair,
+    halves,
+    id_words,
+    sample_keys,
+)
+from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
+from hrsa_lightning.functional.probe_transfer import check_labels
+
+PARTS = ("moments", "rows", "labels")
+ROW_STATES = ("rows_x", "rows_y", "row_ids")
+NO_ID = 0
+
+
+class PairMetric(Metric):
+    """Base of the metrics that compare two representations of the same samples.
+
+    A metric keeps the parts of state it needs: ``"moments"`` (sums, `PairMoments`), ``"rows"``
+    (the samples themselves) and ``"labels"``. Metrics of one `torchmetrics.MetricCollection` that
+    keep the same parts form one compute group, updated once; ``state`` names parts to keep in
+    addition so that they do.
+
+    Unlike torchmetrics' default, sums are exchanged between ranks in place: after ``compute`` the
+    first rank holds the totals and the others hold zeros, which a later exchange adds up to the
+    same totals. Sums stay float64 whatever the module around the metric is cast to.
+
+    Args:
+        state: parts to keep in addition to those the metric needs.
+        chunk_bytes: bound of the working memory beside inputs and state.
+        kwargs: see `torchmetrics.Metric`; ``dist_sync_fn`` is not used.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_upper_bound = 1.0
+
+    needs: ClassVar[tuple[str, ...]]
+    min_samples: ClassVar[int]
+    equal_width: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        state: Collection[str] = (),
+        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for part in state:
+            check_choice(part, "state", PARTS)
+        self.parts = tuple(part for part in PARTS if part in self.needs or part in state)
+        self.chunk_bytes = chunk_bytes
+        self._floors: dict[str, float] = {}
+        self._local_rows: dict[str, Any] | None = None
+        if "moments" in self.parts:
+            for name in PairMoments.names():
+                empty = torch.zeros(0, dtype=torch.float64)
+                self.add_state(name, default=empty, dist_reduce_fx="sum")
+        for name in self._row_states():
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def _row_states(self) -> tuple[str, ...]:
+        rows = ROW_STATES if {"rows", "labels"} & set(self.parts) else ()
+        return (*rows, "row_labels") if "labels" in self.parts else rows
+
+    def update(
+        self,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None = None,
+        *,
+        x_ids: SampleIds | None = None,
+        y_ids: SampleIds | None = None,
+    ) -> None:
+        """Add samples; any number, also none.
+
+        Args:
+            x: (n, d_x) representations of the live model, floating point.
+            y: (n, d_y) representations of the same samples by the reference.
+            labels: (n,), for metrics that use them.
+            x_ids: ids of the rows of ``x``, int or str.
+            y_ids: ids of the rows of ``y``; must equal ``x_ids``.
+        """
+        x, y = check_pair(x, y, equal_width=self.equal_width)
+        ids = check_ids(x_ids, y_ids, x.shape[0])
+        if x.device != self.device:
+            raise ValueError(
+                f"Expected inputs on {self.device}, where the metric is, got {x.device}; "
+                f"move the metric with `.to`."
+            )
+        if "labels" in self.parts:
+            check_labels(labels, x.shape[0])
+            self.row_labels.append(cast(Tensor, labels).detach().to(x.device))
+        with full_precision(x.device):
+            if "moments" in self.parts:
+                self._check_widths(x, y)
+                keys = sample_keys(y, ids)
+                self._moments().add(x, y, halves(keys), self.chunk_bytes)
+            if self._row_states():
+                self.rows_x.append(x)
+                self.rows_y.append(y)
+                words = torch.full_like(x[:, 0], NO_ID, dtype=torch.int64)
+                self.row_ids.append(words if ids is None else id_words(ids, x.device))
+
+    def _check_widths(self, x: Tensor, y: Tensor) -> None:
+        if self.center_x.numel() == 0:
+            self._set_moments(PairMoments.zeros(x.shape[1], y.shape[1], 2, x.device))
+        for value, name, width in zip((x, y), "xy", self._moments().widths, strict=True):
+            if value.shape[1] != width:
+                raise ValueError(
+                    f"Expected `{name}` to have width {width} as before, got {value.shape[1]}."
+                )
+
+    def _moments(self) -> PairMoments:
+        return PairMoments(**{name: getattr(self, name) for name in PairMoments.names()})
+
+    def _set_moments(self, moments: PairMoments) -> None:
+        for name in PairMoments.names():
+            setattr(self, name, getattr(moments, name))
+
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """All rows of x and y, their ids (None if not given) and the order of the ids."""
+        x, y, ids = (torch.cat(getattr(self, name)) for name in ROW_STATES)
+        if not bool((ids != NO_ID).any()):
+            return x, y, None, torch.arange(x.shape[0], device=x.device)
+        order = ids.argsort(stable=True)
+        return x[order], y[order], ids[order], order
+
+    def num_samples(self) -> int:
+        """Number of samples seen (of all ranks, while synchronized)."""
+        if "moments" in self.parts:
+            return int(self.count.sum())
+        return sum(rows.shape[0] for rows in self.rows_x)
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """Value over all samples of all ranks.
+
+        Raises:
+            ValueError: if there are fewer samples than the metric is defined for.
+        """
+        n = self.num_samples()
+        if n < self.min_samples:
+            raise ValueError(
+                f"Expected at least {self.min_samples} samples for {type(self).__name__}, got {n}."
+            )
+        with full_precision(self.device):
+            return self._value()
+
+    @abstractmethod
+    def _value(self) -> Tensor | dict[str, Tensor]:
+        """Compute the value and record the floors."""
+
+    def floors(self) -> dict[str, float]:
+        """Value of unrelated representations under each key, where one is known.
+
+        For the numbers of samples and features of the last ``compute``; calls it if need be, so
+        that under several processes every rank must take part.
+        """
+        if self._computed is None:
+            self.compute()
+        return dict(self._floors)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot a value of ``compute`` or ``forward``, or a list of them; needs matplotlib."""
+        return self._plot(val, ax)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> "PairMetric":
+        """Return the metric unchanged: its sums are float64 on purpose."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        def keep_dtype(value: Tensor) -> Tensor:
+            return value.to(fn(value).device)
+
+        return super()._apply(keep_dtype, exclude_state)
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        if "moments" in self.parts:
+            incoming = {name: incoming_state[name] for name in PairMoments.names()}
+            if incoming["count"].numel():
+                theirs = PairMoments(**{k: v.clone() for k, v in incoming.items()})
+                if self.count.numel():
+                    theirs.merge(self._moments())
+                self._set_moments(theirs)
+        for name in self._row_states():
+            setattr(self, name, [*incoming_state[name], *getattr(self, name)])
+
+    def sync(
+        self,
+        dist_sync_fn: Callable[..., Any] | None = None,
+        process_group: Any | None = None,
+        should_sync: bool = True,
+        distributed_available: Callable[[], bool] | None = None,
+    ) -> None:
+        """Exchange the state between ranks; see the class for how this differs."""
+        if self._is_synced and should_sync:
+            raise TorchMetricsUserError("The Metric has already been synced.")
+        available = distributed_available or self.distributed_available_fn
+        if not should_sync or not available():
+            return
+        group = process_group or self.process_group
+        exchange = _Exchange(group, self.device)
+        with torch.no_grad():
+            if "moments" in self.parts:
+                self._sync_moments(exchange)
+            names = self._row_states()
+            self._local_rows = {name: getattr(self, name) for name in names}
+            for name in names:
+                setattr(self, name, [exchange.gather_rows(getattr(self, name))])
+        self._is_synced = True
+
+    def _sync_moments(self, exchange: "_Exchange") -> None:
+        d_x, d_y = exchange.largest([self.center_x.numel(), self.center_y.numel()])
+        if self.count.numel() == 0:
+            self._set_moments(PairMoments.zeros(d_x, d_y, 2, self.device))
+        moments = self._moments()
+        n = moments.count.sum()
+        total = exchange.add(n.clone()).clamp(min=1)
+        mean_x = exchange.add(n * moments.center_x + moments.sum_x.sum(0)) / total
+        mean_y = exchange.add(n * moments.center_y + moments.sum_y.sum(0)) / total
+        moments.recenter(mean_x, mean_y)
+        for name in PairMoments.names():
+            if not name.startswith("center"):
+                exchange.add(getattr(moments, name))
+
+    def unsync(self, should_unsync: bool = True) -> None:
+        """Give back the rows of this rank; the sums stay with the first rank."""
+        if not should_unsync:
+            return
+        if not self._is_synced:
+            raise TorchMetricsUserError("The Metric has already been un-synced.")
+        if "moments" in self.parts and dist.get_rank(self.process_group) != 0:
+            for name in PairMoments.names():
+                if not name.startswith("center"):
+                    getattr(self, name).zero_()
+        for name, rows in (self._local_rows or {}).items():
+            setattr(self, name, rows)
+        self._local_rows = None
+        self._is_synced = False
+
+    @property
+    def update_called(self) -> bool:
+        """Whether there is anything to compute; a rank without samples is no mistake."""
+        return self._update_count > 0 or bool(self.distributed_available_fn())
+
+
+class _Exchange:
+    """Collectives of one process group."""
+
+    def __init__(self, group: Any | None, device: torch.device) -> None:
+        self.group = group
+        self.device = device
+        self.size = dist.get_world_size(group)
+
+    def add(self, value: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        dist.all_reduce(value, group=self.group)
+        return value
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """Elementwise maximum over ranks."""
+        packed = torch.tensor(values, dtype=torch.int64, device=self.device)
+        dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=self.group)
+        return cast(list[int], packed.tolist())
+
+    def gather_rows(self, batches: list[Tensor]) -> Tensor:
+        """Rows of all ranks in rank order; ranks may hold different numbers of them, or none."""
+        rows = sum(batch.shape[0] for batch in batches)
+        first = batches[0] if batches else torch.zeros(0, 0)
+        matrix = int(first.ndim == 2 and bool(batches))
+        width = first.shape[1] if matrix else 0
+        kinds = (torch.float32, torch.float64, torch.int64)
+        kind = kinds.index(first.dtype) if batches and first.dtype in kinds else 0
+        matrix, width, kind = self.largest([matrix, width, kind])
+        counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        rank = dist.get_rank(self.group)
+        counts[rank] = rows
+        sizes = cast(list[int], self.add(counts).tolist())
+        shape = (sum(sizes), width) if matrix else (sum(sizes),)
+        result = torch.empty(shape, dtype=kinds[kind], device=self.device)
+        for source, part in enumerate(result.split(sizes)):
+            if part.shape[0] == 0:
+                continue
+            if source == rank:
+                torch.cat([batch.to(result.dtype) for batch in batches], out=part)
+            origin = source if self.group is None else dist.get_global_rank(self.group, source)
+            dist.broadcast(part, src=origin, group=self.group)
+        return result

@@ -1,0 +1,50 @@
+"""Linear CKA as a metric."""
+
+from typing import Any
+
+from torch import Tensor
+
+from hrsa_lightning.functional.cka import (
+    MIN_SAMPLES,
+    cka_from_moments,
+    linear_cka,
+    permutation_floor,
+)
+from hrsa_lightning.metrics._base import PairMetric
+
+
+class LinearCKA(PairMetric):
+    """Linear CKA, streamed over batches; see `hrsa_lightning.functional.linear_cka`.
+
+    Args:
+        debiased: whether to compute the debiased form.
+        standardize: whether to bring every feature to unit variance; keeps the rows.
+        kwargs: see `PairMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = LinearCKA()
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 5.0], [4.0, 3.0]])
+        >>> metric.update(x[:3], 3 * x[:3] + 7)
+        >>> metric.update(x[3:], 3 * x[3:] + 7)
+        >>> round(metric.compute().item(), 6)
+        1.0
+    """
+
+    needs = ("moments",)
+    min_samples = MIN_SAMPLES
+
+    def __init__(self, debiased: bool = True, *, standardize: bool = False, **kwargs: Any) -> None:
+        self.debiased = debiased
+        self.standardize = standardize
+        extra = ("rows",) if standardize else ()
+        super().__init__(state=(*kwargs.pop("state", ()), *extra), **kwargs)
+
+    def _value(self) -> Tensor:
+        moments = self._moments()
+        floor = 0.0 if self.debiased else float(permutation_floor(moments))
+        self._floors = {"cka" if self.debiased else "cka_plain": floor}
+        if self.standardize:
+            x, y, _, _ = self._rows()
+            return linear_cka(x, y, self.debiased, standardize=True, chunk_bytes=self.chunk_bytes)
+        return cka_from_moments(moments, self.debiased)

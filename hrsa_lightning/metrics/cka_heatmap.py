@@ -1,0 +1,78 @@
+"""The CKA heatmap of all layer pairs as a metric."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrsa_lightning.functional._inputs import SampleIds
+from hrsa_lightning.functional.cka import MIN_SAMPLES
+from hrsa_lightning.functional.cka_heatmap import check_layers, linear_cka_heatmap
+from hrsa_lightning.metrics._base import PairMetric
+
+
+class LinearCKAHeatmap(PairMetric):
+    """Linear CKA of every layer of one model against every layer of another.
+
+    See `hrsa_lightning.functional.linear_cka_heatmap`. The rows are kept until ``reset``. The
+    value has shape (layers_x, layers_y).
+
+    Args:
+        debiased: whether to compute the debiased form.
+        kwargs: see `PairMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = LinearCKAHeatmap()
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 5.0], [4.0, 3.0]])
+        >>> metric.update([x, x[:, :1]], [x])
+        >>> metric.compute().shape
+        torch.Size([2, 1])
+    """
+
+    needs = ("rows",)
+    min_samples = MIN_SAMPLES
+
+    def __init__(self, debiased: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.debiased = debiased
+        for name in ("widths_x", "widths_y"):
+            self.add_state(name, default=torch.zeros(0, dtype=torch.int64), dist_reduce_fx="max")
+
+    def update(  # type: ignore[override]
+        self,
+        xs: Tensor | Sequence[Tensor],
+        ys: Tensor | Sequence[Tensor],
+        *,
+        x_ids: SampleIds | None = None,
+        y_ids: SampleIds | None = None,
+    ) -> None:
+        """Add samples.
+
+        Args:
+            xs: (layers_x, n, d_x), or a list of (n, d_l), of the live model.
+            ys: (layers_y, n, d_y), or a list, of the same samples by the reference.
+            x_ids: ids of the rows of every layer in ``xs``, int or str.
+            y_ids: ids of the rows of every layer in ``ys``; must equal ``x_ids``.
+        """
+        left, right = check_layers(xs, ys)
+        for name, layers in (("widths_x", left), ("widths_y", right)):
+            widths = torch.tensor([layer.shape[1] for layer in layers], device=self.device)
+            known = getattr(self, name)
+            if known.numel() and known.tolist() != widths.tolist():
+                raise ValueError(
+                    f"Expected layers of widths {known.tolist()} as before, got {widths.tolist()}."
+                )
+            setattr(self, name, widths)
+        super().update(torch.cat(left, 1), torch.cat(right, 1), x_ids=x_ids, y_ids=y_ids)
+
+    def _value(self) -> Tensor:
+        x, y, _, _ = self._rows()
+        self._floors = {"cka": 0.0} if self.debiased else {}
+        return linear_cka_heatmap(
+            x.split(self.widths_x.tolist(), dim=1),
+            y.split(self.widths_y.tolist(), dim=1),
+            self.debiased,
+            chunk_bytes=self.chunk_bytes,
+        )

@@ -1,0 +1,101 @@
+"""The paper's set of metrics as one collection."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torchmetrics import MetricCollection
+
+from hrsa_lightning.functional._inputs import check_choice
+from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
+from hrsa_lightning.functional.knn import Overlap, Similarity
+from hrsa_lightning.functional.procrustes import Protocol
+from hrsa_lightning.metrics._base import PARTS, PairMetric
+from hrsa_lightning.metrics.cka import LinearCKA
+from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
+from hrsa_lightning.metrics.knn import KNNOverlap
+from hrsa_lightning.metrics.probe_transfer import LinearProbeTransfer
+from hrsa_lightning.metrics.procrustes import OrthogonalProcrustes
+
+Level = Literal["representation", "geometry", "function", "all"]
+LEVELS = ("representation", "geometry", "function", "all")
+
+
+class HRSAMetrics(MetricCollection):
+    """A collection of HRSA metrics that share one state; made by `hrsa_metrics`."""
+
+    def floors(self) -> dict[str, float]:
+        """Value of unrelated representations under each key of ``compute``, where one is known."""
+        result: dict[str, float] = {}
+        for metric in self.values(copy_state=False):
+            result |= metric.floors()
+        return {self._set_name(key): value for key, value in result.items()}
+
+
+def hrsa_metrics(
+    level: Level = "all",
+    *,
+    num_classes: int | None = None,
+    k: Sequence[int] = (10, 50),
+    similarity: Similarity = "cosine",
+    overlap: Overlap = "jaccard",
+    protocol: Protocol = "held_out",
+    prefix: str | None = None,
+    postfix: str | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> HRSAMetrics:
+    """Build the metrics of arXiv 2601.21192 for one pair of representations.
+
+    ``compute`` gives a flat dict of scalars: ``cka``, ``cka_plain``, ``knn_overlap_{k}`` for each
+    k below the number of samples (level geometry); ``procrustes_residual``,
+    ``procrustes_global_cosine``, ``procrustes_mean_cosine``, ``inverse_row_entropy``,
+    ``dimension_correlation``, ``dimension_correlation_median`` (representation);
+    ``probe_transfer_accuracy``, ``probe_source_accuracy``, ``probe_ceiling_accuracy`` (function).
+
+    Args:
+        level: which of them; ``"all"`` has the probe only if ``num_classes`` is given.
+        num_classes: number of classes of the labels, which ``update`` then needs.
+        k: numbers of neighbors.
+        similarity: see `KNNOverlap`.
+        overlap: see `KNNOverlap`.
+        protocol: see `OrthogonalProcrustes`.
+        prefix: put before every key.
+        postfix: put after every key.
+        chunk_bytes: see `PairMetric`.
+
+    Raises:
+        ValueError: if an option is unknown, or ``level="function"`` comes without ``num_classes``.
+
+    Example:
+        >>> import torch
+        >>> metrics = hrsa_metrics("geometry", k=(2,))
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 5.0], [4.0, 3.0]])
+        >>> metrics.update(x, x)
+        >>> sorted(metrics.compute())
+        ['cka', 'cka_plain', 'knn_overlap_2']
+    """
+    check_choice(level, "level", LEVELS)
+    if level == "function" and num_classes is None:
+        raise ValueError('Expected `num_classes` with level="function", got None.')
+    everything = level == "all"
+    classes: dict[str, tuple[type[PairMetric], dict[str, Any]]] = {}
+    if everything or level == "geometry":
+        options = {
+            "k": tuple(k),
+            "similarity": similarity,
+            "overlap": overlap,
+            "skip_large_k": True,
+        }
+        classes["cka"] = (LinearCKA, {"debiased": True})
+        classes["cka_plain"] = (LinearCKA, {"debiased": False})
+        classes["knn_overlap"] = (KNNOverlap, options)
+    if everything or level == "representation":
+        classes["procrustes"] = (OrthogonalProcrustes, {"protocol": protocol})
+        classes["dimension_correlation"] = (DimensionCorrelation, {})
+    if num_classes is not None and (everything or level == "function"):
+        classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
+    state = [part for part in PARTS if any(part in c.needs for c, _ in classes.values())]
+    metrics = {
+        name: cls(**options, state=state, chunk_bytes=chunk_bytes)
+        for name, (cls, options) in classes.items()
+    }
+    return HRSAMetrics(metrics, prefix=prefix, postfix=postfix, compute_groups=[sorted(metrics)])

@@ -1,0 +1,80 @@
+"""k-NN overlap as a metric."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hrsa_lightning.functional._inputs import check_choice
+from hrsa_lightning.functional.knn import (
+    OVERLAPS,
+    SIMILARITIES,
+    Overlap,
+    Similarity,
+    chance_overlap,
+    check_neighbor_counts,
+    knn_overlap,
+)
+from hrsa_lightning.metrics._base import PairMetric
+
+
+class KNNOverlap(PairMetric):
+    """Overlap of nearest neighbors among all samples seen.
+
+    See `hrsa_lightning.functional.knn_overlap`. The rows are kept until ``reset``. With int ids,
+    ties follow the order of the ids; without, the order of arrival.
+
+    Args:
+        k: number of neighbors (the value is a scalar), or several (a dict with the keys
+            ``knn_overlap_{k}``).
+        similarity: ``"cosine"`` or ``"euclidean"``.
+        overlap: ``"jaccard"`` or ``"mutual"``.
+        skip_large_k: whether to leave out a k of several that is not below the number of samples,
+            instead of raising.
+        kwargs: see `PairMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = KNNOverlap(k=(1, 2))
+        >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0], [0.1, 1.0]])
+        >>> metric.update(x, x.flip(1))
+        >>> metric.compute()["knn_overlap_1"].item()
+        1.0
+    """
+
+    needs = ("rows",)
+    min_samples = 2
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        k: int | Sequence[int] = 10,
+        similarity: Similarity = "cosine",
+        overlap: Overlap = "jaccard",
+        *,
+        skip_large_k: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_choice(similarity, "similarity", SIMILARITIES)
+        check_choice(overlap, "overlap", OVERLAPS)
+        self.k = k if isinstance(k, int) else tuple(k)
+        check_neighbor_counts((k,) if isinstance(k, int) else tuple(k))
+        self.similarity: Similarity = similarity
+        self.overlap: Overlap = overlap
+        self.skip_large_k = skip_large_k
+
+    def _value(self) -> Tensor | dict[str, Tensor]:
+        x, y, _, _ = self._rows()
+        n = x.shape[0]
+        ks = (self.k,) if isinstance(self.k, int) else self.k
+        if self.skip_large_k:
+            ks = tuple(k for k in ks if k < n)
+        self._floors = {}
+        if not ks:
+            return {}
+        values = knn_overlap(x, y, ks, self.similarity, self.overlap, chunk_bytes=self.chunk_bytes)
+        self._floors = {f"knn_overlap_{k}": chance_overlap(k, n, self.overlap) for k in ks}
+        if isinstance(self.k, int):
+            return values[self.k]
+        return {f"knn_overlap_{k}": value for k, value in values.items()}

@@ -1,0 +1,58 @@
+"""Linear-probe transfer as a metric."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrsa_lightning.functional.probe_transfer import MIN_SAMPLES, linear_probe_transfer
+from hrsa_lightning.metrics._base import PairMetric
+
+
+class LinearProbeTransfer(PairMetric):
+    """Accuracy of linear probes carried from the reference to the live model.
+
+    See `hrsa_lightning.functional.linear_probe_transfer`; ``update`` takes labels, which are
+    classes. Keys: ``probe_transfer_accuracy``, ``probe_source_accuracy``,
+    ``probe_ceiling_accuracy``; with ``num_classes=None`` labels are float targets and the keys end
+    in ``_r2``.
+
+    Args:
+        num_classes: number of classes, or None for regression.
+        regularization: weight of the ridge penalty.
+        kwargs: see `PairMetric`.
+
+    Example:
+        >>> import torch
+        >>> metric = LinearProbeTransfer(num_classes=2)
+        >>> y = torch.cat((torch.eye(2), -torch.eye(2), 2 * torch.eye(2), -3 * torch.eye(2)))
+        >>> metric.update(2 * y, y, (y.sum(1) > 0).long(), x_ids=list(range(8)))
+        >>> metric.compute()["probe_transfer_accuracy"].item()
+        1.0
+    """
+
+    needs = ("rows", "labels")
+    min_samples = MIN_SAMPLES
+    equal_width = True
+
+    def __init__(
+        self, num_classes: int | None, *, regularization: float = 1e-3, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.regularization = regularization
+
+    def _value(self) -> dict[str, Tensor]:
+        x, y, ids, order = self._rows()
+        labels = torch.cat(self.row_labels)[order]
+        if self.num_classes is not None and (
+            labels.is_floating_point() or labels.min() < 0 or labels.max() >= self.num_classes
+        ):
+            raise ValueError(f"Expected `labels` to be classes below {self.num_classes}.")
+        labels = labels.double() if self.num_classes is None else labels
+        result = linear_probe_transfer(x, y, labels, regularization=self.regularization, y_ids=ids)
+        suffix = "r2" if self.num_classes is None else "accuracy"
+        floor = 0.0 if self.num_classes is None else float(labels.bincount().max()) / len(labels)
+        values = {f"probe_{name}_{suffix}": v for name, v in result._asdict().items()}
+        self._floors = dict.fromkeys(values, floor)
+        return values
