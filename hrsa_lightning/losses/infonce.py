@@ -75,9 +75,12 @@ class InfoNCELoss(nn.Module):
         _check_shapes(queries, passages, passage_ids, query_ids)
         collect = gather if self.gather_distributed else _identity
         group_size = passages.shape[1]
-        normalized_BD = normalize(queries.float(), dim=-1)
-        candidates_ND = collect(normalize(passages.float(), dim=-1).flatten(0, 1))
-        scores_BN = normalized_BD @ candidates_ND.T / self.temperature
+        # Mixed precision would round cosines near 1 to steps of .004, which is .2 after division
+        # by a temperature of .02.
+        with torch.autocast(queries.device.type, enabled=False):
+            normalized_BD = normalize(queries.float(), dim=-1)
+            candidates_ND = collect(normalize(passages.float(), dim=-1).flatten(0, 1))
+            scores_BN = normalized_BD @ candidates_ND.T / self.temperature
 
         first_row = rank() * len(queries) if self.gather_distributed else 0
         rows = torch.arange(len(queries), device=queries.device)
@@ -85,11 +88,9 @@ class InfoNCELoss(nn.Module):
         if self.mask_duplicates:
             false_negative_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
             if passage_ids is not None:
-                all_ids_N = collect(passage_ids.flatten())
-                false_negative_BN |= passage_ids[:, :1] == all_ids_N
+                false_negative_BN |= passage_ids[:, :1] == collect(passage_ids.flatten())
             if query_ids is not None:
-                same_query_BB = query_ids[:, None] == collect(query_ids)
-                false_negative_BN[:, ::group_size] |= same_query_BB
+                false_negative_BN[:, ::group_size] |= query_ids[:, None] == collect(query_ids)
             false_negative_BN[rows, positive_B] = False
             scores_BN = scores_BN.masked_fill(false_negative_BN, float("-inf"))
         return cross_entropy(scores_BN, positive_B)
