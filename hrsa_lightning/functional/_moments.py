@@ -65,9 +65,14 @@ class PairMoments:
         return tuple(f.name for f in fields(cls))
 
     @classmethod
-    def zeros(cls, d_x: int, d_y: int, num_halves: int, device: torch.device) -> "PairMoments":
-        """Moments of no sample at all."""
-        h = num_halves
+    def zeros(
+        cls, d_x: int, d_y: int, num_halves: int, device: torch.device, *, own: bool = True
+    ) -> "PairMoments":
+        """Moments of no sample at all; without ``own``, x x', y y' and quartic sums are left out.
+
+        Left out sums have no elements, and such moments cannot be recentered.
+        """
+        h, own_x, own_y = num_halves, d_x * own, d_y * own
         shapes = {
             "count": (h,),
             "center_x": (d_x,),
@@ -76,11 +81,11 @@ class PairMoments:
             "sum_y": (h, d_y),
             "trace": (2, h),
             "cross": (h, d_x, d_y),
-            "self_x": (d_x, d_x),
-            "self_y": (d_y, d_y),
-            "quartic": (3,),
-            "weighted_x": (2, d_x),
-            "weighted_y": (2, d_y),
+            "self_x": (own_x, own_x),
+            "self_y": (own_y, own_y),
+            "quartic": (3 * own,),
+            "weighted_x": (2, own_x),
+            "weighted_y": (2, own_y),
         }
         return cls(
             **{k: torch.zeros(s, dtype=torch.float64, device=device) for k, s in shapes.items()}
@@ -159,8 +164,13 @@ class PairMoments:
         return (
             torch.addr(self.self_x, s_x, s_x / n, alpha=-1),
             torch.addr(self.self_y, s_y, s_y / n, alpha=-1),
-            torch.addr(self.cross.sum(0), s_x, s_y / n, alpha=-1),
+            self.centered_cross(),
         )
+
+    def centered_cross(self) -> Tensor:
+        """xy' around the means, (d_x, d_y)."""
+        s_x, s_y, n = self.sum_x.sum(0), self.sum_y.sum(0), self.count.sum()
+        return torch.addr(self.cross.sum(0), s_x, s_y / n, alpha=-1)
 
     def merge(self, other: "PairMoments") -> None:
         """Add the samples of another set of moments in place; ``other`` is moved to our center."""
@@ -172,7 +182,14 @@ class PairMoments:
             if not name.startswith("center"):
                 getattr(self, name).add_(getattr(other, name))
 
-    def add(self, x: Tensor, y: Tensor, judged: Tensor | None, chunk_bytes: int) -> None:
+    def add(
+        self,
+        x: Tensor,
+        y: Tensor,
+        judged: Tensor | None,
+        chunk_bytes: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """Add rows in place.
 
         Args:
@@ -180,23 +197,24 @@ class PairMoments:
             y: (n, d_y), same dtype and device.
             judged: (n,) bool, the half of each row; None when there is one half.
             chunk_bytes: bound of the working memory for shifted copies of the rows.
+            dtype: of the products; that of ``x`` by default.
         """
         if x.shape[0] == 0:
             return
+        dtype = x.dtype if dtype is None else dtype
         self._choose_center(x, y)
-        row_bytes = (x.shape[1] + y.shape[1]) * x.element_size()
-        step = rows_per_chunk(2 * row_bytes, chunk_bytes)
+        step = rows_per_chunk(2 * sum(self.widths) * dtype.itemsize, chunk_bytes)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
             self._add_chunk(
-                x[part] - self.center_x.to(x.dtype),
-                y[part] - self.center_y.to(y.dtype),
+                (x[part] - self.center_x.to(x.dtype)).to(dtype),
+                (y[part] - self.center_y.to(y.dtype)).to(dtype),
                 None if judged is None else judged[part],
             )
 
     def _choose_center(self, x: Tensor, y: Tensor) -> None:
         n = self.count.sum()
-        new = (_location(x), _location(y))
+        new = (location(x), location(y))
         if n == 0:
             self.center_x.copy_(new[0])
             self.center_y.copy_(new[1])
@@ -209,50 +227,52 @@ class PairMoments:
             self.recenter(*new)
 
     def _add_chunk(self, x: Tensor, y: Tensor, judged: Tensor | None) -> None:
-        k, ell = _row_norms(x), _row_norms(y)
+        k, ell = row_norms(x), row_norms(y)
         massive = (k > MASSIVE * k.median()) | (ell > MASSIVE * ell.median())
-        groups = [(0, ~massive if judged is None else ~massive & ~judged, x.dtype)]
-        if judged is not None:
-            groups.append((1, ~massive & judged, x.dtype))
-        if bool(massive.any()):
-            for h in range(len(groups)):
-                side = massive if judged is None else massive & (judged == bool(h))
-                groups.append((h, side, torch.float64))
-        for h, rows, dtype in groups:
-            if bool(rows.all()):
-                self._add_products(x, y, k, ell, h)
-            elif bool(rows.any()):
-                self._add_products(x[rows].to(dtype), y[rows].to(dtype), k[rows], ell[rows], h)
+        halves = [None] if judged is None else [~judged, judged]
+        for h, half in enumerate(halves):
+            for rows, dtype in ((~massive, x.dtype), (massive, torch.float64)):
+                chosen = rows if half is None else rows & half
+                if bool(chosen.all()):
+                    self._add_products(x, y, k, ell, h)
+                elif bool(chosen.any()):
+                    weights = k[chosen], ell[chosen]
+                    self._add_products(x[chosen].to(dtype), y[chosen].to(dtype), *weights, h)
 
     def _add_products(self, x: Tensor, y: Tensor, k: Tensor, ell: Tensor, h: int) -> None:
-        weights = torch.stack((k, ell)).to(x.dtype)
         self.count[h] += x.shape[0]
         self.sum_x[h] += x.sum(0)
         self.sum_y[h] += y.sum(0)
         self.trace[:, h] += torch.stack((k.sum(), ell.sum()))
         self.cross[h] += x.mT @ y
-        self.self_x += x.mT @ x
-        self.self_y += y.mT @ y
-        self.quartic += torch.stack((k.dot(k), ell.dot(ell), k.dot(ell)))
-        self.weighted_x += weights @ x
-        self.weighted_y += weights @ y
+        if self.quartic.numel():
+            weights = torch.stack((k, ell)).to(x.dtype)
+            self.self_x += x.mT @ x
+            self.self_y += y.mT @ y
+            self.quartic += torch.stack((k.dot(k), ell.dot(ell), k.dot(ell)))
+            self.weighted_x += weights @ x
+            self.weighted_y += weights @ y
 
 
-def _row_norms(x: Tensor) -> Tensor:
+def row_norms(x: Tensor) -> Tensor:
+    """Squared norms of rows, float64 (n,)."""
     return torch.linalg.vector_norm(x, dim=1).double().square()
 
 
-def _location(x: Tensor) -> Tensor:
+def location(x: Tensor) -> Tensor:
     """A center for rows: the mean of a few, or their median when massive rows pull the mean.
 
     Measured from one row, so that a constant feature is centered to exactly zero, and rounded to
     the dtype of ``x``, so that the shift itself adds no error for rows near it.
+
+    Returns:
+        (d,), float64.
     """
     few = x[:: max(1, x.shape[0] // CENTER_ROWS)]
     origin = few[0]
     few = few - origin
     mean = few.mean(0)
-    norms = _row_norms(few - mean)
+    norms = row_norms(few - mean)
     if few.shape[0] > 2 and bool(norms.max() > MASSIVE * norms.median()):
         mean = few.median(0).values
     return (origin + mean).double()

@@ -11,8 +11,7 @@ from hrsa_lightning.functional._numerics import (
     scalar_nan,
     warn_nan,
 )
-
-MIN_SAMPLES = 4
+from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, linear_cka_heatmaps
 
 
 def linear_cka(
@@ -66,6 +65,9 @@ def linear_cka(
     with full_precision(x.device):
         if standardize:
             x, y = standardized(x), standardized(y)
+        if 2 * x.shape[0] < x.shape[1] + y.shape[1] + min(x.shape[1], y.shape[1]) * 2:
+            plain, unbiased = linear_cka_heatmaps([x], [y], chunk_bytes=chunk_bytes)
+            return (unbiased if debiased else plain)[0, 0]
         moments = PairMoments.zeros(x.shape[1], y.shape[1], 1, x.device)
         moments.add(x, y, None, chunk_bytes)
         return cka_from_moments(moments, debiased)
@@ -97,16 +99,19 @@ def hsic_unbiased(
 
 def cka_from_moments(moments: PairMoments, debiased: bool) -> Tensor:
     """Linear CKA of streamed moments; see `linear_cka`."""
-    xx, yy, xy = moments.centered()
-    n = moments.count.sum()
-    hsic_x, hsic_y, hsic_xy = xx.square().sum(), yy.square().sum(), xy.square().sum()
-    k, ell = moments.centered_trace()
+    if not bool(torch.isfinite(moments.trace).all()):
+        warn_nan("linear CKA", "an input is not finite")
+        return scalar_nan(moments.trace)
+    xx, yy, xy = (product.square().sum() for product in moments.centered())
     if debiased:
+        n, (k, ell) = moments.count.sum(), moments.centered_trace()
         kk, ll, kl = moments.centered_quartic()
-        hsic_xy = hsic_unbiased(hsic_xy, kl, k, ell, n)
-        hsic_x = hsic_unbiased(hsic_x, kk, k, k, n)
-        hsic_y = hsic_unbiased(hsic_y, ll, ell, ell, n)
-    return cka_ratio(hsic_xy, hsic_x, hsic_y, finite=torch.isfinite(k) & torch.isfinite(ell))
+        xx, yy = hsic_unbiased(xx, kk, k, k, n), hsic_unbiased(yy, ll, ell, ell, n)
+        xy = hsic_unbiased(xy, kl, k, ell, n)
+    if not bool((xx > 0) & (yy > 0)):
+        warn_nan("linear CKA", "a representation has no variance")
+        return scalar_nan(xy)
+    return xy / (xx.sqrt() * yy.sqrt())
 
 
 def permutation_floor(moments: PairMoments) -> Tensor:
@@ -118,13 +123,3 @@ def permutation_floor(moments: PairMoments) -> Tensor:
     xx, yy, _ = moments.centered()
     k, ell = moments.centered_trace()
     return k * ell / ((moments.count.sum() - 1) * xx.norm() * yy.norm())
-
-
-def cka_ratio(hsic_xy: Tensor, hsic_x: Tensor, hsic_y: Tensor, finite: Tensor) -> Tensor:
-    """Normalize HSIC values to CKA; NaN with a warning where they have no meaning."""
-    if not bool(finite.all()):
-        warn_nan("linear CKA", "an input is not finite")
-    elif not bool(((hsic_x > 0) & (hsic_y > 0)).all()):
-        warn_nan("linear CKA", "a representation has no variance")
-    defined = finite & (hsic_x > 0) & (hsic_y > 0)
-    return torch.where(defined, hsic_xy / (hsic_x.sqrt() * hsic_y.sqrt()), scalar_nan(hsic_xy))

@@ -1,6 +1,7 @@
 """Linear CKA between all pairs of layers of two models."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from hrsa_lightning.functional._inputs import (
     check_matrix,
     compute_dtype,
 )
+from hrsa_lightning.functional._moments import location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
@@ -19,7 +21,8 @@ from hrsa_lightning.functional._numerics import (
     scalar_nan,
     warn_nan,
 )
-from hrsa_lightning.functional.cka import MIN_SAMPLES, hsic_unbiased
+
+MIN_SAMPLES = 4
 
 ROWS_PER_PRODUCT = 128
 
@@ -78,22 +81,50 @@ def linear_cka_heatmaps(
     check_count(n, MIN_SAMPLES)
     check_ids(x_ids, y_ids, n)
     with full_precision(left[0].device):
-        cross, own_x, own_y, k, ell = _gram_sums(left, right, chunk_bytes)
-        plain = _ratio(cross, own_x, own_y)
-        trace_x, trace_y = k.sum(0), ell.sum(0)
-        unbiased = _ratio(
-            hsic_unbiased(cross, k.mT @ ell, trace_x[:, None], trace_y, n),
-            hsic_unbiased(own_x, k.square().sum(0), trace_x, trace_x, n),
-            hsic_unbiased(own_y, ell.square().sum(0), trace_y, trace_y, n),
-        )
+        sums = _gram_sums(left, right, chunk_bytes)
+        plain = _ratio(_hsic_biased(sums), len(left))
+        unbiased = _ratio(_hsic_unbiased(sums), len(left))
     if not bool(torch.isfinite(plain).all()):
-        warn_nan("linear CKA heatmap", "a layer is not finite or has no variance")
+        warn_nan("linear CKA", "a layer is not finite or has no variance")
     return plain, unbiased
 
 
-def _ratio(cross: Tensor, own_x: Tensor, own_y: Tensor) -> Tensor:
-    own_x, own_y = (own.where(own > 0, scalar_nan(own)) for own in (own_x, own_y))
-    return cross / (own_x.sqrt()[:, None] * own_y.sqrt())
+class _GramSums(NamedTuple):
+    """Inner products of Gram matrices without their diagonals, and what completes them.
+
+    Attributes:
+        products: (layers, layers), sum over i != j of K_ij L_ij, filled for pairs of x and y and
+            for each layer with itself.
+        diagonal: (n, layers), K_ii.
+        row: (n, layers), sum over j != i of K_ij.
+    """
+
+    products: Tensor
+    diagonal: Tensor
+    row: Tensor
+
+
+def _hsic_biased(sums: _GramSums) -> Tensor:
+    """<HKH, HLH>, n^2 times the biased HSIC, for all pairs of layers."""
+    n = sums.row.shape[0]
+    full = sums.row + sums.diagonal
+    total = full.sum(0)
+    whole = sums.products + sums.diagonal.mT @ sums.diagonal
+    return whole - 2 / n * (full.mT @ full) + total[:, None] * total / n**2
+
+
+def _hsic_unbiased(sums: _GramSums) -> Tensor:
+    """n (n - 3) times the unbiased HSIC (Song et al. 2012, eq. 5), for all pairs of layers."""
+    n = sums.row.shape[0]
+    total = sums.row.sum(0)
+    products = sums.products + total[:, None] * total / ((n - 1) * (n - 2))
+    return products - 2 / (n - 2) * (sums.row.mT @ sums.row)
+
+
+def _ratio(hsic: Tensor, num_x: int) -> Tensor:
+    own = hsic.diagonal()
+    norms = own.where(own > 0, scalar_nan(own)).sqrt()
+    return hsic[:num_x, num_x:] / (norms[:num_x, None] * norms[num_x:])
 
 
 def check_layers(
@@ -122,43 +153,54 @@ def _layer_list(layers: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
     return [check_matrix(layer, f"{name}[{i}]") for i, layer in enumerate(layers)]
 
 
-def _gram_sums(
-    xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Inner products of centered Gram matrices and the squared norms of centered rows.
+def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> _GramSums:
+    """Sums over blocks of rows of all Gram matrices, each computed in its upper half only.
 
-    Returns:
-        <K, L> (layers_x, layers_y), <K, K> (layers_x,), <L, L> (layers_y,), and the squared row
-        norms (n, layers_x), (n, layers_y); all float64.
+    Rows are measured from a center near them and diagonals kept apart: what is left after the
+    corrections in `_hsic_unbiased` is then of the size of the sums, even where a few massive rows
+    dominate the diagonals.
     """
     layers = [*xs, *ys]
     n, num_x, num = xs[0].shape[0], len(xs), len(layers)
     device, dtype = xs[0].device, compute_dtype(*layers)
-    centers = [_center(layer.to(dtype)) for layer in layers]
-    cross = torch.zeros(num_x, num - num_x, dtype=torch.float64, device=device)
-    own = torch.zeros(num, dtype=torch.float64, device=device)
-    norms = torch.zeros(n, num, dtype=torch.float64, device=device)
-    step = rows_per_chunk(num * n * dtype.itemsize, chunk_bytes)
+    centers = [location(layer.to(dtype)).to(dtype) for layer in layers]
+    products = torch.zeros(num, num, dtype=torch.float64, device=device)
+    diagonal = torch.empty(n, num, dtype=torch.float64, device=device)
+    row = torch.empty_like(diagonal)
+    step = min(n, rows_per_chunk(num * n * dtype.itemsize, chunk_bytes))
+    gram = torch.empty(num, step, n, dtype=dtype, device=device)
     for start in range(0, n, step):
-        rows = min(step, n - start)
-        gram = torch.empty(num, rows, n - start, dtype=dtype, device=device)
+        rows = slice(start, min(start + step, n))
+        block = gram[:, : rows.stop - start, start:]
         for index, (layer, center) in enumerate(zip(layers, centers, strict=True)):
             tail = layer[start:].to(dtype) - center
-            norms[start : start + rows, index] = tail[:rows].double().square().sum(1)
-            for top in range(0, rows, ROWS_PER_PRODUCT):
-                end = min(top + ROWS_PER_PRODUCT, rows)
-                torch.matmul(tail[top:end], tail[top:].mT, out=gram[index, top:end, top:])
-        for top in range(0, rows, ROWS_PER_PRODUCT):
-            end = min(top + ROWS_PER_PRODUCT, rows)
-            for columns, weight in ((slice(top, end), 1), (slice(end, None), 2)):
-                block = gram[:, top:end, columns].transpose(0, 1)
-                pairs = torch.bmm(block[:, :num_x], block[:, num_x:].mT)
-                cross += weight * pairs.sum(0, dtype=torch.float64)
-                squares = torch.linalg.vector_norm(block, dim=2).double().square()
-                own += weight * squares.sum(0)
-    return cross, own[:num_x], own[num_x:], norms[:, :num_x], norms[:, num_x:]
+            if start == 0:
+                diagonal[:, index] = row_norms(tail)
+                total = tail.sum(0, dtype=torch.float64)
+                row[:, index] = (tail @ total.to(dtype)) - diagonal[:, index]
+            _upper_gram(tail, block[index])
+        _add_products(block, num_x, products)
+    return _GramSums(products, diagonal, row)
 
 
-def _center(x: Tensor) -> Tensor:
-    """Mean of the rows, measured from the first so that a constant feature is centered to zero."""
-    return x[0] + (x - x[0]).mean(0)
+def _upper_gram(tail: Tensor, out: Tensor) -> None:
+    """Products of the first rows of ``tail`` with all of them, above the diagonal."""
+    for top in range(0, out.shape[0], ROWS_PER_PRODUCT):
+        end = min(top + ROWS_PER_PRODUCT, out.shape[0])
+        torch.matmul(tail[top:end], tail[top:].mT, out=out[top:end, top:])
+    out.diagonal().zero_()
+
+
+def _add_products(gram: Tensor, num_x: int, products: Tensor) -> None:
+    """Add inner products of blocks of Gram matrices (layers, rows, columns), counted both ways.
+
+    Rows are added up in the dtype of the blocks, sums of rows in float64.
+    """
+    for top in range(0, gram.shape[1], ROWS_PER_PRODUCT):
+        end = min(top + ROWS_PER_PRODUCT, gram.shape[1])
+        for columns, weight in ((slice(top, end), 1), (slice(end, None), 2)):
+            block = gram[:, top:end, columns].transpose(0, 1)
+            pairs = torch.bmm(block[:, :num_x], block[:, num_x:].mT)
+            products[:num_x, num_x:] += weight * pairs.sum(0, dtype=torch.float64)
+            squares = torch.linalg.vector_norm(block, dim=2).double().square()
+            products.diagonal().add_(weight * squares.sum(0))

@@ -14,12 +14,17 @@ from hrsa_lightning.functional._inputs import (
     halves,
     sample_keys,
 )
-from hrsa_lightning.functional._numerics import full_precision, scalar_nan, warn_nan
+from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional._numerics import (
+    DEFAULT_CHUNK_BYTES,
+    full_precision,
+    rows_per_chunk,
+    scalar_nan,
+    warn_nan,
+)
 
 Protocol = Literal["held_out", "in_sample", "paper"]
 PROTOCOLS = ("held_out", "in_sample", "paper")
-MIN_SAMPLES = 2
-MIN_SAMPLES_HELD_OUT = 4
 
 
 class ProcrustesResult(NamedTuple):
@@ -40,6 +45,7 @@ def orthogonal_procrustes(
     return_rotation: bool = False,
     x_ids: SampleIds | None = None,
     y_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> ProcrustesResult:
     r"""Align ``x`` to ``y`` by the best orthogonal matrix and measure what is left.
 
@@ -69,6 +75,7 @@ def orthogonal_procrustes(
         return_rotation: whether to return the fitted :math:`O^*`, (d_x, d_y).
         x_ids: ids of the rows of ``x``, int or str.
         y_ids: ids of the rows of ``y``; must equal ``x_ids``.
+        chunk_bytes: bound of the working memory beside inputs and moments.
 
     Returns:
         A `ProcrustesResult`. Values are NaN, with a warning, if an input is not finite or has no
@@ -90,27 +97,22 @@ def orthogonal_procrustes(
         (1.0, 1.0)
     """
     check_choice(protocol, "protocol", PROTOCOLS)
-    held_out = protocol == "held_out"
-    x, y = check_pair(x, y, min_samples=MIN_SAMPLES_HELD_OUT if held_out else MIN_SAMPLES)
+    x, y = check_pair(x, y, min_samples=min_samples(protocol))
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        if not bool(torch.isfinite(x.sum()) & torch.isfinite(y.sum())):
-            warn_nan("orthogonal Procrustes", "an input is not finite")
-            nan = scalar_nan(x)
-            return ProcrustesResult(nan, nan, nan, nan)
-        everything = _polar(x, y)
-        entropy = _entropy(everything, x.shape[0])
-        if held_out:
-            judged = halves(sample_keys(y, ids))
-            fitted = _polar(x[~judged], y[~judged])
-            x, y = x[judged], y[judged]
-        else:
-            fitted = everything
-        x, y = x.double(), y.double()
-        if protocol != "paper":
-            x, y = x - x.mean(0), y - y.mean(0)
-        values = _judge(x, y, fitted.rotation)
-    return ProcrustesResult(*values, entropy, fitted.rotation if return_rotation else None)
+        judged = halves(sample_keys(y, ids)) if protocol == "held_out" else None
+        num_halves = 1 if judged is None else 2
+        moments = PairMoments.zeros(x.shape[1], y.shape[1], num_halves, x.device, own=False)
+        moments.add(x, y, judged, chunk_bytes, torch.float64)
+        result = procrustes_from_moments(moments, protocol)
+        cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
+    result = result._replace(mean_cosine=cosine)
+    return result if return_rotation else result._replace(rotation=None)
+
+
+def min_samples(protocol: Protocol) -> int:
+    """Smallest number of samples a protocol is defined for."""
+    return 4 if protocol == "held_out" else 2
 
 
 class _Polar(NamedTuple):
@@ -118,29 +120,120 @@ class _Polar(NamedTuple):
     unique: bool
 
 
-def _polar(x: Tensor, y: Tensor) -> _Polar:
-    """Polar factor of the centered cross moment; directions without variance are left out."""
-    x, y = x.double(), y.double()
-    cross = (x - x.mean(0)).mT @ (y - y.mean(0))
+def procrustes_from_moments(moments: PairMoments, protocol: Protocol) -> ProcrustesResult:
+    """Everything in `orthogonal_procrustes` that sums give: all but the mean cosine.
+
+    Args:
+        moments: with two halves for ``"held_out"``; those of other protocols are added up.
+        protocol: see `orthogonal_procrustes`.
+    """
+    nan = scalar_nan(moments.cross)
+    if not bool(torch.isfinite(moments.trace).all()):
+        warn_nan("orthogonal Procrustes", "an input is not finite")
+        return ProcrustesResult(nan, nan, nan, nan, None)
+    n = moments.count.sum()
+    everything = _polar(_centered_cross(moments, None), n)
+    fitted, judge = everything, None
+    if protocol == "held_out":
+        if not bool((moments.count >= 2).all()):
+            warn_nan("orthogonal Procrustes", "one half holds fewer than 2 samples")
+            return ProcrustesResult(nan, nan, nan, nan, None)
+        fitted, judge = _polar(_centered_cross(moments, 0), moments.count[0]), 1
+    inner = (fitted.rotation * _centered_cross(moments, judge)).sum()
+    total_x, total_y = _centered_traces(moments, judge)
+    if protocol == "paper":
+        mean_x, mean_y = _means(moments, judge)
+        inner = inner + n * (mean_x @ fitted.rotation).dot(mean_y)
+        total_x, total_y = total_x + n * mean_x.dot(mean_x), total_y + n * mean_y.dot(mean_y)
+    if not bool((total_x > 0) & (total_y > 0)):
+        warn_nan("orthogonal Procrustes", "a representation has no variance")
+        return ProcrustesResult(nan, nan, nan, nan, None)
+    return ProcrustesResult(
+        residual_variance_ratio=(total_x + total_y - 2 * inner) / total_y,
+        global_cosine=inner / (total_x * total_y).sqrt(),
+        mean_cosine=nan,
+        inverse_row_entropy=_entropy(everything, int(n)),
+        rotation=fitted.rotation,
+    )
+
+
+def mean_cosine(
+    x: Tensor,
+    y: Tensor,
+    judged: Tensor | None,
+    moments: PairMoments,
+    protocol: Protocol,
+    rotation: Tensor | None,
+    chunk_bytes: int,
+) -> Tensor:
+    """Mean over the judged samples of the cosine of x O and y.
+
+    Args:
+        x: (n, d_x), float32 or float64.
+        y: (n, d_y).
+        judged: (n,) bool, the samples to judge; None for all.
+        moments: of the same rows.
+        protocol: ``"paper"`` takes the rows as they are, the others around their means.
+        rotation: (d_x, d_y), None when it has no meaning.
+        chunk_bytes: bound of the working memory.
+    """
+    if rotation is None:
+        return scalar_nan(x)
+    half = None if judged is None else 1
+    mean_x, mean_y = (mean.to(x.dtype) for mean in _means(moments, half))
+    rotation = rotation.to(x.dtype)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    step = rows_per_chunk(4 * sum(moments.widths) * x.element_size(), chunk_bytes)
+    for start in range(0, x.shape[0], step):
+        part = slice(start, start + step)
+        left, right = x[part], y[part]
+        if judged is not None:
+            left, right = left[judged[part]], right[judged[part]]
+        if protocol != "paper":
+            left, right = left - mean_x, right - mean_y
+        norms = torch.linalg.vector_norm(left, dim=1) * torch.linalg.vector_norm(right, dim=1)
+        inner = ((left @ rotation) * right).sum(1)
+        # A row of zeros has no direction: it counts as unaligned.
+        total += (inner / norms).masked_fill(norms == 0, 0).sum(dtype=torch.float64)
+    return total / (x.shape[0] if judged is None else judged.sum())
+
+
+def _centered_cross(moments: PairMoments, half: int | None) -> Tensor:
+    if half is None:
+        return moments.centered_cross()
+    s_x, s_y, n = moments.sum_x[half], moments.sum_y[half], moments.count[half]
+    return torch.addr(moments.cross[half], s_x, s_y / n, alpha=-1)
+
+
+def _centered_traces(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
+    chosen = slice(None) if half is None else slice(half, half + 1)
+    n = moments.count[chosen].sum()
+    s_x, s_y = moments.sum_x[chosen].sum(0), moments.sum_y[chosen].sum(0)
+    k, ell = moments.trace[:, chosen].sum(1)
+    return k - s_x.dot(s_x) / n, ell - s_y.dot(s_y) / n
+
+
+def _means(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
+    chosen = slice(None) if half is None else slice(half, half + 1)
+    n = moments.count[chosen].sum()
+    return (
+        moments.center_x + moments.sum_x[chosen].sum(0) / n,
+        moments.center_y + moments.sum_y[chosen].sum(0) / n,
+    )
+
+
+def _polar(cross: Tensor, num_samples: Tensor) -> _Polar:
+    """Polar factor of a cross moment; directions it leaves open are zero."""
     u, s, v = torch.linalg.svd(cross, full_matrices=False)
+    rank = min(*cross.shape, int(num_samples) - 1)
     kept = s > s[0] * max(cross.shape) * torch.finfo(torch.float32).eps
+    kept[rank:] = False
     return _Polar((u * kept) @ v, bool(kept.all()))
-
-
-def _judge(x: Tensor, y: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    turned = x @ rotation
-    inner = (turned * y).sum(1)
-    norm_x, norm_y = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y, dim=1)
-    total_x, total_y = norm_x.square().sum(), norm_y.square().sum()
-    ratio = (total_x + total_y - 2 * inner.sum()) / total_y
-    cosines = inner / (norm_x * norm_y)
-    mean = cosines.masked_fill((norm_x == 0) | (norm_y == 0), 0).mean()
-    return ratio, inner.sum() / (total_x * total_y).sqrt(), mean
 
 
 def _entropy(fitted: _Polar, num_samples: int) -> Tensor:
     d_x, d_y = fitted.rotation.shape
-    if d_x != d_y or num_samples - 1 < d_x or not fitted.unique:
+    if d_x != d_y or not fitted.unique:
         warn_nan(
             "inverse row entropy",
             f"the alignment of widths {d_x} and {d_y} is not unique with {num_samples} samples",

@@ -4,12 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional.cka import (
-    MIN_SAMPLES,
-    cka_from_moments,
-    linear_cka,
-    permutation_floor,
-)
+from hrsa_lightning.functional.cka import cka_from_moments, linear_cka, permutation_floor
+from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES
 from hrsa_lightning.metrics._base import PairMetric
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds
-from hrsa_lightning.functional.cka import MIN_SAMPLES
-from hrsa_lightning.functional.cka_heatmap import check_layers, linear_cka_heatmap
+from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, check_layers, linear_cka_heatmap
 from hrsa_lightning.metrics._base import PairMetric
 
 

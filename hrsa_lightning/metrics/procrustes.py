@@ -4,11 +4,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional._inputs import check_choice
+from hrsa_lightning.functional._inputs import check_choice, halves, sample_keys
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
     Protocol,
-    orthogonal_procrustes,
+    mean_cosine,
+    min_samples,
+    procrustes_from_moments,
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.metrics._base import PairMetric
@@ -22,6 +24,8 @@ class OrthogonalProcrustes(PairMetric):
 
     Args:
         protocol: ``"held_out"``, ``"in_sample"`` or ``"paper"``.
+        mean_cosine: whether to report it. It needs the rows, which are kept until ``reset``; all
+            else is streamed, in sums shared with `LinearCKA` and `DimensionCorrelation`.
         kwargs: see `PairMetric`.
 
     Example:
@@ -33,27 +37,36 @@ class OrthogonalProcrustes(PairMetric):
         1.0
     """
 
-    needs = ("rows",)
-    min_samples = 4
+    needs = ("moments",)
     higher_is_better = None
     plot_upper_bound = None
 
-    def __init__(self, protocol: Protocol = "held_out", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, protocol: Protocol = "held_out", *, mean_cosine: bool = True, **kwargs: Any
+    ) -> None:
         check_choice(protocol, "protocol", PROTOCOLS)
+        extra = ("rows",) if mean_cosine else ()
+        super().__init__(state=(*kwargs.pop("state", ()), *extra), **kwargs)
         self.protocol: Protocol = protocol
+        self.mean_cosine = mean_cosine
+        self.min_samples = min_samples(protocol)
 
     def _value(self) -> dict[str, Tensor]:
-        x, y, ids, _ = self._rows()
-        result = orthogonal_procrustes(x, y, self.protocol, y_ids=ids)
-        self._floors = {
-            "inverse_row_entropy": random_rotation_inverse_row_entropy(min(x.shape[1], y.shape[1]))
-        }
-        if self.protocol == "held_out":
-            self._floors |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
-        return {
+        moments = self._moments()
+        result = procrustes_from_moments(moments, self.protocol)
+        values = {
             "procrustes_residual": result.residual_variance_ratio,
             "procrustes_global_cosine": result.global_cosine,
-            "procrustes_mean_cosine": result.mean_cosine,
             "inverse_row_entropy": result.inverse_row_entropy,
         }
+        if self.mean_cosine:
+            x, y, ids, _ = self._rows()
+            judged = halves(sample_keys(y, ids)) if self.protocol == "held_out" else None
+            values["procrustes_mean_cosine"] = mean_cosine(
+                x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
+            )
+        floor = random_rotation_inverse_row_entropy(min(moments.widths))
+        self._floors = {"inverse_row_entropy": floor}
+        if self.protocol == "held_out":
+            self._floors |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
+        return values
