@@ -1,0 +1,8 @@
+"""The builder is a program beside the package, so its folder joins the path for its tests."""
+
+import sys
+from pathlib import Path
+
+TOOLS = str(Path(__file__).resolve().parents[2] / "tools")
+if TOOLS not in sys.path:
+    sys.path.insert(0, TOOLS)

@@ -1,0 +1,10 @@
+from tiny import card
+
+
+def test_similarity_section_survives_a_new_rendering() -> None:
+    section = f"{card.BEGIN}\n| CKA | 0.9 |\n{card.END}"
+    assert card.similarity_section(f"before\n{section}\nafter") == section
+
+
+def test_first_card_has_an_empty_marked_place() -> None:
+    assert card.similarity_section("") == f"{card.BEGIN}\n{card.END}"

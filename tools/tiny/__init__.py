@@ -1,0 +1,1 @@
+"""Parts of the builder of `hrsa_lightning/assets/tiny` (see `tools/build_tiny.py`)."""
