@@ -47,7 +47,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "smollm3": {},
     "cohere2": _MIXED_2,
     "glm4": {"head_dim": 8},
-    "starcoder2": {},
+    "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0},
     "gpt_neox": {},
     "exaone4": _MIXED_2,
     "stablelm": {},

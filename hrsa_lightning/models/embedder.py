@@ -205,7 +205,9 @@ class EmbeddingModel(nn.Module):
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes each layer's activations in the backward pass, in training mode only."""
         transformer: Any = self.transformer
-        transformer.gradient_checkpointing_enable({"use_reentrant": False})
+        # Older releases of transformers know the second name only.
+        enable = getattr(transformer, "activation_checkpointing_enable", None)
+        (enable or transformer.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Writes what was trained: a LoRA adapter in peft's format, or the whole backbone.
