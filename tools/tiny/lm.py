@@ -171,5 +171,7 @@ def num_parameters() -> int:
 
 
 def describe(config: PretrainConfig) -> dict[str, object]:
-    """Return the run's figures for the record."""
-    return {**asdict(config), "num_steps": config.num_steps}
+    """Return the figures that decide the run's outcome, for the record."""
+    record = {**asdict(config), "num_steps": config.num_steps}
+    del record["checkpoint_every"]
+    return record
