@@ -1,0 +1,245 @@
+"""From two representations of the same samples to values, whatever the metrics are."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.metrics import hrsa_metrics
+
+__all__ = ["Comparer", "Result", "variance_shares"]
+
+MIN_SAMPLES = 4
+
+
+@dataclass
+class Result:
+    """What one comparison gave.
+
+    Attributes:
+        values: By metric key.
+        floors: Chance or null value by metric key, where one is known.
+        notes: What the reader has to know: metrics left out, degenerate or non-finite input.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Comparer:
+    """Applies a set of metrics to pairs of representations.
+
+    Args:
+        metrics: `None` for the HRSA set, a list of its keys to keep only those, a torchmetrics
+            metric or collection with `update(x, y)`, or a list or mapping of metrics.
+        num_classes: Number of classes of the labels, for the probe of the HRSA set.
+        num_groups: Leave each of so many groups of samples out once, for a jackknife band around
+            every value; 0 for none.
+
+    Raises:
+        ConfigError: When `metrics` is none of these or names an unknown key.
+    """
+
+    def __init__(
+        self, metrics: Any = None, *, num_classes: int | None = None, num_groups: int = 0
+    ) -> None:
+        if num_groups < 0 or num_groups == 1:
+            raise ConfigError(f"num_jackknife_groups: expected 0 or at least 2, got {num_groups}")
+        self._keys: list[str] | None = None
+        self._metrics = self._collection(metrics, num_classes)
+        self._num_groups = num_groups
+        self._fitting: dict[tuple[int, int], tuple[MetricCollection, list[str]]] = {}
+
+    def compare(self, x: Tensor, y: Tensor, labels: Tensor | None = None) -> Result:
+        """Compare two (samples, features) matrices, row by row of the same samples.
+
+        Args:
+            x: (samples, features) of the live model.
+            y: (samples, other features) of the reference.
+            labels: (samples,), classes, for metrics that use them.
+
+        Raises:
+            DataError: When the numbers of rows differ or are too small, or a metric gives no
+                single number.
+        """
+        if len(x) != len(y):
+            raise DataError(
+                f"{len(x)} rows against {len(y)}; tokens can be compared only where both models "
+                "use the same tokenizer"
+            )
+        if len(x) < MIN_SAMPLES:
+            raise DataError(f"probes: expected at least {MIN_SAMPLES} samples, got {len(x)}")
+        metrics, notes = self._metrics_for(x, y)
+        result = Result(notes=list(notes))
+        if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+            # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
+            # there would be is asked with noise.
+            noise = [torch.randn(m.shape, device=m.device) for m in (x, y)]
+            keys = self._run(metrics, noise[0], noise[1], labels, Result())
+            result.values = dict.fromkeys(keys, float("nan"))
+            result.notes.append("representations are not finite, so all values are NaN")
+            return result
+        result.values = self._run(metrics, x, y, labels, result)
+        if self._num_groups:
+            result.values |= self._band(metrics, x, y, labels, result.values)
+        return result
+
+    def _collection(self, metrics: Any, num_classes: int | None) -> MetricCollection:
+        if metrics is None:
+            return hrsa_metrics(num_classes=num_classes)
+        if isinstance(metrics, MetricCollection):
+            return metrics.clone()
+        if isinstance(metrics, Metric):
+            return MetricCollection([metrics.clone()])
+        if isinstance(metrics, Mapping) and metrics:
+            return MetricCollection({name: metric.clone() for name, metric in metrics.items()})
+        if isinstance(metrics, Sequence) and metrics and not isinstance(metrics, str):
+            if all(isinstance(metric, str) for metric in metrics):
+                self._keys = list(metrics)
+                return _named(self._keys, num_classes)
+            if all(isinstance(metric, Metric) for metric in metrics):
+                return MetricCollection([metric.clone() for metric in metrics])
+        raise ConfigError(
+            "metrics: expected null, a list of names of HRSA metrics, or torchmetrics metrics, "
+            f"got {metrics!r}"
+        )
+
+    def _metrics_for(self, x: Tensor, y: Tensor) -> tuple[MetricCollection, list[str]]:
+        """The metrics that can take these widths; the others are left out and named."""
+        widths = (x.shape[1], y.shape[1])
+        if widths not in self._fitting:
+            metrics, notes = self._metrics, []
+            if widths[0] != widths[1]:
+                kept: dict[str, Any] = {}
+                for name, metric in self._metrics.items(keep_base=True):
+                    if _takes(metric, x[:MIN_SAMPLES], y[:MIN_SAMPLES]):
+                        kept[name] = metric.clone()
+                    else:
+                        notes.append(
+                            f"{name} needs equal widths and is left out "
+                            f"({widths[0]} against {widths[1]} features)"
+                        )
+                if not kept:
+                    raise DataError(notes[0])
+                metrics = MetricCollection(kept)
+            for metric in metrics.values(copy_state=False):
+                # Every rank holds all rows when it compares, so there is nothing to add up.
+                metric.distributed_available_fn = _alone
+            self._fitting[widths] = (metrics, notes)
+        return self._fitting[widths]
+
+    def _run(
+        self, metrics: MetricCollection, x: Tensor, y: Tensor, labels: Tensor | None, result: Result
+    ) -> dict[str, float]:
+        metrics.reset()
+        metrics.to(x.device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            metrics.update(x, y, **({} if labels is None else {"labels": labels}))
+            values = {name: _number(name, value) for name, value in metrics.compute().items()}
+            for metric in metrics.values(copy_state=False):
+                if hasattr(metric, "floors"):
+                    result.floors |= metric.floors()
+        metrics.reset()
+        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
+        if self._keys is None:
+            return values
+        return {key: values[key] for key in self._keys if key in values}
+
+    def _band(
+        self,
+        metrics: MetricCollection,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None,
+        values: Mapping[str, float],
+    ) -> dict[str, float]:
+        """95 % band of a grouped jackknife.
+
+        Samples drawn with replacement would meet their own copies as nearest neighbors, and
+        duplicates move debiased CKA; leaving groups out has neither flaw.
+        """
+        groups = torch.arange(len(x), device=x.device) % self._num_groups
+        runs = []
+        for group in range(self._num_groups):
+            keep = groups != group
+            part = None if labels is None else labels[keep]
+            runs.append(self._run(metrics, x[keep], y[keep], part, Result()))
+        band = {}
+        for key, value in values.items():
+            left_out = torch.tensor([run.get(key, float("nan")) for run in runs]).double()
+            spread = (left_out - left_out.mean()).square().sum() * (1 - 1 / self._num_groups)
+            half = 1.96 * float(spread.sqrt())
+            band |= {f"{key}_low": value - half, f"{key}_high": value + half}
+        return band
+
+
+def variance_shares(x: Tensor) -> dict[str, float]:
+    """Share of the variance that the largest sample and the largest dimension carry.
+
+    Where one sample or dimension dominates, the similarity of two representations is a tale of that
+    one.
+
+    Args:
+        x: (samples, features).
+
+    Returns:
+        `variance_share_sample` and `variance_share_dimension`, in [0, 1]; NaN without variance.
+
+    Example:
+        >>> shares = variance_shares(torch.tensor([[9.0, 1.0], [-9.0, -1.0]]))
+        >>> round(shares["variance_share_dimension"], 3)
+        0.988
+    """
+    squares = (x.double() - x.double().mean(0)).square()
+    total = squares.sum()
+    return {
+        "variance_share_sample": float(squares.sum(1).max() / total),
+        "variance_share_dimension": float(squares.sum(0).max() / total),
+    }
+
+
+def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
+    """The metrics of the HRSA set that give these keys."""
+    ks = [int(key.removeprefix("knn_overlap_")) for key in keys if key[12:].isdigit()]
+    everything = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
+    x = torch.randn(max([16, *ks]) + 1, 2)
+    labels = {} if num_classes is None else {"labels": torch.arange(len(x)) % num_classes}
+    everything.update(x, x, **labels)
+    metrics: dict[str, Any] = {}
+    known: set[str] = set()
+    for name, metric in everything.items(keep_base=True):
+        value = metric.compute()
+        own = set(value) if isinstance(value, Mapping) else {name}
+        known |= own
+        if own & set(keys):
+            metrics[name] = metric
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return MetricCollection(metrics, compute_groups=[list(metrics)])
+
+
+def _takes(metric: Metric, x: Tensor, y: Tensor) -> bool:
+    trial = metric.clone().to(x.device)
+    try:
+        trial.update(x, y)
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _alone() -> bool:
+    return False
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise DataError(f"metric {name}: expected one number, got the shape {tuple(value.shape)}")
+    return float(value)

@@ -1,0 +1,108 @@
+"""`RepresentationRecorder`: writes a run's representations, for other runs to compare with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from hrsa_lightning.callbacks.base import Monitor, OnError
+from hrsa_lightning.callbacks.probing import Probing
+from hrsa_lightning.callbacks.schedule import Schedule
+from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.representations.capture import CaptureOptions, Forward
+from hrsa_lightning.representations.pooling import PoolingMethod
+from hrsa_lightning.representations.probes import Tokenizer
+from hrsa_lightning.representations.trace import TraceWriter
+
+__all__ = ["RepresentationRecorder"]
+
+
+class RepresentationRecorder(Monitor):
+    """Records the pooled representations of chosen layers at chosen steps.
+
+    The folder it writes is a `reference` for the `SimilarityMonitor` of another run, which compares
+    itself with this one step for step. It holds safetensors and JSON, complete after every step.
+    The arguments that it shares with `SimilarityMonitor` mean the same.
+
+    Args:
+        folder: Where to write, relative to the run's folder or absolute.
+        probes: See `SimilarityMonitor`; the other run has to use the same.
+        layers: See `SimilarityMonitor`.
+        arms: See `SimilarityMonitor`.
+        forward: See `SimilarityMonitor`.
+        pooling: See `SimilarityMonitor`.
+        mask: See `SimilarityMonitor`.
+        exclude_first_token: See `SimilarityMonitor`.
+        every_n_train_steps: See `SimilarityMonitor`.
+        every_n_epochs: See `SimilarityMonitor`.
+        log_spaced: See `SimilarityMonitor`.
+        tokenizer: See `SimilarityMonitor`.
+        max_length: See `SimilarityMonitor`.
+        batch_size: See `SimilarityMonitor`.
+        limit_probe_batches: See `SimilarityMonitor`.
+        on_error: See `SimilarityMonitor`.
+        name: First part of the tag of the seconds that recording took.
+
+    Raises:
+        ConfigError: See `SimilarityMonitor`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path = "trace",
+        probes: Any = None,
+        layers: Sequence[str] = ("output",),
+        arms: str | None = None,
+        *,
+        forward: Forward | None = None,
+        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        mask: str | Callable[[Any], Tensor] | None = None,
+        exclude_first_token: bool = False,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        log_spaced: bool | int = False,
+        tokenizer: Tokenizer | None = None,
+        max_length: int = 128,
+        batch_size: int = 32,
+        limit_probe_batches: int | None = None,
+        on_error: OnError = "warn",
+        name: str = "recorder",
+    ) -> None:
+        if probes is None:
+            raise ConfigError("probes: expected the inputs to record, got none")
+        self._target = Path(folder)
+        self._probing = Probing(
+            probes,
+            layers,
+            arms,
+            CaptureOptions(forward, pooling, mask, exclude_first_token),
+            tokenizer=tokenizer,
+            max_length=max_length,
+            batch_size=batch_size,
+            label_key=None,
+            limit_batches=limit_probe_batches,
+            keep_on_device=False,
+        )
+        schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced)
+        super().__init__(name, schedule, None, on_error)
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._probing.prepare(trainer, pl_module, self.exchange)
+
+    def begin(self, restored: dict[str, Any]) -> None:
+        self._writer: TraceWriter | None = None
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        recording = self._probing.look()
+        step = trainer.global_step
+        with self.exchange.together():
+            if self.exchange.rank == 0 and self.folder is not None:
+                if self._writer is None:
+                    fingerprints = {n: p.fingerprint for n, p in self._probing.probes.items()}
+                    self._writer = TraceWriter(
+                        self.folder / self._target, fingerprints, keep_until=step - 1
+                    )
+                self._writer.add(step, recording)
+        return {}

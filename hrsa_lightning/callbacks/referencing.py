@@ -1,0 +1,147 @@
+"""Looks up the rows that a live model is compared with, running frozen models once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hrsa_lightning.callbacks.probing import Probing
+from hrsa_lightning.callbacks.store import ReferenceStore
+from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.representations.capture import Snapshot
+from hrsa_lightning.representations.layers import LayerSelection, select_layers
+from hrsa_lightning.representations.reference import Comparison, FrozenModel, References
+from hrsa_lightning.representations.trace import Recording
+
+__all__ = ["ReferenceBook"]
+
+INITIAL = "initial"
+Live = dict[str, dict[str, Snapshot]]
+
+
+class ReferenceBook:
+    """The references of a monitor and what is kept of them.
+
+    Args:
+        references: What the user asked for.
+        probing: Looks at models.
+        layers: Layers of the reference where it names them otherwise than the live model.
+    """
+
+    def __init__(
+        self, references: References, probing: Probing, layers: Sequence[str] | None
+    ) -> None:
+        self._references = references
+        self._probing = probing
+        self._layers = layers
+        self._store = ReferenceStore()
+        self._recordings: dict[str, Recording | None] = {}
+
+    def comparisons(self) -> list[Comparison]:
+        """All comparisons of the arms of the current fit.
+
+        Raises:
+            ConfigError: When an arm does not exist.
+            DataError: When a trace was recorded on other probes.
+        """
+        fingerprints = {name: p.fingerprint for name, p in self._probing.probes.items()}
+        for trace in self._references.traces.values():
+            trace.check_probes(fingerprints)
+            for arm in self._probing.modules:
+                trace.arm_for(arm)
+        return self._references.comparisons(list(self._probing.modules))
+
+    def open(self, folder: Path | None, prefix: str, restored: dict[str, Any]) -> bool:
+        """Start to keep representations, in files if there is a folder.
+
+        Args:
+            folder: Where files go; `None` keeps tensors in memory.
+            prefix: Begins the file names.
+            restored: What `state` returned before a restart.
+
+        Returns:
+            False when the file with the initial representations is gone.
+        """
+        self._store = ReferenceStore(folder, prefix)
+        return self._store.restore(INITIAL, restored.get(INITIAL))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold: the start cannot be computed again."""
+        return {INITIAL: self._store.state(INITIAL)}
+
+    def fill(self, live: Live, step: int, *, initial_lost: bool) -> None:
+        """Keep what is still missing: the start, the frozen models, the recorded step.
+
+        Args:
+            live: Representations of the arms now.
+            step: Current step.
+            initial_lost: Whether there was a start that cannot be had again.
+        """
+        exchange = self._probing.observer.exchange
+        writes = exchange.rank == 0
+        with exchange.together():
+            if self._references.initial and INITIAL not in self._store and not initial_lost:
+                self._store.put(INITIAL, live, write=writes)
+        for name, model in self._references.frozen.items():
+            if name not in self._store:
+                snapshots = self._run(name, model)
+                with exchange.together():
+                    self._store.put(name, snapshots, write=writes)
+        with exchange.together():
+            self._recordings = {
+                name: trace.at(step) for name, trace in self._references.traces.items()
+            }
+
+    def rows(self, comparison: Comparison, probes: str, live: Live) -> Snapshot | None:
+        """Layer to rows of the reference of a comparison, `None` when there are none now."""
+        if comparison.source == "arm":
+            return live[probes][comparison.of]
+        if comparison.source == "trace":
+            recording = self._recordings[comparison.of]
+            if recording is None:
+                return None
+            trace = self._references.traces[comparison.of]
+            return recording[probes][trace.arm_for(comparison.arm)]
+        return (
+            self._store.snapshot(comparison.of, probes, comparison.arm)
+            or self._store.snapshot(comparison.of, probes, "")
+            or None
+        )
+
+    def _run(self, name: str, model: FrozenModel) -> Live:
+        """One forward pass of a frozen model, or of each arm with the weights of a file."""
+        probing = self._probing
+        arms = list(probing.modules) if model.per_arm else [next(iter(probing.modules))]
+        found: dict[str, dict[str, Snapshot]] = {}
+        for arm in arms:
+            live = probing.modules[arm]
+            prefix = f"{probing.arms}.{arm}." if probing.arms else ""
+            with (
+                probing.observer.exchange.together(),
+                model.opened(live, probing.device, prefix) as module,
+            ):
+                layers = self._layers_of(module, name, arm)
+                own = model.tokenizer(probing.max_length)
+                owner = f"reference {name}" if own else arm
+                shares = probing.look_at(module, layers, owner, own, live)
+            found[arm if model.per_arm else ""] = probing.observer.gather(shares)
+        return {
+            probes: {arm: snapshots[probes] for arm, snapshots in found.items()}
+            for probes in probing.probes
+        }
+
+    def _layers_of(self, module: Any, name: str, arm: str) -> LayerSelection:
+        """The layers of a reference, under the names that they have in the live model."""
+        owner = f"reference {name!r}"
+        if self._layers is None:
+            return select_layers(module, self._probing.patterns, relative=True, owner=owner)
+        found = select_layers(module, self._layers, owner=owner)
+        live = self._probing.layers[arm]
+        if len(found.modules) != len(live.modules) or len(found.outputs) != len(live.outputs):
+            raise ConfigError(
+                f"reference_layers: {len(found.names)} layers of {owner} for {len(live.names)} "
+                "layers of the live model; name one for each"
+            )
+        return LayerSelection(
+            dict(zip(live.modules, found.modules.values(), strict=True)),
+            dict(zip(live.outputs, found.outputs.values(), strict=True)),
+        )

@@ -1,0 +1,230 @@
+"""`RetrievalMonitor`: does the model in training find the right passage for a held-out query?"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from hrsa_lightning.callbacks.base import Monitor, OnError
+from hrsa_lightning.callbacks.schedule import Schedule
+from hrsa_lightning.callbacks.sinks import log_picture
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.plots import curves_figure, save_figure
+from hrsa_lightning.representations.capture import is_sharded
+from hrsa_lightning.representations.history import read_history
+
+__all__ = ["RetrievalMonitor", "ranking_scores", "read_retrieval_pairs"]
+
+Text = str | tuple[str, str]
+Encode = Callable[[nn.Module, list[Text]], Tensor]
+
+
+class RetrievalMonitor(Monitor):
+    """Logs MRR, nDCG and recall of held-out queries against all held-out passages.
+
+    Values are `retrieval/<arm>/mrr@10`, `retrieval/<arm>/ndcg@10`, `retrieval/<arm>/recall@1`, ….
+    Passages are ranked by cosine similarity; of passages that score the same, the wrong ones count
+    as found first.
+
+    Args:
+        pairs: Path of a JSONL file, or a list, of `query` (a text or [instruction, text]), and
+            `pos` and `neg` (lists of texts). The corpus is every `pos` and `neg` once.
+        arms: Attribute of the LightningModule that holds an `nn.ModuleDict` of models; `None` takes
+            the LightningModule itself.
+        ks: Depths of recall; MRR and nDCG are taken at the largest.
+        encode: `encode(module, texts) -> (texts, features)`; the default is the model's own
+            `embed(texts, max_length=…, batch_size=…)`.
+        max_length: Most tokens of a text, for the default encoding.
+        batch_size: Texts per batch, for the default encoding.
+        limit: Use at most so many queries; the corpus is that of these.
+        every_n_train_steps: See `SimilarityMonitor`.
+        every_n_epochs: See `SimilarityMonitor`.
+        log_spaced: See `SimilarityMonitor`.
+        max_overhead: See `SimilarityMonitor`.
+        history: See `SimilarityMonitor`.
+        on_error: See `SimilarityMonitor`.
+        name: See `SimilarityMonitor`.
+
+    Raises:
+        ConfigError: When an argument has no meaning.
+        DataError: When the pairs are missing or malformed.
+    """
+
+    def __init__(
+        self,
+        pairs: str | Path | Sequence[Mapping[str, Any]],
+        arms: str | None = None,
+        *,
+        ks: Sequence[int] = (1, 10),
+        encode: Encode | None = None,
+        max_length: int = 128,
+        batch_size: int = 64,
+        limit: int | None = None,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        log_spaced: bool | int = False,
+        max_overhead: float | None = None,
+        history: str | Path | None = "retrieval.jsonl",
+        on_error: OnError = "warn",
+        name: str = "retrieval",
+    ) -> None:
+        if not ks or any(k < 1 for k in ks):
+            raise ConfigError(f"ks: expected positive numbers, got {list(ks)}")
+        if history == "retrieval.jsonl" and name != "retrieval":
+            history = f"{name}.jsonl"
+        records = read_retrieval_pairs(pairs) if isinstance(pairs, (str, Path)) else list(pairs)
+        self._queries, self._corpus, self._relevant = _index(records[:limit])
+        self._arms = arms
+        self._ks = sorted(ks)
+        self._encode = encode
+        self._max_length = max_length
+        self._batch_size = batch_size
+        schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced, max_overhead)
+        super().__init__(name, schedule, history, on_error)
+
+    def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        holder = pl_module if self._arms is None else getattr(pl_module, self._arms, None)
+        if self._arms is not None and not isinstance(holder, (nn.ModuleDict, Mapping)):
+            raise ConfigError(
+                f"arms: expected {self._arms!r} to name an nn.ModuleDict of the LightningModule, "
+                f"got {type(holder).__name__}"
+            )
+        self._modules: dict[str, nn.Module] = (
+            {"": pl_module} if self._arms is None else dict(holder.items())  # type: ignore[union-attr, operator]
+        )
+        for arm, module in self._modules.items():
+            if self._encode is None and not callable(getattr(module, "embed", None)):
+                raise ConfigError(
+                    f"encode: {f'arm {arm!r}' if arm else 'the module'} has no method embed(texts, "
+                    "max_length, batch_size); give encode="
+                )
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for arm, module in self._modules.items():
+            queries = self._embed(module, self._queries)
+            corpus = self._embed(module, list(self._corpus))
+            with self.exchange.together():
+                scores = ranking_scores(queries, corpus, self._relevant, self._ks)
+            if any(math.isnan(score) for score in scores.values()):
+                self.warn_once(
+                    f"embeddings of {arm or 'the module'} are not finite, values are NaN"
+                )
+            tag = "/".join(part for part in (self.name, arm) if part)
+            values |= {f"{tag}/{metric}": score for metric, score in scores.items()}
+        return values
+
+    def finish(self, trainer: Trainer) -> None:
+        if self.history_path is None or not self.history_path.is_file():
+            return
+        figure = curves_figure(read_history(self.history_path), group=self.name)
+        log_picture(trainer, f"{self.name}/curves", figure, trainer.global_step)
+        save_figure(figure, self.history_path.parent / f"{self.name}.png")
+
+    def _embed(self, module: nn.Module, texts: list[Text]) -> Tensor:
+        """Embeddings of all texts on the CPU, each rank having encoded its share."""
+        # Weights that are spread over ranks need every rank in every forward pass.
+        shards = 1 if is_sharded(module) else self.exchange.num_shards
+        with self.exchange.together():
+            share = texts[self.exchange.shard % shards :: shards]
+            if not share:
+                own = {}
+            elif self._encode is not None:
+                own = {self.exchange.shard % shards: self._encode(module, share)}
+            else:
+                embedded = module.embed(  # type: ignore[operator]
+                    share, max_length=self._max_length, batch_size=self._batch_size
+                )
+                own = {self.exchange.shard % shards: embedded}
+            own = {shard: rows.detach().float().cpu() for shard, rows in own.items()}
+        used = list(range(min(shards, len(texts))))
+        rows = self.exchange.rows(own, used)
+        order = torch.cat([torch.arange(shard, len(texts), shards) for shard in used])
+        return rows[order.argsort()]
+
+
+def ranking_scores(
+    queries: Tensor, corpus: Tensor, relevant: Sequence[Sequence[int]], ks: Sequence[int]
+) -> dict[str, float]:
+    """MRR and nDCG at the largest depth, and recall at each, by cosine similarity.
+
+    Args:
+        queries: (queries, features).
+        corpus: (passages, features).
+        relevant: For each query, the rows of `corpus` that answer it.
+        ks: Depths.
+
+    Returns:
+        Means over queries, in [0, 1]; NaN when an embedding is not finite.
+
+    Example:
+        >>> ranking_scores(torch.eye(2), torch.eye(2), [[0], [1]], [1])
+        {'mrr@1': 1.0, 'ndcg@1': 1.0, 'recall@1': 1.0}
+    """
+    depth = max(ks)
+    names = [f"mrr@{depth}", f"ndcg@{depth}", *(f"recall@{k}" for k in ks)]
+    if not (bool(queries.isfinite().all()) and bool(corpus.isfinite().all())):
+        return dict.fromkeys(names, math.nan)
+    corpus = torch.nn.functional.normalize(corpus.float(), dim=1)
+    queries = torch.nn.functional.normalize(queries.float(), dim=1)
+    totals = dict.fromkeys(names, 0.0)
+    for query, answers in zip(queries, relevant, strict=True):
+        scores = corpus @ query
+        found = scores[list(answers)].sort(descending=True).values
+        wrong = scores.clone()
+        wrong[list(answers)] = -math.inf
+        before = (wrong[None, :] >= found[:, None]).sum(1)
+        ranks = (before + torch.arange(1, len(found) + 1)).tolist()
+        gain = sum(1 / math.log2(1 + rank) for rank in ranks if rank <= depth)
+        ideal = sum(1 / math.log2(2 + place) for place in range(min(depth, len(ranks))))
+        totals[names[0]] += 1 / ranks[0] if ranks[0] <= depth else 0.0
+        totals[names[1]] += gain / ideal
+        for k in ks:
+            totals[f"recall@{k}"] += sum(rank <= k for rank in ranks) / len(ranks)
+    return {name: total / len(queries) for name, total in totals.items()}
+
+
+def read_retrieval_pairs(path: str | Path) -> list[dict[str, Any]]:
+    """Read `query`, `pos` and `neg` from JSON lines.
+
+    Raises:
+        DataError: When the file is missing or a line is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"pairs: no file {str(path)!r}")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error.msg})") from None
+    return records
+
+
+def _index(
+    records: Sequence[Mapping[str, Any]],
+) -> tuple[list[Text], dict[Text, int], list[list[int]]]:
+    """Queries, corpus with row numbers, and the right rows of each query."""
+    corpus: dict[Text, int] = {}
+    queries: list[Text] = []
+    relevant: list[list[int]] = []
+    for number, record in enumerate(records, start=1):
+        query = record.get("query")
+        pair = isinstance(query, (list, tuple)) and len(query) == 2
+        if not (isinstance(query, str) or pair) or not record.get("pos"):
+            raise DataError(f"pairs: record {number} needs a query and at least one pos")
+        queries.append(query if isinstance(query, str) else (query[0], query[1]))
+        relevant.append(
+            [corpus.setdefault(text, len(corpus)) for text in dict.fromkeys(record["pos"])]
+        )
+        for text in record.get("neg") or ():
+            corpus.setdefault(text, len(corpus))
+    if not queries:
+        raise DataError("pairs: expected at least one query, got none")
+    return queries, corpus, relevant

@@ -1,0 +1,148 @@
+"""Choose layers of any module by name or glob, and give them short names for charts."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from hrsa_lightning.errors import ConfigError
+
+__all__ = ["LayerSelection", "clean_name", "select_layers"]
+
+# Name parts that wrappers slip in between a module and its children.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """Which values of a forward pass are wanted.
+
+    Attributes:
+        modules: Short name to submodule, in the order asked for.
+        outputs: Short name to the key of the forward's result, `None` for the result as a whole.
+    """
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    outputs: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """All short names: layers first, then outputs."""
+        return [*self.modules, *self.outputs]
+
+
+def clean_name(name: str) -> str:
+    """A module's name without the parts that `torch.compile`, FSDP and checkpointing add.
+
+    Example:
+        >>> clean_name("encoder._orig_mod.layers.0")
+        'encoder.layers.0'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def select_layers(
+    module: nn.Module, patterns: Sequence[str], *, relative: bool = False, owner: str = "the module"
+) -> LayerSelection:
+    """Resolve layer patterns against the submodules of `module`.
+
+    A pattern is compared part by part: `*`, `?` and `[...]` stay within one part between dots, and
+    `**` stands for any number of parts. `output` is what the forward call returns, `output.KEY`
+    one entry of a returned mapping. Matches of a wildcard get a short name: `encoder.layers.*`
+    names its matches `layer_0`, `layer_1`, …; a pattern without wildcards keeps its own name.
+
+    Args:
+        module: The module to look into.
+        patterns: Names or globs.
+        relative: When a pattern matches nothing, try it without its first parts as well, so that
+            `backbone.layers.*` finds `layers.*` in a bare backbone.
+        owner: What to call `module` in an error.
+
+    Returns:
+        The selection, each layer once.
+
+    Raises:
+        ConfigError: When a pattern matches nothing.
+
+    Example:
+        >>> net = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+        >>> select_layers(net, ["blocks.*", "output"]).names
+        ['block_0', 'block_1', 'output']
+    """
+    submodules = {clean_name(name): part for name, part in module.named_modules() if name}
+    found: dict[str, str] = {}  # full name -> short name
+    outputs: dict[str, str | None] = {}
+    for pattern in patterns:
+        if pattern == "output" or pattern.startswith("output."):
+            outputs[pattern] = pattern.partition(".")[2] or None
+            continue
+        matches = _matches(pattern, submodules)
+        while relative and not matches and "." in pattern:
+            pattern = pattern.partition(".")[2]
+            matches = _matches(pattern, submodules)
+        if not matches:
+            raise ConfigError(_no_match(pattern, list(submodules), owner))
+        for full, short in matches.items():
+            found.setdefault(full, short)
+    shorts = list(found.values())
+    modules = {
+        (short if shorts.count(short) == 1 else full): submodules[full]
+        for full, short in found.items()
+    }
+    return LayerSelection(modules, outputs)
+
+
+def _matches(pattern: str, names: dict[str, nn.Module]) -> dict[str, str]:
+    regex, wildcards = _compile(pattern)
+    matches = {}
+    for name in names:
+        if (match := regex.fullmatch(name)) is not None:
+            parts = [
+                _short_part(match[f"w{index}"], before) for index, before in enumerate(wildcards)
+            ]
+            matches[name] = ".".join(parts) if parts else name
+    return matches
+
+
+def _compile(pattern: str) -> tuple[re.Pattern[str], list[str]]:
+    """The regular expression of a pattern and, for each wildcard part, the literal before it."""
+    regex, wildcards, before = "", [], ""
+    parts = pattern.split(".")
+    for position, part in enumerate(parts):
+        dot = r"\." if position < len(parts) - 1 else ""
+        if part == "**":
+            regex += r"(?:[^.]+\.)*" if dot else r"[^.]+(?:\.[^.]+)*"
+            before = ""
+        elif any(character in part for character in "*?["):
+            regex += f"(?P<w{len(wildcards)}>{_glob(part)}){dot}"
+            wildcards.append(before)
+            before = ""
+        else:
+            regex += re.escape(part) + dot
+            before = part
+    return re.compile(regex), wildcards
+
+
+def _glob(part: str) -> str:
+    pieces = re.findall(r"\[!?[^\]]+\]|.", part)
+    translated = {"*": "[^.]*", "?": "[^.]"}
+    return "".join(
+        translated.get(piece) or (piece.replace("[!", "[^") if len(piece) > 1 else re.escape(piece))
+        for piece in pieces
+    )
+
+
+def _short_part(matched: str, before: str) -> str:
+    if not matched.isdigit() or not before:
+        return matched
+    singular = before[:-1] if before.endswith("s") and not before.endswith("ss") else before
+    return f"{singular}_{matched}"
+
+
+def _no_match(pattern: str, names: list[str], owner: str) -> str:
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
+    hint = near or [name for name in names if "." not in name][:5]
+    listed = ", ".join(hint) if hint else "none: it has no submodules"
+    return f"layers: {pattern!r} matches no submodule of {owner}; nearest names: {listed}"

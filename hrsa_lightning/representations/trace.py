@@ -1,0 +1,143 @@
+"""Recorded representations of a run, for comparing another run with it step for step.
+
+A trace is a folder: `trace.json` names the probe sets, arms and steps, and each step has one
+safetensors file. Nothing in it is executed when it is read.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from hrsa_lightning.errors import DataError
+from hrsa_lightning.representations.capture import Snapshot
+
+__all__ = ["Recording", "RepresentationTrace", "TraceWriter"]
+
+# Probe set to arm to layer to (rows, features).
+Recording = dict[str, dict[str, Snapshot]]
+
+_INDEX = "trace.json"
+_SEPARATOR = "|"
+
+
+class RepresentationTrace:
+    """A trace that is read one step at a time.
+
+    Args:
+        folder: Where `RepresentationRecorder` wrote it.
+        step: Always compare with this recorded step; `None` compares step for step.
+        arm: Which arm of the recorded run; `None` takes the arm of the same name, or its only one.
+
+    Raises:
+        DataError: When the folder holds no trace, or not this step or arm.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, step: int | None = None, arm: str | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.step = step
+        self.arm = arm
+        index = self.folder / _INDEX
+        if not index.is_file():
+            raise DataError(f"no recorded trace in {str(self.folder)!r}: {_INDEX} is missing")
+        description = json.loads(index.read_text(encoding="utf-8"))
+        self.steps: list[int] = description["steps"]
+        self.arms: list[str] = description["arms"]
+        self.fingerprints: dict[str, str] = description["probes"]
+        if step is not None and step not in self.steps:
+            raise DataError(f"step {step} is not in the trace {str(self.folder)!r}: {self.steps}")
+        if arm is not None and arm not in self.arms:
+            raise DataError(f"arm {arm!r} is not in the trace {str(self.folder)!r}: {self.arms}")
+
+    def check_probes(self, fingerprints: Mapping[str, str]) -> None:
+        """Refuse probes other than the recorded ones.
+
+        Raises:
+            DataError: When a probe set is missing or its content differs.
+        """
+        for name, fingerprint in fingerprints.items():
+            if self.fingerprints.get(name) != fingerprint:
+                raise DataError(
+                    f"the trace {str(self.folder)!r} was recorded on other probes"
+                    + (f" (set {name!r})" if name else "")
+                )
+
+    def at(self, step: int) -> Recording | None:
+        """The representations to compare with at a step, `None` when none were recorded then."""
+        step = step if self.step is None else self.step
+        if step not in self.steps:
+            return None
+        recording: Recording = {}
+        for key, rows in load_file(self.folder / _file_name(step)).items():
+            probes, arm, layer = key.split(_SEPARATOR, 2)
+            recording.setdefault(probes, {}).setdefault(arm, {})[layer] = rows
+        return recording
+
+    def arm_for(self, arm: str) -> str:
+        """The recorded arm that a live arm is compared with.
+
+        Raises:
+            DataError: When the choice is not clear.
+        """
+        if self.arm is not None:
+            return self.arm
+        if arm in self.arms:
+            return arm
+        if len(self.arms) == 1:
+            return self.arms[0]
+        raise DataError(
+            f"the trace {str(self.folder)!r} has no arm {arm!r}; choose one of {self.arms}"
+        )
+
+
+class TraceWriter:
+    """Writes a trace step by step; what is on disk is complete after every step.
+
+    Args:
+        folder: Made when missing. A trace that is already there is continued.
+        fingerprints: Hash of each probe set.
+        keep_until: Recorded steps after this one are forgotten, when a run resumes before them.
+    """
+
+    def __init__(
+        self, folder: str | Path, fingerprints: Mapping[str, str], keep_until: int = -1
+    ) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._fingerprints = dict(fingerprints)
+        self._steps: list[int] = []
+        index = self.folder / _INDEX
+        if index.is_file():
+            steps = json.loads(index.read_text(encoding="utf-8"))["steps"]
+            self._steps = [step for step in steps if step <= keep_until]
+
+    def add(self, step: int, recording: Recording) -> None:
+        """Write one step; the index is replaced last and in one move."""
+        tensors = {
+            _SEPARATOR.join((probes, arm, layer)): rows.cpu().contiguous()
+            for probes, arms in recording.items()
+            for arm, snapshot in arms.items()
+            for layer, rows in snapshot.items()
+        }
+        target = self.folder / _file_name(step)
+        partial = target.with_suffix(".partial")
+        save_file(tensors, partial)
+        partial.replace(target)
+        self._steps = sorted({*self._steps, step})
+        arms = sorted({arm for arms in recording.values() for arm in arms})
+        description: dict[str, Any] = {
+            "probes": self._fingerprints,
+            "arms": arms,
+            "steps": self._steps,
+        }
+        partial = (self.folder / _INDEX).with_suffix(".partial")
+        partial.write_text(json.dumps(description, indent=1), encoding="utf-8")
+        partial.replace(self.folder / _INDEX)
+
+
+def _file_name(step: int) -> str:
+    return f"step_{step:08d}.safetensors"
