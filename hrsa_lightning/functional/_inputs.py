@@ -79,7 +79,8 @@ def check_pair(
     x, y = check_matrix(x, "x"), check_matrix(y, "y")
     if x.shape[0] != y.shape[0]:
         raise ValueError(
-            f"Expected `x` and `y` to hold the same samples, got {x.shape[0]} and {y.shape[0]} rows."
+            f"Expected `x` and `y` to hold the same samples, "
+            f"got {x.shape[0]} and {y.shape[0]} rows."
         )
     if x.device != y.device:
         raise ValueError(f"Expected `x` and `y` on one device, got {x.device} and {y.device}.")

@@ -234,12 +234,12 @@ class PairMoments:
             for rows, dtype in ((~massive, x.dtype), (massive, torch.float64)):
                 chosen = rows if half is None else rows & half
                 if bool(chosen.all()):
-                    self._add_products(x, y, k, ell, h)
+                    self._add_products(x, y, h)
                 elif bool(chosen.any()):
-                    weights = k[chosen], ell[chosen]
-                    self._add_products(x[chosen].to(dtype), y[chosen].to(dtype), *weights, h)
+                    self._add_products(x[chosen].to(dtype), y[chosen].to(dtype), h)
 
-    def _add_products(self, x: Tensor, y: Tensor, k: Tensor, ell: Tensor, h: int) -> None:
+    def _add_products(self, x: Tensor, y: Tensor, h: int) -> None:
+        k, ell = row_norms(x), row_norms(y)
         self.count[h] += x.shape[0]
         self.sum_x[h] += x.sum(0)
         self.sum_y[h] += y.sum(0)

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,16 +28,38 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     The settings of the caller are restored on the way out, whatever happens inside.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    before = _get_precision()
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        _set_precision(_EXACT)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        _set_precision(before)
+
+
+# Since torch 2.9 each backend has its own setting, and reading the old one after somebody wrote a
+# new one is an error.
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    _EXACT = ["ieee", "ieee"]
+
+    def _get_precision() -> list[str]:
+        return [b.fp32_precision for b in _matmul_backends()]
+
+    def _set_precision(precision: list[str]) -> None:
+        for backend, value in zip(_matmul_backends(), precision, strict=True):
+            backend.fp32_precision = value
+
+    def _matmul_backends() -> tuple[Any, Any]:
+        return torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+else:
+    _EXACT = ["highest"]
+
+    def _get_precision() -> list[str]:
+        return [torch.get_float32_matmul_precision()]
+
+    def _set_precision(precision: list[str]) -> None:
+        torch.set_float32_matmul_precision(precision[0])
 
 
 def rows_per_chunk(bytes_per_row: int, chunk_bytes: int) -> int:

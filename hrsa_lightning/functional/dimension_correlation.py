@@ -63,7 +63,8 @@ def dimension_correlation(
     Example:
         >>> import torch
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
-        >>> dimension_correlation(x, torch.stack((2 * x[:, 0], -x[:, 1]), 1)).values.round().tolist()
+        >>> y = torch.stack((2 * x[:, 0], -x[:, 1]), dim=1)
+        >>> dimension_correlation(x, y).values.round().tolist()
         [1.0, -1.0]
     """
     x, y = check_pair(x, y, min_samples=MIN_SAMPLES, equal_width=True)

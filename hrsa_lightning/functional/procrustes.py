@@ -25,6 +25,7 @@ from hrsa_lightning.functional._numerics import (
 
 Protocol = Literal["held_out", "in_sample", "paper"]
 PROTOCOLS = ("held_out", "in_sample", "paper")
+INVERSE_ITERATIONS = 4
 
 
 class ProcrustesResult(NamedTuple):
@@ -224,11 +225,38 @@ def _means(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
 
 def _polar(cross: Tensor, num_samples: Tensor) -> _Polar:
     """Polar factor of a cross moment; directions it leaves open are zero."""
+    n = int(num_samples)
+    unique = _has_full_rank(cross, n)
     u, s, v = torch.linalg.svd(cross, full_matrices=False)
-    rank = min(*cross.shape, int(num_samples) - 1)
-    kept = s > s[0] * max(cross.shape) * torch.finfo(torch.float32).eps
-    kept[rank:] = False
-    return _Polar((u * kept) @ v, bool(kept.all()))
+    if not unique:
+        s[n - 1 :] = 0
+        u = u * (s > s[0] * torch.finfo(torch.float32).eps)
+    return _Polar(u @ v, unique)
+
+
+def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
+    """Whether every direction of a square cross moment stands out of the rounding of its data.
+
+    Judged by the smallest singular value after rows and columns are brought to unit norm, so that
+    a massive feature does not make the others look like rounding, against the effect of rounding
+    the data to float32.
+    """
+    d = cross.shape[0]
+    if d != cross.shape[1] or num_samples - 1 < d:
+        return False
+    scaled = cross / torch.linalg.vector_norm(cross, dim=1, keepdim=True)
+    scaled = scaled / torch.linalg.vector_norm(scaled, dim=0)
+    factor, pivots, info = torch.linalg.lu_factor_ex(scaled)
+    if bool(info != 0) or not bool(torch.isfinite(factor).all()):
+        return False
+    # Inverse iteration from a vector without symmetries.
+    vector = torch.linspace(-1, 1, d, dtype=cross.dtype, device=cross.device).cos()[:, None]
+    for _ in range(INVERSE_ITERATIONS):
+        vector = torch.linalg.lu_solve(factor, pivots, vector / vector.norm())
+        norm = vector.norm()
+        vector = torch.linalg.lu_solve(factor, pivots, vector / norm, adjoint=True)
+    rounding = 2 * torch.finfo(torch.float32).eps * math.sqrt(2 * d / num_samples)
+    return bool(1 / torch.minimum(norm, vector.norm()) > rounding)
 
 
 def _entropy(fitted: _Polar, num_samples: int) -> Tensor:

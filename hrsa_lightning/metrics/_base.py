@@ -1,7 +1,8 @@
 """State shared by the metrics: streamed moments, stored rows, and their exchange between ranks."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,6 +14,7 @@ from torchmetrics.utilities.exceptions import TorchMetricsUserError
 from hrsa_lightning.functional._inputs import (
     SampleIds,
     check_choice,
+    check_count,
     check_ids,
     check_pair,
     halves,
@@ -46,14 +48,22 @@ class PairMetric(Metric):
         kwargs: see `torchmetrics.Metric`; ``dist_sync_fn`` is not used.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    plot_upper_bound = 1.0
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = True
+    full_state_update: bool | None = False
+    plot_upper_bound: float | None = 1.0
 
-    needs: ClassVar[tuple[str, ...]]
-    min_samples: ClassVar[int]
+    needs: tuple[str, ...]
+    min_samples: int
     equal_width: ClassVar[bool] = False
+
+    count: Tensor
+    center_x: Tensor
+    center_y: Tensor
+    rows_x: list[Tensor]
+    rows_y: list[Tensor]
+    row_ids: list[Tensor]
+    row_labels: list[Tensor]
 
     def __init__(
         self,
@@ -77,7 +87,7 @@ class PairMetric(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def _row_states(self) -> tuple[str, ...]:
-        rows = ROW_STATES if {"rows", "labels"} & set(self.parts) else ()
+        rows = ROW_STATES if "rows" in self.parts else ()
         return (*rows, "row_labels") if "labels" in self.parts else rows
 
     def update(
@@ -111,9 +121,9 @@ class PairMetric(Metric):
         with full_precision(x.device):
             if "moments" in self.parts:
                 self._check_widths(x, y)
-                keys = sample_keys(y, ids)
-                self._moments().add(x, y, halves(keys), self.chunk_bytes)
-            if self._row_states():
+                judged = halves(sample_keys(y, ids))
+                self._moments().add(x, y, judged, self.chunk_bytes)
+            if "rows" in self.parts:
                 self.rows_x.append(x)
                 self.rows_y.append(y)
                 words = torch.full_like(x[:, 0], NO_ID, dtype=torch.int64)
@@ -147,7 +157,7 @@ class PairMetric(Metric):
         """Number of samples seen (of all ranks, while synchronized)."""
         if "moments" in self.parts:
             return int(self.count.sum())
-        return sum(rows.shape[0] for rows in self.rows_x)
+        return sum(batch.shape[0] for batch in self.rows_x)
 
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Value over all samples of all ranks.
@@ -155,11 +165,7 @@ class PairMetric(Metric):
         Raises:
             ValueError: if there are fewer samples than the metric is defined for.
         """
-        n = self.num_samples()
-        if n < self.min_samples:
-            raise ValueError(
-                f"Expected at least {self.min_samples} samples for {type(self).__name__}, got {n}."
-            )
+        check_count(self.num_samples(), self.min_samples)
         with full_precision(self.device):
             return self._value()
 
@@ -190,6 +196,25 @@ class PairMetric(Metric):
             return value.to(fn(value).device)
 
         return super()._apply(keep_dtype, exclude_state)
+
+    @contextmanager
+    def synchronized_for(self, members: Sequence["PairMetric"]) -> Iterator[None]:
+        """Exchange the state once for metrics that share it, this one among them."""
+        to_sync = self._to_sync
+        self.sync(should_sync=to_sync)
+        for member in members:
+            for name in self._defaults:
+                setattr(member, name, getattr(self, name))
+            member._to_sync, member._should_unsync = False, False
+        try:
+            yield
+        finally:
+            for member in members:
+                member._to_sync, member._should_unsync = to_sync, True
+            self.unsync(should_unsync=self._is_synced)
+            for member in members:
+                for name in self._defaults:
+                    setattr(member, name, getattr(self, name))
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         if "moments" in self.parts:
@@ -235,7 +260,8 @@ class PairMetric(Metric):
         total = exchange.add(n.clone()).clamp(min=1)
         mean_x = exchange.add(n * moments.center_x + moments.sum_x.sum(0)) / total
         mean_y = exchange.add(n * moments.center_y + moments.sum_y.sum(0)) / total
-        moments.recenter(mean_x, mean_y)
+        # Centers are subtracted from float32 rows, so they must be float32 values.
+        moments.recenter(mean_x.float().double(), mean_y.float().double())
         for name in PairMoments.names():
             if not name.startswith("center"):
                 exchange.add(getattr(moments, name))
@@ -264,7 +290,7 @@ class PairMetric(Metric):
 class _Exchange:
     """Collectives of one process group."""
 
-    def __init__(self, group: Any | None, device: torch.device) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
         self.group = group
         self.device = device
         self.size = dist.get_world_size(group)

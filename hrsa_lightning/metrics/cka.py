@@ -27,20 +27,20 @@ class LinearCKA(PairMetric):
         1.0
     """
 
-    needs = ("moments",)
     min_samples = MIN_SAMPLES
 
     def __init__(self, debiased: bool = True, *, standardize: bool = False, **kwargs: Any) -> None:
+        self.needs = ("rows",) if standardize else ("moments",)
+        super().__init__(**kwargs)
         self.debiased = debiased
         self.standardize = standardize
-        extra = ("rows",) if standardize else ()
-        super().__init__(state=(*kwargs.pop("state", ()), *extra), **kwargs)
 
     def _value(self) -> Tensor:
-        moments = self._moments()
-        floor = 0.0 if self.debiased else float(permutation_floor(moments))
-        self._floors = {"cka" if self.debiased else "cka_plain": floor}
         if self.standardize:
             x, y, _, _ = self._rows()
+            self._floors = {"cka": 0.0} if self.debiased else {}
             return linear_cka(x, y, self.debiased, standardize=True, chunk_bytes=self.chunk_bytes)
+        moments = self._moments()
+        plain_floor = float(permutation_floor(moments))
+        self._floors = {"cka": 0.0} if self.debiased else {"cka_plain": plain_floor}
         return cka_from_moments(moments, self.debiased)

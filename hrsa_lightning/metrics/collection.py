@@ -1,6 +1,7 @@
 """The paper's set of metrics as one collection."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 from torchmetrics import MetricCollection
@@ -22,6 +23,15 @@ LEVELS = ("representation", "geometry", "function", "all")
 
 class HRSAMetrics(MetricCollection):
     """A collection of HRSA metrics that share one state; made by `hrsa_metrics`."""
+
+    def compute(self) -> dict[str, Any]:
+        """Compute all metrics, with one exchange between ranks per shared state."""
+        with ExitStack() as stack:
+            for names in self.compute_groups.values():
+                members = [self[name] for name in names]
+                if any(member._computed is None for member in members):
+                    stack.enter_context(members[0].synchronized_for(members))
+            return super().compute()
 
     def floors(self) -> dict[str, float]:
         """Value of unrelated representations under each key of ``compute``, where one is known."""

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+
+from hrsa_lightning.functional import SimilarityWarning, dimension_correlation
+from hrsa_lightning.functional.dimension_correlation import correlation_from_moments
+from tests.functional import reference
+from tests.functional.inputs import HOSTILE
+from tests.functional.test_cka import moments_of
+
+EQUAL_WIDTH = [name for name in HOSTILE if name != "different_widths"]
+
+
+@pytest.mark.parametrize("name", EQUAL_WIDTH)
+def test_agrees_with_the_definition(name: str) -> None:
+    x, y = HOSTILE[name]()
+    expected = torch.from_numpy(reference.correlations(x, y))
+    result = dimension_correlation(x, y)
+    torch.testing.assert_close(result.values, expected, rtol=1e-6, atol=1e-7)
+    assert result.mean.item() == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert result.median.item() == pytest.approx(expected.quantile(0.5).item(), rel=1e-6)
+    assert result.degenerate_share.item() == 0
+
+
+@pytest.mark.parametrize("name", EQUAL_WIDTH)
+def test_moments_agree_with_the_definition(name: str) -> None:
+    x, y = HOSTILE[name]()
+    expected = torch.from_numpy(reference.correlations(x, y))
+    result = correlation_from_moments(moments_of(x, y, 2))
+    torch.testing.assert_close(result.values, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    x, y = HOSTILE["ordinary"]()
+    values = dimension_correlation(x, y).values
+    for j in range(x.shape[1]):
+        expected = stats.pearsonr(x[:, j].double().numpy(), y[:, j].double().numpy()).statistic
+        assert values[j].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_constant_dimensions_are_left_out_and_counted(scale: float) -> None:
+    x, y = HOSTILE["ordinary"]()
+    x, y = x.clone(), y.clone()
+    x[:, 2], y[:, 5] = 0.1, -7.3
+    x, y = scale * x, scale * y
+    result = dimension_correlation(x, y)
+    kept = [j for j in range(16) if j not in (2, 5)]
+    assert result.values[[2, 5]].isnan().all()
+    assert result.degenerate_share.item() == 2 / 16
+    assert result.mean.item() == pytest.approx(result.values[kept].mean().item(), rel=1e-12)
+    streamed = correlation_from_moments(moments_of(x, y, 2))
+    assert streamed.degenerate_share.item() == 2 / 16
+
+
+def test_quantiles_are_those_of_the_values() -> None:
+    result = dimension_correlation(*HOSTILE["ordinary"]())
+    levels = torch.tensor([0.05, 0.25, 0.75, 0.95], dtype=torch.float64)
+    torch.testing.assert_close(result.quantiles, result.values.quantile(levels))
+
+
+def test_all_constant_gives_nan_and_one_warning() -> None:
+    x = torch.full((10, 3), 0.1)
+    with pytest.warns(SimilarityWarning, match="every dimension is constant") as caught:
+        result = dimension_correlation(x, torch.randn(10, 3))
+    assert len(caught) == 1
+    assert math.isnan(result.mean.item())
+    assert result.degenerate_share.item() == 1
+
+
+def test_non_finite_input_gives_nan_and_one_warning() -> None:
+    x, y = HOSTILE["ordinary"]()
+    x[0, 0] = math.nan
+    with pytest.warns(SimilarityWarning, match="dimension correlation is NaN") as caught:
+        assert math.isnan(dimension_correlation(x, y).mean.item())
+    assert len(caught) == 1
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="same width, got 3 and 4"):
+        dimension_correlation(torch.randn(5, 3), torch.randn(5, 4))
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        dimension_correlation(torch.randn(1, 3), torch.randn(1, 3))
