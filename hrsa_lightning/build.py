@@ -118,6 +118,7 @@ def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedCo
         loss=InfoNCELoss(**dataclasses.asdict(config.loss)),
         seeds={name: arm_seed(config, name) for name in arms},
         max_tokens_per_chunk=config.max_tokens_per_chunk,
+        activation_budget=config.activation_budget,
         **options,
     )
 

@@ -132,6 +132,7 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     max_tokens_per_chunk: int | None = None
+    activation_budget: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
@@ -209,7 +210,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: The file is not YAML or holds no mapping; with its name and line.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -232,7 +238,7 @@ def _read_recipe(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path}: 'defaults' leads back to the recipe itself")
-    content = _read_yaml(path)
+    content = read_yaml(path)
     base = content.pop("defaults", None)
     if base is None:
         return content
@@ -303,7 +309,7 @@ def _expand_preset(name: str, callback: Any) -> Any:
                 f" Known presets: {', '.join(presets)}."
             )
         own = {key: value for key, value in callback.items() if key != "preset"}
-        callback = _overlay(_read_yaml(presets[preset]), own)
+        callback = _overlay(read_yaml(presets[preset]), own)
     if "_target_" not in callback:
         raise ConfigError(
             f"callbacks.{name}: needs '_target_' (a class) or 'preset' (one of"

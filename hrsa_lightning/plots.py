@@ -135,6 +135,8 @@ def _draw_metric(
     series: Mapping[tuple[str, str, str], list[tuple[int, float]]],
     floors: Mapping[tuple[str, str, str], float],
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     drawn_floors: list[float] = []
     for index, comparison in enumerate(comparisons):
         color = COLORS[index % len(COLORS)]
@@ -172,6 +174,7 @@ def _draw_metric(
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.margins(x=0.02, y=0.08)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def _series(

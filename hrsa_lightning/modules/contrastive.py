@@ -1,19 +1,23 @@
 """Contrastive training of one embedding model, or of several side by side on the same batches."""
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
 from hrsa_lightning.losses import InfoNCELoss
+from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
+from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.tokenization import TokenizedTexts
+from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
 
 _SCHEDULES = {
     "cosine": get_cosine_schedule_with_warmup,
@@ -41,8 +45,11 @@ class PairedContrastiveModule(LightningModule):
         eps: AdamW's epsilon.
         warmup_ratio: Share of all steps over which the learning rate rises linearly.
         schedule: `"cosine"` (to zero) or `"constant"`.
-        max_tokens_per_chunk: Bound on padded tokens per forward pass; texts are sorted by length.
-            `None` encodes all queries, then all passages of a batch, in one pass each.
+        max_tokens_per_chunk: Bound on padded tokens per forward pass; queries and passages are
+            sorted by length together. `None` encodes the whole batch in one pass.
+        activation_budget: Bytes of activations that may be kept until the backward pass, or
+            `"auto"`: the rest is computed twice (see `gradcache`). `None` keeps all, and is the
+            only choice under strategies other than a single device and DDP.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class PairedContrastiveModule(LightningModule):
         warmup_ratio: float = 0.03,
         schedule: str = "cosine",
         max_tokens_per_chunk: int | None = None,
+        activation_budget: int | str | None = None,
     ) -> None:
         super().__init__()
         if schedule not in _SCHEDULES:
@@ -72,42 +80,89 @@ class PairedContrastiveModule(LightningModule):
         self.warmup_ratio = warmup_ratio
         self.schedule = schedule
         self.max_tokens_per_chunk = max_tokens_per_chunk
+        self._budget = None if activation_budget is None else ActivationBudget(activation_budget)
+        self._cached: list[CachedEncoding] = []
+        self._synchronize = False
         # Checkpoints carry what is trained; frozen backbones are read from where they came from.
         self.strict_loading = False
 
     def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
-        losses = {}
-        for name in self.arms:
-            with self._own_randomness(name, batch_idx):
-                losses[name] = self._arm_loss(name, batch)
+        self._hold_back_synchronization()
+        if self._budget is not None:
+            self._budget.reset(self.device)
+        self._cached.clear()
+        losses = {name: self._arm_loss(name, batch, batch_idx) for name in self.arms}
         for name, loss in losses.items():
-            self.log(f"train/loss/{name}", loss.detach(), sync_dist=True)
-        total = torch.stack(list(losses.values())).sum()
-        self.log("loss", total.detach() / len(losses), prog_bar=True, sync_dist=True, logger=False)
-        return total
+            self.log(f"train/loss/{name}", loss.detach(), sync_dist=True, batch_size=len(batch))
+        mean = torch.stack([loss.detach() for loss in losses.values()]).mean()
+        self.log("loss", mean, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch))
+        return torch.stack(list(losses.values())).sum()
 
-    def _arm_loss(self, name: str, batch: ContrastiveBatch) -> Tensor:
-        arm = self.arms[name]
-        queries, passages = batch.queries[name], batch.passages[name]
+    def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
+        queries, query_rows = _encode_once(batch.queries[name], batch.query_ids)
+        passages, passage_rows = _encode_once(batch.passages[name], batch.passage_ids.flatten())
+        embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
         loss: Tensor = self.loss(
-            arm.encode_texts(queries, self.max_tokens_per_chunk),
-            arm.encode_texts(passages, self.max_tokens_per_chunk).unflatten(
-                0, (len(queries), batch.group_size)
-            ),
-            batch.passage_ids,
+            embeddings[query_rows],
+            embeddings[passage_rows + len(queries)].unflatten(0, (-1, batch.group_size)),
+            passage_ids=batch.passage_ids,
+            query_ids=batch.query_ids,
         )
         return loss
 
-    @contextmanager
-    def _own_randomness(self, name: str, batch_idx: int) -> Iterator[None]:
-        """Random numbers that depend on nothing but the arm's seed, the step and the rank."""
-        step = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)
-        digest = hashlib.blake2b(repr(step).encode(), digest_size=8).digest()
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int.from_bytes(digest, "little", signed=True))
-            yield
+    def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
+        """Embeddings of all texts, (texts, features), with their graphs or as cached leaves."""
+        arm = self.arms[name]
+        chunks = length_sorted_chunks(tokens.lengths, self.max_tokens_per_chunk or sys.maxsize)
+
+        def encode(number: int) -> Tensor:
+            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, chunks[number]))
+            return embeddings
+
+        # The same numbers with and without other arms, and in any mode of computing gradients.
+        key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)
+        if self._budget is None:
+            outputs = []
+            for number in range(len(chunks)):
+                with seeded(self.device, *key, number):
+                    outputs.append(encode(number))
+            order = torch.argsort(torch.cat(chunks)).to(self.device)
+            return torch.cat(outputs)[order]
+        widths = [int(tokens.lengths[chunk].max()) for chunk in chunks]
+        cached = CachedEncoding(encode, chunks, widths, key, self._budget, arm)
+        self._cached.append(cached)
+        return cached.embeddings
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The loss's own backward pass, then that of the cached chunks."""
+        super().backward(loss, *args, **kwargs)
+        if not self._cached:
+            return
+        context = self.trainer.precision_plugin.forward_context
+        last = [cached.backward(context) for cached in self._cached]
+        self._release_synchronization()
+        torch.autograd.backward([output for output, _ in last], [grad for _, grad in last])
+        self._cached.clear()
+
+    def _hold_back_synchronization(self) -> None:
+        """Keep DDP from averaging gradients after the first of many backward passes.
+
+        DDP decides when `training_step` returns; Lightning has switched synchronization off
+        already for all but the last batch of an accumulation, and then so it stays.
+        """
+        model = self.trainer.model
+        self._synchronize = False
+        if self._budget is not None and isinstance(model, DistributedDataParallel):
+            self._synchronize = model.require_backward_grad_sync
+            model.require_backward_grad_sync = False
+
+    def _release_synchronization(self) -> None:
+        """Let DDP average gradients during the next backward pass, which reaches all weights."""
+        model = self.trainer.model
+        if self._synchronize and isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = True
+            model.reducer.prepare_for_backward([])
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with two parameter groups per arm (decayed or not) and one schedule for all."""
@@ -151,7 +206,7 @@ class PairedContrastiveModule(LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         adapters = {}
         for name, arm in self.arms.items():
-            if (state := arm.adapter_state()) is not None:
+            if (state := adapter_state(arm)) is not None:
                 adapters[name] = state
                 trained -= {key for key in trained if key.startswith(f"arms.{name}.")}
         checkpoint[ADAPTERS] = adapters
@@ -162,7 +217,7 @@ class PairedContrastiveModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
         for name, (_, weights) in checkpoint.get(ADAPTERS, {}).items():
-            self.arms[name].load_adapter_state(weights)
+            load_adapter_state(self.arms[name], weights)
 
 
 class ContrastiveModule(PairedContrastiveModule):
@@ -176,3 +231,17 @@ class ContrastiveModule(PairedContrastiveModule):
 
     def __init__(self, model: EmbeddingModel, *, seed: int = 0, **options: Any) -> None:
         super().__init__({"model": model}, seeds={"model": seed}, **options)
+
+
+def _encode_once(tokens: TokenizedTexts, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
+    """The distinct texts by their ids, and for each text the row of its equal among them."""
+    first: dict[int, int] = {}
+    rows = []
+    keep = []
+    for index, text_id in enumerate(ids.tolist()):
+        if text_id not in first:
+            first[text_id] = len(keep)
+            keep.append(index)
+        rows.append(first[text_id])
+    row_of_each = torch.tensor(rows, device=ids.device)
+    return (tokens if len(keep) == len(rows) else tokens.select(keep)), row_of_each

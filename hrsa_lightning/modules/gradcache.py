@@ -1,0 +1,179 @@
+"""Exact large-batch gradients in bounded memory: GradCache with a budget for kept graphs.
+
+A contrastive loss needs the embeddings of the whole batch at once, but not their graphs. The texts
+are encoded in chunks; the loss's gradient with respect to the embeddings is then fed back into one
+chunk after the other. A chunk's graph is kept from the first pass while the budget lasts, and is
+computed again otherwise, under the same random numbers. Budget 0 is GradCache (Gao et al. 2021,
+arXiv 2101.06983), no limit is a plain step; the gradients are the same.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+AUTO_SHARE = 0.5
+"""Share of the memory that is free at the first step which the budget `"auto"` takes."""
+
+
+class ActivationBudget:
+    """How many bytes of saved activations may be kept between the two passes.
+
+    The bytes of a chunk are measured on the first one (the widest) and taken to grow with its
+    padded slots, which overestimates narrower chunks.
+
+    Args:
+        limit: Bytes; 0 keeps nothing; `"auto"` takes half of what is free at the first step, in
+            the device's memory or in the computer's.
+
+    Raises:
+        ValueError: `limit` is negative or an unknown word.
+    """
+
+    def __init__(self, limit: int | str) -> None:
+        if limit != "auto" and not (isinstance(limit, int) and limit >= 0):
+            raise ValueError(f"activation_budget: expected bytes or 'auto', got {limit!r}")
+        self.limit = limit
+        self._bytes_per_slot = 0.0
+        self._widest = 0
+        self._spent = 0.0
+
+    def reset(self, device: torch.device) -> None:
+        """Start a step: nothing is kept."""
+        self._spent = 0.0
+        if isinstance(self.limit, str):
+            self.limit = int(AUTO_SHARE * free_memory(device))
+
+    @contextmanager
+    def admit(self, num_slots: int, width: int, parameters: Sequence[Tensor]) -> Iterator[bool]:
+        """Decide whether a chunk's graph may be kept, and account for it.
+
+        A chunk wider than any before is measured: attention may save more per slot there.
+        """
+        assert isinstance(self.limit, int)
+        if self.limit == 0 or self._spent + num_slots * self._bytes_per_slot > self.limit:
+            yield False
+        elif width <= self._widest:
+            self._spent += num_slots * self._bytes_per_slot
+            yield True
+        else:
+            with _saved_bytes(parameters) as saved:
+                yield True
+            self._widest = width
+            self._bytes_per_slot = max(self._bytes_per_slot, sum(saved.values()) / num_slots)
+            self._spent += sum(saved.values())
+
+
+class CachedEncoding:
+    """Embeddings of one batch of texts whose gradient is propagated chunk by chunk.
+
+    Args:
+        encode: Maps a chunk's number to its embeddings, (texts of the chunk, features).
+        chunks: Indices of each chunk's texts; together every text once.
+        widths: Padded width of each chunk, in tokens.
+        seed: Key of the random numbers; each chunk adds its number.
+        budget: Which graphs are kept.
+        module: The module that `encode` runs, for its device and its weights.
+
+    Attributes:
+        embeddings: (texts, features), a leaf: call `backward` once its gradient is there.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[int], Tensor],
+        chunks: Sequence[Tensor],
+        widths: Sequence[int],
+        seed: tuple[int, ...],
+        budget: ActivationBudget,
+        module: nn.Module,
+    ) -> None:
+        self._encode = encode
+        self._chunks = chunks
+        self._seed = seed
+        self._parameters = list(module.parameters())
+        self._device = self._parameters[0].device
+        self._kept: dict[int, Tensor] = {}
+        outputs = []
+        for number, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
+            with budget.admit(len(chunk) * width, width, self._parameters) as keep:
+                output = self._run(number, keep)
+            if keep:
+                self._kept[number] = output
+            outputs.append(output.detach())
+        order = torch.argsort(torch.cat(list(chunks))).to(self._device)
+        self.embeddings = torch.cat(outputs)[order].requires_grad_()
+
+    @property
+    def num_recomputed(self) -> int:
+        """Chunks whose forward pass runs twice."""
+        return len(self._chunks) - len(self._kept)
+
+    def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
+        """Propagate all chunks but the last, which is returned ready to go.
+
+        Args:
+            context: Makes the precision context in which chunks are computed again.
+        """
+        for number in range(len(self._chunks) - 1):
+            pending = self._pending(number, context)
+            torch.autograd.backward([pending[0]], [pending[1]])
+        return self._pending(len(self._chunks) - 1, context)
+
+    def _pending(
+        self, number: int, context: Callable[[], AbstractContextManager[object]]
+    ) -> "Pending":
+        output = self._kept.pop(number, None)
+        if output is None:
+            with context():
+                output = self._run(number, True)
+        assert self.embeddings.grad is not None
+        return output, self.embeddings.grad[self._chunks[number].to(self._device)]
+
+    def _run(self, number: int, with_graph: bool) -> Tensor:
+        # Autocast remembers weights that were cast without a graph, and would use them with one.
+        torch.clear_autocast_cache()
+        with torch.set_grad_enabled(with_graph), seeded(self._device, *self._seed, number):
+            return self._encode(number)
+
+
+Pending = tuple[Tensor, Tensor]
+"""A chunk's embeddings with their graph, and the gradient to start from."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a CUDA device (PyTorch's own reserve included), else in memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def seeded(device: torch.device, *key: int) -> Iterator[None]:
+    """Random numbers that depend on `key` alone, on the CPU and `device`; undone afterwards."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int.from_bytes(digest, "little", signed=True))
+        yield
+
+
+@contextmanager
+def _saved_bytes(parameters: Sequence[Tensor]) -> Iterator[dict[int, int]]:
+    """Bytes of each storage that autograd saves meanwhile, the weights themselves left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        yield saved

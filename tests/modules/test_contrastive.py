@@ -1,0 +1,248 @@
+import math
+import os
+
+import pytest
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+
+from hrsa_lightning.checkpoints import newest_checkpoint
+from hrsa_lightning.losses import InfoNCELoss
+from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
+from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contrastive")
+    write_pairs(folder / "pairs.jsonl")
+    make_arm(folder / "backbone")
+    return folder
+
+
+def _module(place, arms=("base", "other"), dropout=0.2, lr=1e-2, **options):
+    seeds = {"base": 1, "other": 2}
+    built = {name: make_arm(place / "backbone", seeds[name], dropout) for name in arms}
+    return PairedContrastiveModule(built, seeds=seeds, lr=lr, **options)
+
+
+def _gradients(place, folder, *, trainer=None, **options):
+    log = GradientLog()
+    module = _module(place, **options)
+    fit(module, place / "pairs.jsonl", folder, callbacks=(log,), **(trainer or {"max_steps": 1}))
+    return log.steps
+
+
+def _worst_difference(a, b):
+    """Largest absolute difference, relative to the largest gradient of the run."""
+    assert a.keys() == b.keys()
+    scale = max(value.abs().max() for value in a.values())
+    assert scale > 0
+    return max(float((a[name] - b[name]).abs().max() / scale) for name in a)
+
+
+def test_an_arm_ends_with_the_same_bits_alone_and_beside_others(place, tmp_path):
+    together = _module(place)
+    fit(together, place / "pairs.jsonl", tmp_path, gradient_clip_val=0.1)
+    for name in ("base", "other"):
+        alone = _module(place, arms=(name,))
+        fit(alone, place / "pairs.jsonl", tmp_path, gradient_clip_val=0.1)
+        expected = trained_weights(alone, name)
+        found = trained_weights(together, name)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        start = dict(make_arm(place / "backbone", {"base": 1, "other": 2}[name]).named_parameters())
+        assert any(not torch.equal(found[key], start[key]) for key in expected)
+
+
+def test_seeds_make_arms_of_one_backbone_differ(place, tmp_path):
+    module = _module(place)
+    fit(module, place / "pairs.jsonl", tmp_path)
+    base, other = trained_weights(module, "base"), trained_weights(module, "other")
+    assert any(not torch.equal(base[name], other[name]) for name in base)
+
+
+@pytest.mark.parametrize("budget", [0, 60_000, 10**12, "auto"])
+def test_any_budget_gives_the_plain_gradient_with_dropout_on(place, tmp_path, budget):
+    plain = _gradients(place, tmp_path, max_tokens_per_chunk=64)
+    cached = _gradients(place, tmp_path, max_tokens_per_chunk=64, activation_budget=budget)
+    assert _worst_difference(plain[0], cached[0]) < 1e-5
+
+
+@pytest.mark.parametrize("slots", [1, 50, 200])
+def test_any_chunking_gives_the_full_batch_gradient(place, tmp_path, slots):
+    whole = _gradients(place, tmp_path, dropout=0.0)
+    chunked = _gradients(
+        place, tmp_path, dropout=0.0, max_tokens_per_chunk=slots, activation_budget=0
+    )
+    assert _worst_difference(whole[0], chunked[0]) < 1e-5
+
+
+def test_accumulation_is_the_mean_over_its_batches(place, tmp_path):
+    options = {"max_steps": 1, "accumulate_grad_batches": 3}
+    plain = _gradients(place, tmp_path, trainer=options, max_tokens_per_chunk=64)
+    cached = _gradients(
+        place, tmp_path, trainer=options, max_tokens_per_chunk=64, activation_budget=0
+    )
+    assert _worst_difference(plain[0], cached[0]) < 1e-5
+
+
+def test_bf16_mixed_precision_agrees_between_modes(place, tmp_path):
+    options = {"max_steps": 1, "precision": "bf16-mixed"}
+    plain = _gradients(place, tmp_path, trainer=options, max_tokens_per_chunk=64)[0]
+    cached = _gradients(
+        place, tmp_path, trainer=options, max_tokens_per_chunk=64, activation_budget=60_000
+    )[0]
+    a = torch.cat([value.flatten() for value in plain.values()])
+    b = torch.cat([cached[name].flatten() for name in plain])
+    assert torch.cosine_similarity(a, b, dim=0) > 0.999
+
+
+class _PoolEnvironment(ClusterEnvironment):
+    """Processes that exist already and are joined already."""
+
+    def __init__(self, rank, world_size):
+        self._rank, self._world_size = rank, world_size
+
+    @property
+    def creates_processes_externally(self):
+        return True
+
+    @property
+    def main_address(self):
+        return "localhost"
+
+    @property
+    def main_port(self):
+        return 0
+
+    @staticmethod
+    def detect():
+        return False
+
+    def world_size(self):
+        return self._world_size
+
+    def set_world_size(self, size):
+        pass
+
+    def global_rank(self):
+        return self._rank
+
+    def set_global_rank(self, rank):
+        pass
+
+    def local_rank(self):
+        return self._rank
+
+    def node_rank(self):
+        return 0
+
+
+def _gradients_on_rank(rank, world_size, place, folder, options, accumulate):
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    strategy = DDPStrategy(cluster_environment=_PoolEnvironment(rank, world_size))
+    trainer = {
+        "max_steps": 1,
+        "devices": world_size,
+        "strategy": strategy,
+        "accumulate_grad_batches": accumulate,
+    }
+    return _gradients(place, folder, trainer=trainer, dropout=0.0, **options)[0]
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("options", [{}, {"max_tokens_per_chunk": 40, "activation_budget": 0}])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_ranks_give_the_gradient_of_one_process(
+    ddp_pool, place, tmp_path, options, accumulate
+):
+    single = {"max_steps": 1, "accumulate_grad_batches": accumulate}
+    expected = _gradients(place, tmp_path, trainer=single, dropout=0.0)[0]
+    for found in ddp_pool.run(_gradients_on_rank, place, tmp_path, options, accumulate):
+        assert _worst_difference(expected, found) < 1e-4
+
+
+def test_clipping_is_per_arm(place, tmp_path):
+    log = GradientLog()
+    module = _module(place)
+    fit(module, place / "pairs.jsonl", tmp_path, callbacks=(log,), max_steps=1)
+    norms = {
+        arm: math.sqrt(
+            sum(float(g.square().sum()) for n, g in log.steps[0].items() if f"arms.{arm}." in n)
+        )
+        for arm in ("base", "other")
+    }
+    limit = min(norms.values()) / 2
+    module = _module(place)
+
+    class Clipped(GradientLog):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            self.on_before_optimizer_step(trainer, module, optimizer)
+
+    clipped = Clipped()
+    fit(
+        module,
+        place / "pairs.jsonl",
+        tmp_path,
+        callbacks=(clipped,),
+        max_steps=1,
+        gradient_clip_val=limit,
+    )
+    for arm in ("base", "other"):
+        norm = math.sqrt(
+            sum(
+                float(p.grad.square().sum())
+                for p in module.arms[arm].parameters()
+                if p.grad is not None
+            )
+        )
+        assert norm == pytest.approx(limit, rel=1e-3)
+
+
+def test_resuming_gives_the_weights_of_an_undisturbed_run(place, tmp_path):
+    def checkpoint(folder):
+        saver = ModelCheckpoint(
+            dirpath=folder,
+            filename="step_{step:06d}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=2,
+            save_top_k=-1,
+        )
+        saver.FILE_EXTENSION = ""
+        return saver
+
+    whole = _module(place)
+    options = {"enable_checkpointing": True, "max_epochs": -1}
+    saver = checkpoint(tmp_path / "a")
+    fit(whole, place / "pairs.jsonl", tmp_path, callbacks=(saver,), max_steps=5, **options)
+    assert newest_checkpoint(tmp_path / "a").name == "step_000004"
+    resumed = _module(place)
+    fit(
+        resumed,
+        place / "pairs.jsonl",
+        tmp_path,
+        callbacks=(checkpoint(tmp_path / "a"),),
+        ckpt_path=tmp_path / "a" / "step_000002",
+        max_steps=5,
+        **options,
+    )
+    for arm in ("base", "other"):
+        expected, found = trained_weights(whole, arm), trained_weights(resumed, arm)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_full_fine_tuning_saves_every_weight(place, tmp_path):
+    model = make_arm(place / "backbone", lora=None)
+    module = ContrastiveModule(model, loss=InfoNCELoss(0.1), lr=1e-3)
+    trainer = fit(module, place / "pairs.jsonl", tmp_path, max_steps=1)
+    checkpoint = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert set(checkpoint["state_dict"]) == trained
+    assert trainer.global_step == 1
+
+
+def test_unknown_schedule_is_refused(place):
+    with pytest.raises(ValueError, match="schedule: expected one of cosine, constant, got 'lin'"):
+        _module(place, schedule="lin")

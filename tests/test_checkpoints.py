@@ -1,0 +1,105 @@
+import json
+import math
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+from hrsa_lightning.checkpoints import ADAPTERS, SafetensorsCheckpointIO, newest_checkpoint
+
+
+def _checkpoint():
+    return {
+        "epoch": 3,
+        "ratio": 0.1,
+        "best": math.inf,
+        "none": None,
+        "state_dict": {"w": torch.randn(3, 2), "half": torch.randn(4).bfloat16()},
+        "optimizer_states": [
+            {"state": {0: {"step": torch.tensor(5.0)}}, "param_groups": [{"betas": (0.9, 0.99)}]}
+        ],
+        "callbacks": {"ModelCheckpoint{'a': 1}": {"path": Path("x/y"), "done": True}},
+        ADAPTERS: {"base": ({"r": 4}, {"lora_A": torch.randn(2, 2)})},
+    }
+
+
+def _equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        same = type(a) is type(b) and len(a) == len(b)
+        return same and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and a == b
+
+
+def test_round_trip_keeps_every_type(tmp_path):
+    io = SafetensorsCheckpointIO()
+    saved = _checkpoint()
+    io.save_checkpoint(saved, tmp_path / "step_000001")
+    assert _equal(io.load_checkpoint(tmp_path / "step_000001"), saved)
+
+
+def test_folder_holds_json_and_safetensors_only(tmp_path):
+    SafetensorsCheckpointIO().save_checkpoint(_checkpoint(), tmp_path / "step_000001")
+    files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert files == {
+        "step_000001/state.json",
+        "step_000001/state.safetensors",
+        "step_000001/adapters/base/adapter_config.json",
+        "step_000001/adapters/base/adapter_model.safetensors",
+    }
+    assert json.loads((tmp_path / "step_000001/adapters/base/adapter_config.json").read_text())
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    weight = torch.randn(4)
+    io = SafetensorsCheckpointIO()
+    io.save_checkpoint({"a": weight, "b": weight[:2]}, tmp_path / "c")
+    assert torch.equal(io.load_checkpoint(tmp_path / "c")["b"], weight[:2])
+
+
+def test_replacing_and_removing(tmp_path):
+    io = SafetensorsCheckpointIO()
+    io.save_checkpoint({"value": 1}, tmp_path / "c")
+    io.save_checkpoint({"value": 2}, tmp_path / "c")
+    assert io.load_checkpoint(tmp_path / "c") == {"value": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    io.remove_checkpoint(tmp_path / "c")
+    io.remove_checkpoint(tmp_path / "c")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_dies_leaves_the_previous_one(tmp_path, monkeypatch):
+    io = SafetensorsCheckpointIO()
+    io.save_checkpoint({"value": 1}, tmp_path / "step_000001")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk is full")))
+    with pytest.raises(OSError, match="disk is full"):
+        io.save_checkpoint({"value": 2}, tmp_path / "step_000002")
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_000001"
+    monkeypatch.undo()
+    io.save_checkpoint({"value": 3}, tmp_path / "step_000003")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000003"]
+
+
+def test_newest_is_by_step_not_by_name(tmp_path):
+    io = SafetensorsCheckpointIO()
+    assert newest_checkpoint(tmp_path) is None
+    for step in (999_999, 1_000_000):
+        io.save_checkpoint({}, tmp_path / f"step_{step:06d}")
+    assert newest_checkpoint(tmp_path).name == "step_1000000"
+
+
+def test_objects_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="got collections.Counter|no pickle"):
+        SafetensorsCheckpointIO().save_checkpoint({"x": {1, 2}}, tmp_path / "c")
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_ordered_dicts_become_dicts(tmp_path):
+    io = SafetensorsCheckpointIO()
+    io.save_checkpoint({"x": OrderedDict(a=1)}, tmp_path / "c")
+    assert io.load_checkpoint(tmp_path / "c") == {"x": {"a": 1}}

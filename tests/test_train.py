@@ -1,0 +1,183 @@
+"""The train command as a user runs it: in a process of its own, on the shipped tiny backbones."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.representations.history import read_history
+from hrsa_lightning.shelf import resolve_path
+
+SMALL = [
+    "recipe=quickstart",
+    "arms.sft=null",
+    "arms.base_seed2=null",
+    "data.batch_size=16",
+    "trainer.enable_progress_bar=false",
+]
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory):
+    """Enough texts for every metric but inverse row entropy, few enough to be quick."""
+    folder = tmp_path_factory.mktemp("probes")
+    lines = Path(resolve_path("embedded:tiny/probes.jsonl")).read_text().splitlines()
+    (folder / "probes.jsonl").write_text("\n".join(lines[::4]) + "\n")
+    pairs = Path(resolve_path("embedded:tiny/pairs_test.jsonl")).read_text().splitlines()
+    (folder / "pairs.jsonl").write_text("\n".join(pairs[::10]) + "\n")
+    return [
+        f"callbacks.similarity.probes={folder / 'probes.jsonl'}",
+        f"callbacks.retrieval.pairs={folder / 'pairs.jsonl'}",
+    ]
+
+
+def _command(*settings):
+    return [sys.executable, "-m", "hrsa_lightning.train", *settings]
+
+
+def _run(*settings, code=0):
+    done = subprocess.run(_command(*settings), capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def _folder(output_dir):
+    (folder,) = Path(output_dir, "quickstart").iterdir()
+    return folder
+
+
+def _losses(folder, arm):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars(f"train/loss/{arm}")]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The quickstart as it is shipped, two steps of it."""
+    output = tmp_path_factory.mktemp("whole")
+    done = _run("recipe=quickstart", "trainer.max_steps=2", f"output_dir={output}")
+    return _folder(output), done
+
+
+def test_quickstart_shows_tables_pictures_and_the_tensorboard_line(whole_run):
+    folder, done = whole_run
+    for text in ("rlvr_vs_base", "sft_vs_base", "base_seed2_vs_base", "mrr@10", "knn_overlap_10"):
+        assert text in done.stdout
+    assert f"tensorboard --logdir {folder.parent}" in done.stdout
+    assert str(folder / "similarity.png") in done.stdout
+
+
+def test_run_folder_holds_what_it_should(whole_run):
+    folder, _ = whole_run
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    for name in ("config.yaml", "summary.json", "similarity.jsonl", "retrieval.jsonl"):
+        assert (folder / name).is_file(), name
+    records = read_history(folder / "similarity.jsonl")
+    assert [record["step"] for record in records] == [0, 2]
+    layers = {tag.rsplit("/", 1)[1] for tag in records[0]["values"]} - {"seconds"}
+    assert layers == {"layer_0", "layer_1", "layer_2", "layer_3", "output"}
+    assert records[0]["values"]["similarity/cka/base_seed2_vs_base/output"] == pytest.approx(1.0)
+    assert all(math.isfinite(loss) for loss in _losses(folder, "rlvr"))
+
+
+def test_adapters_are_in_pefts_own_format(whole_run):
+    from peft import PeftModel
+
+    folder, _ = whole_run
+    backbone = AutoModel.from_pretrained(resolve_backbone("embedded:tiny/rlvr"))
+    model = PeftModel.from_pretrained(backbone, str(folder / "adapters" / "rlvr"))
+    loaded = {name for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0}
+    assert loaded
+
+
+@pytest.mark.ddp
+def test_two_processes_give_the_numbers_of_one(tmp_path, probes):
+    folders = []
+    for devices in (1, 2):
+        output = tmp_path / str(devices)
+        _run(
+            *SMALL,
+            *probes,
+            f"trainer.devices={devices}",
+            "trainer.accelerator=cpu",
+            "trainer.max_steps=5",
+            "model.lora.lora_dropout=0",
+            f"output_dir={output}",
+        )
+        folders.append(_folder(output))
+    first = [read_history(folder / "similarity.jsonl")[0] for folder in folders]
+    assert first[0]["values"].keys() == first[1]["values"].keys()
+    for tag, value in first[0]["values"].items():
+        if tag != "similarity/seconds":
+            assert first[1]["values"][tag] == pytest.approx(value, abs=1e-5, nan_ok=True), tag
+    for arm in ("base", "rlvr"):
+        one, two = (_losses(folder, arm) for folder in folders)
+        assert len(one) == 5
+        assert one == pytest.approx(two, abs=1e-4)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, probes):
+    settings = [*SMALL, *probes, "arms.rlvr=null", "callbacks.similarity.reference=initial"]
+    settings += ["trainer.max_steps=8", "checkpoint.every_n_train_steps=2"]
+    settings += ["callbacks.similarity.every_n_train_steps=2"]
+    _run(*settings, f"output_dir={tmp_path / 'whole'}")
+    killed = subprocess.Popen(
+        _command(*settings, f"output_dir={tmp_path / 'killed'}"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed").glob("*/*/checkpoints/step_000004/state.json")):
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (_folder(tmp_path / "killed") / "summary.json").exists()
+    done = _run(*settings, f"output_dir={tmp_path / 'killed'}")
+    assert "going on from step_0000" in done.stdout
+    whole, resumed = _folder(tmp_path / "whole"), _folder(tmp_path / "killed")
+    expected, found = (
+        load_file(folder / "adapters" / "base" / "adapter_model.safetensors")
+        for folder in (whole, resumed)
+    )
+    assert expected.keys() == found.keys()
+    assert all((expected[name] == found[name]).all() for name in expected)
+    histories = [read_history(folder / "similarity.jsonl") for folder in (whole, resumed)]
+    assert [r["step"] for r in histories[0]] == [r["step"] for r in histories[1]]
+    for a, b in zip(*histories, strict=True):
+        drop = "similarity/seconds"
+        assert {k: v for k, v in a["values"].items() if k != drop} == pytest.approx(
+            {k: v for k, v in b["values"].items() if k != drop}, nan_ok=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("arms.base.backbone=./no/such/folder", "arms.base.backbone: backbone './no/such/folder'"),
+        ("arms.base.backbone=embedded:tiny/bse", "expected one of: embedded:tiny/base"),
+        ("data.train=[missing.jsonl]", "missing.jsonl"),
+        ("data.batch_size=1000000", "1000000"),
+        ("callbacks.similarity.layers=[nothing.*]", "nothing.*"),
+        ("callbacks.retrieval.pairs=missing.jsonl", "missing.jsonl"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_code_2(tmp_path, setting, message):
+    done = _run(*SMALL, setting, f"output_dir={tmp_path}", code=2)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert not list(tmp_path.glob("*/*/checkpoints/*"))
