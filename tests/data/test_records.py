@@ -1,0 +1,71 @@
+import pytest
+
+from hrsa_lightning.data.records import ContrastivePair, parse_pair
+from hrsa_lightning.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            {"query": ["do", "q"], "pos": ["a", "b"], "neg": ["c"], "id": "x/1"},
+            ContrastivePair(("do", "q"), ("a", "b"), ("c",), "x/1"),
+        ),
+        ({"query": "q", "pos": ["a"], "neg": []}, ContrastivePair("q", ("a",))),
+        ({"query": "q", "pos": ["a"]}, ContrastivePair("q", ("a",))),
+        ({"query": ["", "q"], "pos": "a", "neg": "b"}, ContrastivePair("q", ("a",), ("b",))),
+        ({"query": [None, "q"], "pos": ["a"]}, ContrastivePair("q", ("a",))),
+        ({"query": "q", "pos": ["a"], "neg": None}, ContrastivePair("q", ("a",))),
+        ({"anchor": "q", "positive": "a"}, ContrastivePair("q", ("a",))),
+        ({"query": "q", "positive": "a", "negative": "b"}, ContrastivePair("q", ("a",), ("b",))),
+        (
+            {"anchor": "q", "positive": "a", "negative": ["b", "c"]},
+            ContrastivePair("q", ("a",), ("b", "c")),
+        ),
+        (  # numbers count as numbers, and gaps are how a table spells "fewer"
+            {
+                "negative_10": "n10",
+                "anchor": "q",
+                "negative_2": "n2",
+                "positive": "a",
+                "negative_3": None,
+            },
+            ContrastivePair("q", ("a",), ("n2", "n10")),
+        ),
+        (
+            {"query": "q", "pos": ["a"], "id": 7, "other": object()},
+            ContrastivePair("q", ("a",), id="7"),
+        ),
+    ],
+)
+def test_accepted_forms(record, expected):
+    assert parse_pair(record) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (["q", "a"], "expected an object with query and pos, got a list of 2"),
+        ("q", "expected an object with query and pos, got str 'q'"),
+        ({"pos": ["a"]}, '"query" or "anchor" is missing, found [\'pos\']'),
+        ({"query": "q", "neg": ["a"]}, '"pos" or "positive" is missing'),
+        ({"query": "q", "pos": []}, '"pos" has no text'),
+        ({"query": "q", "pos": None}, '"pos" has no text'),
+        ({"query": "q", "pos": ["a", ""]}, '"pos[1]" is empty'),
+        ({"query": "q", "pos": ["a"], "neg": ["b", " \t\n"]}, '"neg[1]" is empty'),
+        ({"query": "q", "pos": ["a"], "neg": [["b"]]}, '"neg[0]" must be a text, got a list of 1'),
+        ({"query": "q", "pos": [3]}, '"pos[0]" must be a text, got int 3'),
+        ({"query": "q", "pos": 3}, '"pos" must be a text or a list of texts, got int 3'),
+        ({"query": "", "pos": ["a"]}, '"query" is empty'),
+        ({"query": ["do", ""], "pos": ["a"]}, '"query[1]" is empty'),
+        ({"query": [5, "q"], "pos": ["a"]}, '"query[0]" must be a text, got int 5'),
+        ({"query": ["q"], "pos": ["a"]}, "must be a text or [instruction, text], got a list of 1"),
+        ({"query": None, "pos": ["a"]}, "must be a text or [instruction, text], got null"),
+        ({"query": "q", "pos": ["\ud800"]}, '"pos[0]" has half of a surrogate pair'),
+        ({"anchor": "q", "positive": "a", "negative_1": ""}, '"negative_1" is empty'),
+    ],
+)
+def test_refused_forms(record, message):
+    with pytest.raises(DataError) as caught:
+        parse_pair(record)
+    assert message in str(caught.value)

@@ -1,0 +1,216 @@
+import itertools
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hrsa_lightning.data import ContrastiveDataset, GlobalBatchSampler, read_pairs
+from hrsa_lightning.errors import DataError, HRSAWarning
+from tests.data.helpers import pair, write_lines, write_pairs
+
+
+def batches(sizes, batch_size, *, epoch=0, first_batch=0, **options):
+    sampler = GlobalBatchSampler(sizes, batch_size, **options)
+    sampler.set_epoch(epoch)
+    sampler.first_batch = first_batch
+    return list(sampler)
+
+
+def source_of(sizes, example):
+    return int(np.searchsorted(np.cumsum(sizes), example, side="right"))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 3),
+    epoch=st.integers(0, 3),
+    drop_last=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_epoch(sizes, batch_size, seed, epoch, drop_last):
+    if sum(sizes) < batch_size:
+        return
+    drawn = batches(sizes, batch_size, seed=seed, epoch=epoch, drop_last=drop_last)
+    sampler = GlobalBatchSampler(sizes, batch_size, seed=seed, drop_last=drop_last)
+    assert len(drawn) == len(sampler)
+    assert all(len(batch) == batch_size for batch in drawn)
+    assert {key[0] for batch in drawn for key in batch} == {epoch}
+    examples = [[example for _, example in batch] for batch in drawn]
+    counts = Counter(example for batch in examples for example in batch)
+    assert all(len(set(batch)) == batch_size for batch in examples)
+    assert set(counts) <= set(range(sum(sizes)))
+    if drop_last:
+        assert set(counts.values()) == {1}
+        assert sum(sizes) - len(counts) < batch_size
+    else:
+        assert len(counts) == sum(sizes)
+        assert sum(counts.values()) - len(counts) < batch_size
+    # Whole batches of one source come first; then what the sources have left over.
+    whole = sum(size // batch_size for size in sizes)
+    for batch in examples[:whole]:
+        assert len({source_of(sizes, example) for example in batch}) == 1
+    per_source = Counter(source_of(sizes, batch[0]) for batch in examples[:whole])
+    assert all(per_source[number] == size // batch_size for number, size in enumerate(sizes))
+
+
+SIZES, BATCH_SIZE = [37, 21, 50], 8
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_slices_of_ranks_make_up_the_batches_of_one_process(world_size, drop_last):
+    alone = batches(SIZES, BATCH_SIZE, seed=3, epoch=2, drop_last=drop_last)
+    ranks = [
+        batches(
+            SIZES,
+            BATCH_SIZE,
+            seed=3,
+            epoch=2,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+        )
+        for rank in range(world_size)
+    ]
+    joined = [list(itertools.chain(*slices)) for slices in zip(*ranks, strict=True)]
+    assert joined == alone
+    assert all(len(batch) == BATCH_SIZE // world_size for batch in ranks[-1])
+
+
+def test_same_seed_and_epoch_same_order_and_else_another():
+    order = batches(SIZES, BATCH_SIZE, seed=3, epoch=2)
+    assert batches(SIZES, BATCH_SIZE, seed=3, epoch=2) == order
+    others = [
+        batches(SIZES, BATCH_SIZE, seed=seed, epoch=epoch) for seed, epoch in [(4, 2), (3, 1)]
+    ]
+    as_examples = [[[e for _, e in batch] for batch in run] for run in (order, *others)]
+    assert as_examples[0] != as_examples[1]
+    assert as_examples[0] != as_examples[2]
+
+
+def test_sources_take_turns():
+    whole = batches([400, 400], 8, seed=0)
+    sources = [source_of([400, 400], batch[0][1]) for batch in whole]
+    changes = sum(a != b for a, b in itertools.pairwise(sources))
+    assert 30 < changes < 70  # of 99; a fair coin changes 49.5 times
+
+
+def test_starting_later_gives_the_remaining_batches():
+    order = batches(SIZES, BATCH_SIZE, seed=1, epoch=5)
+    assert batches(SIZES, BATCH_SIZE, seed=1, epoch=5, first_batch=4) == order[4:]
+    assert batches(SIZES, BATCH_SIZE, seed=1, epoch=5, first_batch=len(order)) == []
+
+
+def test_a_batch_must_split_evenly_and_be_filled():
+    with pytest.raises(DataError, match="multiple of their number, 4, got 6"):
+        GlobalBatchSampler([50], 6, world_size=4)
+    with pytest.raises(DataError, match="positive multiple"):
+        GlobalBatchSampler([50], 0)
+    with pytest.raises(DataError, match="batch_size is 8, but there are only 7 examples"):
+        GlobalBatchSampler([3, 4], 8, drop_last=False)
+
+
+def make_dataset(folder, sizes, num_negatives=4, **options):
+    return ContrastiveDataset(read_pairs(write_pairs(folder, sizes, num_negatives)), **options)
+
+
+def test_group_is_a_positive_and_distinct_negatives(tmp_path):
+    dataset = make_dataset(tmp_path, {"a": 3, "b": 2}, train_group_size=4)
+    assert (len(dataset), dataset.sizes) == (5, [3, 2])
+    for number in range(5):
+        name, row = ("a", number) if number < 3 else ("b", number - 3)
+        example = dataset[7, number]
+        assert example.query == ("find it", f"{name} query {row}")
+        positive, *negatives = example.passages
+        assert positive in pair(name, row)["pos"]
+        assert len(set(negatives)) == 3
+        assert set(negatives) <= set(pair(name, row)["neg"])
+
+
+def test_too_few_negatives_are_all_used_before_any_is_repeated(tmp_path):
+    dataset = make_dataset(tmp_path, {"a": 1}, num_negatives=3, train_group_size=9)
+    counts = Counter(dataset[0, 0].passages[1:])
+    assert sorted(counts.values()) == [2, 3, 3]
+
+
+def test_group_of_one_needs_no_negatives(tmp_path):
+    dataset = make_dataset(tmp_path, {"a": 2}, num_negatives=0, train_group_size=1)
+    assert len(dataset[0, 1].passages) == 1
+
+
+def test_draws_depend_on_seed_epoch_and_example_alone(tmp_path):
+    sources = read_pairs(write_pairs(tmp_path, {"a": 30}))
+    keys = [(epoch, example) for epoch in range(3) for example in range(30)]
+    first = {key: ContrastiveDataset(sources, seed=1)[key] for key in keys}
+    shuffled = ContrastiveDataset(sources, seed=1)
+    random.Random(0).shuffle(keys)
+    np.random.seed(0)
+    random.seed(0)
+    before = np.random.get_state()[1].tolist(), random.getstate()
+    assert {key: shuffled[key] for key in keys} == first
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before
+    assert any(first[0, example] != first[1, example] for example in range(30))
+    other_seed = ContrastiveDataset(sources, seed=2)
+    assert any(first[0, example] != other_seed[0, example] for example in range(30))
+
+
+def test_draws_are_uniform(tmp_path):
+    dataset = make_dataset(tmp_path, {"a": 1}, train_group_size=3)
+    drawn = [dataset[epoch, 0].passages for epoch in range(1000)]
+    positives = Counter(passages[0] for passages in drawn)
+    negatives = Counter(text for passages in drawn for text in passages[1:])
+    # Expected 500 each; the standard deviation of each count is 16.
+    assert len(positives) == 2
+    assert len(negatives) == 4
+    assert all(abs(count - 500) < 80 for count in (positives | negatives).values())
+
+
+def mixed_sources(folder):
+    full, bare = pair("full", 0), pair("bare", 0, num_negatives=0)
+    return read_pairs(
+        [
+            write_lines(folder / "mixed.jsonl", [bare, full, bare, {**full, "query": "last"}]),
+            write_lines(folder / "none.jsonl", [bare]),
+            write_lines(folder / "fine.jsonl", [full]),
+        ]
+    )
+
+
+def test_examples_without_negatives_are_refused_with_counts(tmp_path):
+    sources = mixed_sources(tmp_path)
+    with pytest.raises(DataError, match=r"none: 2 of 4 in .*mixed\.jsonl, 1 of 1 in .*none\.jsonl"):
+        ContrastiveDataset(sources, train_group_size=2)
+    assert len(ContrastiveDataset(sources, train_group_size=1)) == 6
+
+
+def test_examples_without_negatives_can_be_dropped(tmp_path):
+    sources = mixed_sources(tmp_path)
+    with pytest.warns(HRSAWarning, match=r"dropped .* 2 of 4 in .*mixed\.jsonl, 1 of 1 in"):
+        dataset = ContrastiveDataset(sources, train_group_size=2, missing_negatives="drop")
+    assert dataset.sizes == [2, 0, 1]
+    assert [dataset[0, number].query for number in range(3)] == [
+        ("find it", "full query 0"),
+        "last",
+        ("find it", "full query 0"),
+    ]
+    with (
+        pytest.warns(HRSAWarning),
+        pytest.raises(DataError, match="no example is left"),
+    ):
+        ContrastiveDataset(sources[1:2], train_group_size=2, missing_negatives="drop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_group_size": 0}, "train_group_size must be at least 1, got 0"),
+        ({"missing_negatives": "ignore"}, "missing_negatives must be"),
+    ],
+)
+def test_arguments_are_checked(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        make_dataset(tmp_path, {"a": 1}, **options)
