@@ -93,10 +93,11 @@ def check_pair(
     return x.to(dtype), y.to(dtype)
 
 
-def check_count(num_samples: int, min_samples: int) -> None:
+def check_count(num_samples: int, min_samples: int, metric: str = "") -> None:
     """Raise if there are fewer samples than the metric is defined for."""
     if num_samples < min_samples:
-        raise ValueError(f"Expected at least {min_samples} samples, got {num_samples}.")
+        purpose = f" for {metric}" if metric else ""
+        raise ValueError(f"Expected at least {min_samples} samples{purpose}, got {num_samples}.")
 
 
 def check_choice(value: str, name: str, choices: Sequence[str]) -> None:

@@ -117,10 +117,9 @@ class PairMetric(Metric):
             )
         if "labels" in self.parts:
             check_labels(labels, x.shape[0])
-            self.row_labels.append(cast(Tensor, labels).detach().to(x.device))
         with full_precision(x.device):
+            self._check_widths(x, y)
             if "moments" in self.parts:
-                self._check_widths(x, y)
                 judged = halves(sample_keys(y, ids))
                 self._moments().add(x, y, judged, self.chunk_bytes)
             if "rows" in self.parts:
@@ -128,11 +127,19 @@ class PairMetric(Metric):
                 self.rows_y.append(y)
                 words = torch.full_like(x[:, 0], NO_ID, dtype=torch.int64)
                 self.row_ids.append(words if ids is None else id_words(ids, x.device))
+            if "labels" in self.parts:
+                self.row_labels.append(cast(Tensor, labels).detach().to(x.device))
 
     def _check_widths(self, x: Tensor, y: Tensor) -> None:
-        if self.center_x.numel() == 0:
+        if "moments" in self.parts and self.count.numel() == 0:
             self._set_moments(PairMoments.zeros(x.shape[1], y.shape[1], 2, x.device))
-        for value, name, width in zip((x, y), "xy", self._moments().widths, strict=True):
+        if "moments" in self.parts:
+            widths = self._moments().widths
+        elif self.rows_x:
+            widths = self.rows_x[0].shape[1], self.rows_y[0].shape[1]
+        else:
+            return
+        for value, name, width in zip((x, y), "xy", widths, strict=True):
             if value.shape[1] != width:
                 raise ValueError(
                     f"Expected `{name}` to have width {width} as before, got {value.shape[1]}."
@@ -162,12 +169,26 @@ class PairMetric(Metric):
     def compute(self) -> Tensor | dict[str, Tensor]:
         """Value over all samples of all ranks.
 
+        As the value of one batch in ``forward`` it is NaN when the batch is too small.
+
         Raises:
             ValueError: if there are fewer samples than the metric is defined for.
         """
-        check_count(self.num_samples(), self.min_samples)
+        in_forward = self._enable_grad
+        if in_forward and self.num_samples() < self.min_samples:
+            nan = torch.full((), torch.nan, dtype=torch.float64, device=self.device)
+            keys = self.keys()
+            return nan if keys is None else dict.fromkeys(keys, nan)
+        check_count(self.num_samples(), self.min_samples, self._described())
         with full_precision(self.device):
             return self._value()
+
+    def keys(self) -> tuple[str, ...] | None:
+        """Keys of the value; None for a metric whose value is one tensor."""
+        return None
+
+    def _described(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def _value(self) -> Tensor | dict[str, Tensor]:
@@ -240,18 +261,19 @@ class PairMetric(Metric):
         available = distributed_available or self.distributed_available_fn
         if not should_sync or not available():
             return
-        group = process_group or self.process_group
-        exchange = _Exchange(group, self.device)
         with torch.no_grad():
-            if "moments" in self.parts:
-                self._sync_moments(exchange)
-            names = self._row_states()
-            self._local_rows = {name: getattr(self, name) for name in names}
-            for name in names:
-                setattr(self, name, [exchange.gather_rows(getattr(self, name))])
+            self._synchronize(Exchange(process_group or self.process_group, self.device))
         self._is_synced = True
 
-    def _sync_moments(self, exchange: "_Exchange") -> None:
+    def _synchronize(self, exchange: "Exchange") -> None:
+        if "moments" in self.parts:
+            self._sync_moments(exchange)
+        names = self._row_states()
+        self._local_rows = {name: getattr(self, name) for name in names}
+        for name in names:
+            setattr(self, name, [exchange.gather_rows(getattr(self, name))])
+
+    def _sync_moments(self, exchange: "Exchange") -> None:
         d_x, d_y = exchange.largest([self.center_x.numel(), self.center_y.numel()])
         if self.count.numel() == 0:
             self._set_moments(PairMoments.zeros(d_x, d_y, 2, self.device))
@@ -284,10 +306,11 @@ class PairMetric(Metric):
     @property
     def update_called(self) -> bool:
         """Whether there is anything to compute; a rank without samples is no mistake."""
-        return self._update_count > 0 or bool(self.distributed_available_fn())
+        seen = self._update_count > 0 or self.num_samples() > 0
+        return seen or bool(self.distributed_available_fn())
 
 
-class _Exchange:
+class Exchange:
     """Collectives of one process group."""
 
     def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:

@@ -27,10 +27,12 @@ class LinearCKA(PairMetric):
         1.0
     """
 
+    needs = ("moments",)
     min_samples = MIN_SAMPLES
 
     def __init__(self, debiased: bool = True, *, standardize: bool = False, **kwargs: Any) -> None:
-        self.needs = ("rows",) if standardize else ("moments",)
+        if standardize:
+            self.needs = ("rows",)
         super().__init__(**kwargs)
         self.debiased = debiased
         self.standardize = standardize

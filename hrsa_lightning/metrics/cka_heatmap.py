@@ -8,7 +8,9 @@ from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, check_layers, linear_cka_heatmap
-from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._base import Exchange, PairMetric
+
+WIDTHS = ("widths_x", "widths_y")
 
 
 class LinearCKAHeatmap(PairMetric):
@@ -33,10 +35,13 @@ class LinearCKAHeatmap(PairMetric):
     needs = ("rows",)
     min_samples = MIN_SAMPLES
 
+    widths_x: Tensor
+    widths_y: Tensor
+
     def __init__(self, debiased: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.debiased = debiased
-        for name in ("widths_x", "widths_y"):
+        for name in WIDTHS:
             self.add_state(name, default=torch.zeros(0, dtype=torch.int64), dist_reduce_fx="max")
 
     def update(  # type: ignore[override]
@@ -66,6 +71,17 @@ class LinearCKAHeatmap(PairMetric):
             setattr(self, name, widths)
         super().update(torch.cat(left, 1), torch.cat(right, 1), x_ids=x_ids, y_ids=y_ids)
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value of ``compute``, or a given one, as a picture; needs matplotlib."""
+        from matplotlib import pyplot  # only here: the metric itself must import without it
+
+        heatmap = self.compute() if val is None else val
+        figure, axes = (ax.figure, ax) if ax is not None else pyplot.subplots()
+        image = axes.imshow(heatmap.tolist(), vmin=0, vmax=1, origin="lower")
+        axes.set(xlabel="layer of y", ylabel="layer of x", title=type(self).__name__)
+        figure.colorbar(image, ax=axes)
+        return figure, axes
+
     def _value(self) -> Tensor:
         x, y, _, _ = self._rows()
         self._floors = {"cka": 0.0} if self.debiased else {}
@@ -75,3 +91,17 @@ class LinearCKAHeatmap(PairMetric):
             self.debiased,
             chunk_bytes=self.chunk_bytes,
         )
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        for name in WIDTHS:
+            if incoming_state[name].numel():
+                setattr(self, name, incoming_state[name])
+
+    def _synchronize(self, exchange: Exchange) -> None:
+        super()._synchronize(exchange)
+        for name in WIDTHS:
+            known = getattr(self, name).tolist()
+            (count,) = exchange.largest([len(known)])
+            widths = exchange.largest([*known, *[0] * (count - len(known))])
+            setattr(self, name, torch.tensor(widths, device=self.device))

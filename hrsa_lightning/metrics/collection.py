@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from hrsa_lightning.functional._inputs import check_choice
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.knn import Overlap, Similarity
 from hrsa_lightning.functional.procrustes import Protocol
-from hrsa_lightning.metrics._base import PARTS, PairMetric
+from hrsa_lightning.metrics._base import PairMetric
 from hrsa_lightning.metrics.cka import LinearCKA
 from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
 from hrsa_lightning.metrics.knn import KNNOverlap
@@ -103,9 +103,9 @@ def hrsa_metrics(
         classes["dimension_correlation"] = (DimensionCorrelation, {})
     if num_classes is not None and (everything or level == "function"):
         classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
-    state = [part for part in PARTS if any(part in c.needs for c, _ in classes.values())]
-    metrics = {
-        name: cls(**options, state=state, chunk_bytes=chunk_bytes)
+    parts = {part for cls, options in classes.values() for part in cls(**options).parts}
+    metrics: dict[str, Metric | MetricCollection] = {
+        name: cls(**options, state=parts, chunk_bytes=chunk_bytes)
         for name, (cls, options) in classes.items()
     }
     return HRSAMetrics(metrics, prefix=prefix, postfix=postfix, compute_groups=[sorted(metrics)])

@@ -29,10 +29,10 @@ class DimensionCorrelation(PairMetric):
     equal_width = True
     plot_lower_bound = -1.0
 
+    def keys(self) -> tuple[str, ...]:
+        return ("dimension_correlation", "dimension_correlation_median")
+
     def _value(self) -> dict[str, Tensor]:
         result = correlation_from_moments(self._moments())
-        self._floors = {"dimension_correlation": 0.0, "dimension_correlation_median": 0.0}
-        return {
-            "dimension_correlation": result.mean,
-            "dimension_correlation_median": result.median,
-        }
+        self._floors = dict.fromkeys(self.keys(), 0.0)
+        return dict(zip(self.keys(), (result.mean, result.median), strict=True))

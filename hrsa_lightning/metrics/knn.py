@@ -43,7 +43,6 @@ class KNNOverlap(PairMetric):
     """
 
     needs = ("rows",)
-    min_samples = 2
     plot_lower_bound = 0.0
 
     def __init__(
@@ -59,20 +58,23 @@ class KNNOverlap(PairMetric):
         check_choice(similarity, "similarity", SIMILARITIES)
         check_choice(overlap, "overlap", OVERLAPS)
         self.k = k if isinstance(k, int) else tuple(k)
-        check_neighbor_counts((k,) if isinstance(k, int) else tuple(k))
+        self.ks = (k,) if isinstance(k, int) else tuple(k)
+        check_neighbor_counts(self.ks)
         self.similarity: Similarity = similarity
         self.overlap: Overlap = overlap
         self.skip_large_k = skip_large_k
+        self.min_samples = 1 + (min(self.ks) if skip_large_k else max(self.ks))
+
+    def keys(self) -> tuple[str, ...] | None:
+        return None if isinstance(self.k, int) else tuple(f"knn_overlap_{k}" for k in self.ks)
+
+    def _described(self) -> str:
+        return f"{type(self).__name__} with k = {self.min_samples - 1}"
 
     def _value(self) -> Tensor | dict[str, Tensor]:
         x, y, _, _ = self._rows()
         n = x.shape[0]
-        ks = (self.k,) if isinstance(self.k, int) else self.k
-        if self.skip_large_k:
-            ks = tuple(k for k in ks if k < n)
-        self._floors = {}
-        if not ks:
-            return {}
+        ks = tuple(k for k in self.ks if k < n)
         values = knn_overlap(x, y, ks, self.similarity, self.overlap, chunk_bytes=self.chunk_bytes)
         self._floors = {f"knn_overlap_{k}": chance_overlap(k, n, self.overlap) for k in ks}
         if isinstance(self.k, int):

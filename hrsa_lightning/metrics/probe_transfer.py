@@ -1,11 +1,15 @@
 """Linear-probe transfer as a metric."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from hrsa_lightning.functional.probe_transfer import MIN_SAMPLES, linear_probe_transfer
+from hrsa_lightning.functional.probe_transfer import (
+    MIN_SAMPLES,
+    ProbeTransferResult,
+    linear_probe_transfer,
+)
 from hrsa_lightning.metrics._base import PairMetric
 
 
@@ -42,17 +46,25 @@ class LinearProbeTransfer(PairMetric):
         self.num_classes = num_classes
         self.regularization = regularization
 
+    def keys(self) -> tuple[str, ...]:
+        suffix = "r2" if self.num_classes is None else "accuracy"
+        return tuple(f"probe_{name}_{suffix}" for name in ProbeTransferResult._fields)
+
     def _value(self) -> dict[str, Tensor]:
         x, y, ids, order = self._rows()
         labels = torch.cat(self.row_labels)[order]
-        if self.num_classes is not None and (
-            labels.is_floating_point() or labels.min() < 0 or labels.max() >= self.num_classes
-        ):
-            raise ValueError(f"Expected `labels` to be classes below {self.num_classes}.")
-        labels = labels.double() if self.num_classes is None else labels
+        if self.num_classes is None:
+            labels, floor = labels.double(), 0.0
+        else:
+            self._check_classes(labels)
+            floor = float(labels.bincount().max()) / len(labels)
         result = linear_probe_transfer(x, y, labels, regularization=self.regularization, y_ids=ids)
-        suffix = "r2" if self.num_classes is None else "accuracy"
-        floor = 0.0 if self.num_classes is None else float(labels.bincount().max()) / len(labels)
-        values = {f"probe_{name}_{suffix}": v for name, v in result._asdict().items()}
-        self._floors = dict.fromkeys(values, floor)
-        return values
+        self._floors = dict.fromkeys(self.keys(), floor)
+        return dict(zip(self.keys(), result, strict=True))
+
+    def _check_classes(self, labels: Tensor) -> None:
+        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(
+                f"Expected `labels` to be classes from 0 to {cast(int, self.num_classes) - 1}, "
+                f"got {labels.dtype} from {labels.min().item()} to {labels.max().item()}."
+            )

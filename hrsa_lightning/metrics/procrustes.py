@@ -1,10 +1,12 @@
 """Orthogonal Procrustes as a metric."""
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from hrsa_lightning.functional._inputs import check_choice, halves, sample_keys
+from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
     Protocol,
@@ -14,6 +16,13 @@ from hrsa_lightning.functional.procrustes import (
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.metrics._base import PairMetric
+
+KEYS = (
+    "procrustes_residual",
+    "procrustes_global_cosine",
+    "procrustes_mean_cosine",
+    "inverse_row_entropy",
+)
 
 
 class OrthogonalProcrustes(PairMetric):
@@ -51,22 +60,28 @@ class OrthogonalProcrustes(PairMetric):
         self.mean_cosine = mean_cosine
         self.min_samples = min_samples(protocol)
 
+    def keys(self) -> tuple[str, ...]:
+        return KEYS if self.mean_cosine else tuple(key for key in KEYS if "mean" not in key)
+
     def _value(self) -> dict[str, Tensor]:
         moments = self._moments()
         result = procrustes_from_moments(moments, self.protocol)
-        values = {
-            "procrustes_residual": result.residual_variance_ratio,
-            "procrustes_global_cosine": result.global_cosine,
-            "inverse_row_entropy": result.inverse_row_entropy,
-        }
         if self.mean_cosine:
             x, y, ids, _ = self._rows()
             judged = halves(sample_keys(y, ids)) if self.protocol == "held_out" else None
-            values["procrustes_mean_cosine"] = mean_cosine(
-                x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
+            result = result._replace(
+                mean_cosine=mean_cosine(
+                    x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
+                )
             )
-        floor = random_rotation_inverse_row_entropy(min(moments.widths))
-        self._floors = {"inverse_row_entropy": floor}
+        self._floors = self._known_floors(moments)
+        values = dict(zip(KEYS, result, strict=False))
+        return {key: values[key] for key in self.keys()}
+
+    def _known_floors(self, moments: PairMoments) -> dict[str, float]:
+        floors = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}
         if self.protocol == "held_out":
-            self._floors |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
-        return values
+            size_x, size_y = moments.centered_trace().tolist()
+            floors["procrustes_residual"] = 1 + size_x / size_y if size_y > 0 else math.nan
+            floors |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
+        return {key: floor for key, floor in floors.items() if key in self.keys()}
