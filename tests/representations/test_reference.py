@@ -1,0 +1,88 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.representations.reference import CheckpointModel, parse_references
+
+CPU = torch.device("cpu")
+
+
+def names(reference, arms):
+    return [c.name for c in parse_references(reference).comparisons(arms)]
+
+
+@pytest.mark.parametrize(
+    ("reference", "arms", "expected"),
+    [
+        ("initial", [""], [""]),
+        (["initial", nn.Identity()], [""], ["live_vs_initial", "live_vs_reference"]),
+        ({"teacher": nn.Identity()}, [""], [""]),
+        ("initial", ["a", "b"], ["a_vs_initial", "b_vs_initial"]),
+        ("arm:a", ["a", "b", "c"], ["b_vs_a", "c_vs_a"]),
+        ("pairs", ["a", "b", "c"], ["b_vs_a", "c_vs_a", "c_vs_b"]),
+        (["pairs", "arm:b"], ["a", "b", "c"], ["b_vs_a", "c_vs_a", "c_vs_b"]),
+        ({"t": nn.Identity(), "u": nn.Identity()}, ["a"], ["a_vs_t", "a_vs_u"]),
+        (("initial", "arm:a"), ["a", "b"], ["b_vs_a", "a_vs_initial", "b_vs_initial"]),
+    ],
+)
+def test_comparisons_and_their_names(reference, arms, expected):
+    assert names(reference, arms) == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (3, "got int"),
+        ([], "at least one"),
+        ("./no/such/folder", "neither a folder with a config.json"),
+        ("weights.ckpt", "no checkpoint file 'weights.ckpt'"),
+    ],
+)
+def test_mistakes_are_named(reference, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_references(reference)
+    with pytest.raises(ConfigError, match="no arm 'x'; the module has a, b"):
+        names("arm:x", ["a", "b"])
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "arms.a."])
+def test_a_checkpoint_takes_the_place_of_the_live_weights_and_gives_it_back(
+    tmp_path, suffix, prefix
+):
+    live, other = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    nn.init.normal_(other.weight)
+    other.running_mean.add_(1)
+    before = {name: value.clone() for name, value in live.state_dict().items()}
+    pointers = [p.data_ptr() for p in live.state_dict().values()]
+    state = {prefix + name: value for name, value in other.state_dict().items()}
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": state, "epoch": 3}, path)
+    else:
+        save_file(state, path)
+    with CheckpointModel(str(path)).opened(live, CPU, prefix) as module:
+        assert module is live
+        assert all(torch.equal(live.state_dict()[k], v) for k, v in other.state_dict().items())
+    assert all(torch.equal(live.state_dict()[k], v) for k, v in before.items())
+    assert [p.data_ptr() for p in live.state_dict().values()] == pointers
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"weight": torch.zeros(3)}, path)
+    with (
+        pytest.raises(
+            ConfigError, match=r"weight in .* has the shape \(3,\), in the live model \(2,\)"
+        ),
+        CheckpointModel(str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
+    ):
+        pass
+    torch.save({"else": torch.zeros(3)}, path)
+    with (
+        pytest.raises(ConfigError, match="no weight of the live model"),
+        CheckpointModel(str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
+    ):
+        pass
