@@ -104,10 +104,8 @@ class Monitor(Callback, ABC):
         self._train_started = time.perf_counter()
         self._spent_before = self._spent
         self._first_step = step
-        if self._last_step != step:
+        if self._last_step < 0:
             self._evaluate(trainer, pl_module)
-        else:
-            self.schedule.advance(step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -138,6 +136,7 @@ class Monitor(Callback, ABC):
             "spent": self._spent,
             "train_seconds": self._train_seconds(),
             "train_steps": self._train_steps,
+            "next_step": self.schedule.next_step,
             "history": None if self.history_path is None else str(self.history_path),
             **self.remember(),
         }
@@ -169,6 +168,7 @@ class Monitor(Callback, ABC):
             self._spent = restored["spent"]
             self._train_before = restored["train_seconds"]
             self._train_steps = restored["train_steps"]
+            self.schedule.next_step = restored["next_step"]
             self.begin(restored)
         log_dir = trainer.log_dir  # talks to all ranks, so every rank has to ask
         if trainer.fast_dev_run:

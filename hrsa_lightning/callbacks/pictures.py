@@ -44,17 +44,13 @@ class Pictures:
         """Drop what was kept, for a new fit."""
         self._maps: list[LayerMap] = []
         self._values: dict[str, float] = {}
-        self._floors: dict[str, float] = {}
         self._drawn_at = -1
         self._has_layout = False
 
-    def keep(
-        self, maps: list[LayerMap], values: Mapping[str, float], floors: Mapping[str, float]
-    ) -> None:
+    def keep(self, maps: list[LayerMap], values: Mapping[str, float]) -> None:
         """Take over the results of an evaluation."""
         self._maps = [m for m in maps if len(m.live) > 1 or len(m.reference) > 1]
         self._values = dict(values)
-        self._floors = dict(floors)
 
     def publish(self, trainer: Trainer, step: int, evaluation: int) -> None:
         """Send to the loggers what is due at an evaluation."""

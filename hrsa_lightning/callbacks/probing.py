@@ -69,7 +69,6 @@ class Probing:
         self._label_key = label_key
         self._limit = limit_batches
         self._keep_on_device = keep_on_device
-        self._loaded: dict[str, ProbeSet] = {}
 
     @property
     def probes(self) -> dict[str, ProbeSet]:
@@ -90,7 +89,7 @@ class Probing:
             for arm, module in self.modules.items()
         }
         named = self._probes if isinstance(self._probes, Mapping) else {"": self._probes}
-        self._loaded = self._loaded or {
+        loaded = {
             name: load_probes(
                 _resolve(source, trainer, pl_module),
                 size=self._batch_size,
@@ -101,7 +100,7 @@ class Probing:
             )
             for name, source in named.items()
         }
-        if any(probes.texts is not None for probes in self._loaded.values()):
+        if any(probes.texts is not None for probes in loaded.values()):
             for arm, module in self.modules.items():
                 if self.tokenizer_for(module) is None:
                     raise ConfigError(
@@ -118,7 +117,7 @@ class Probing:
                 trainer.precision_plugin.forward_context,
             )
         store_on = self.device if self._keep_on_device else torch.device("cpu")
-        self.observer = Observer(self._loaded, options, exchange, store_on)
+        self.observer = Observer(loaded, options, exchange, store_on)
 
     def look(self) -> dict[str, dict[str, Snapshot]]:
         """Representations of all arms, one forward pass each: probe set to arm to layer to rows."""

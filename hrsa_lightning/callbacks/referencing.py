@@ -35,6 +35,7 @@ class ReferenceBook:
         self._layers = layers
         self._store = ReferenceStore()
         self._recordings: dict[str, Recording | None] = {}
+        self._lost = ""
 
     def comparisons(self) -> list[Comparison]:
         """All comparisons of the arms of the current fit.
@@ -43,14 +44,13 @@ class ReferenceBook:
             ConfigError: When an arm does not exist.
             DataError: When a trace was recorded on other probes.
         """
-        fingerprints = {name: p.fingerprint for name, p in self._probing.probes.items()}
         for trace in self._references.traces.values():
-            trace.check_probes(fingerprints)
+            trace.check_probes(self._fingerprints())
             for arm in self._probing.modules:
                 trace.arm_for(arm)
         return self._references.comparisons(list(self._probing.modules))
 
-    def open(self, folder: Path | None, prefix: str, restored: dict[str, Any]) -> bool:
+    def open(self, folder: Path | None, prefix: str, restored: dict[str, Any]) -> str:
         """Start to keep representations, in files if there is a folder.
 
         Args:
@@ -59,27 +59,33 @@ class ReferenceBook:
             restored: What `state` returned before a restart.
 
         Returns:
-            False when the file with the initial representations is gone.
+            Why the initial representations of before the restart are lost; empty when they are not.
         """
         self._store = ReferenceStore(folder, prefix)
-        return self._store.restore(INITIAL, restored.get(INITIAL))
+        self._lost = ""
+        if restored.get(INITIAL) is not None:
+            if restored["fingerprints"] != self._fingerprints():
+                self._lost = "the probes are not those of before the restart"
+            elif not self._store.restore(INITIAL, restored[INITIAL]):
+                self._lost = f"{restored[INITIAL]} is gone"
+        return self._lost
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: the start cannot be computed again."""
-        return {INITIAL: self._store.state(INITIAL)}
+        initial = self._store.state(INITIAL)
+        return {} if initial is None else {INITIAL: initial, "fingerprints": self._fingerprints()}
 
-    def fill(self, live: Live, step: int, *, initial_lost: bool) -> None:
+    def fill(self, live: Live, step: int) -> None:
         """Keep what is still missing: the start, the frozen models, the recorded step.
 
         Args:
             live: Representations of the arms now.
             step: Current step.
-            initial_lost: Whether there was a start that cannot be had again.
         """
         exchange = self._probing.observer.exchange
         writes = exchange.rank == 0
         with exchange.together():
-            if self._references.initial and INITIAL not in self._store and not initial_lost:
+            if self._references.initial and INITIAL not in self._store and not self._lost:
                 self._store.put(INITIAL, live, write=writes)
         for name, model in self._references.frozen.items():
             if name not in self._store:
@@ -106,6 +112,9 @@ class ReferenceBook:
             or self._store.snapshot(comparison.of, probes, "")
             or None
         )
+
+    def _fingerprints(self) -> dict[str, str]:
+        return {name: probes.fingerprint for name, probes in self._probing.probes.items()}
 
     def _run(self, name: str, model: FrozenModel) -> Live:
         """One forward pass of a frozen model, or of each arm with the weights of a file."""

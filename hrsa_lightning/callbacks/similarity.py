@@ -180,9 +180,9 @@ class SimilarityMonitor(Monitor):
 
     def begin(self, restored: dict[str, Any]) -> None:
         self._floors: dict[str, float] = {}
+        self._written_floors: dict[str, float] = {}
         self._evaluations = int(restored.get("evaluations", 0))
         self._restored_book: dict[str, Any] | None = restored
-        self._initial_lost = False
         self._pictures.forget()
 
     def remember(self) -> dict[str, Any]:
@@ -191,10 +191,12 @@ class SimilarityMonitor(Monitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         if self._restored_book is not None:
             folder = self.folder if self._on_disk else None
-            self._initial_lost = not self._book.open(folder, self.name, self._restored_book)
+            lost = self._book.open(folder, self.name, self._restored_book)
+            if lost:
+                self.warn_once(f"comparisons with the start are left out: {lost}")
             self._restored_book = None
         live = self._probing.look()
-        self._book.fill(live, trainer.global_step, initial_lost=self._initial_lost)
+        self._book.fill(live, trainer.global_step)
         with self.exchange.together():
             jobs, maps = self._plan(live, trainer.global_step)
             own = [self._work(job) for job in jobs[self.exchange.rank :: self.exchange.world_size]]
@@ -212,11 +214,14 @@ class SimilarityMonitor(Monitor):
             self.warn_once(note, f" (at {', '.join(where)}, step {trainer.global_step})")
         values |= self._shares(live)
         self._evaluations += 1
-        self._pictures.keep(maps, values, self._floors)
+        if self.exchange.rank == 0:
+            self._pictures.keep(maps, values)
         return values
 
     def extras(self) -> dict[str, Any]:
-        return {"floors": self._floors} if self._evaluations == 1 else {}
+        news = {tag: f for tag, f in self._floors.items() if tag not in self._written_floors}
+        self._written_floors |= news
+        return {"floors": news} if news else {}
 
     def publish(self, trainer: Trainer, step: int) -> None:
         self._pictures.publish(trainer, step, self._evaluations - 1)

@@ -23,7 +23,7 @@ def log_values(
     trainer.callback_metrics.update(
         {tag: torch.tensor(value, device=device) for tag, value in values.items()}
     )
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if trainer.is_global_zero else ():
         logger.log_metrics(dict(values), step=step)
 
 

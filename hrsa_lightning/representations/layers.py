@@ -79,9 +79,9 @@ def select_layers(
             outputs[pattern] = pattern.partition(".")[2] or None
             continue
         matches = _matches(pattern, submodules)
-        while relative and not matches and "." in pattern:
-            pattern = pattern.partition(".")[2]
-            matches = _matches(pattern, submodules)
+        rest = pattern
+        while relative and not matches and _has_literal(rest := rest.partition(".")[2]):
+            matches = _matches(rest, submodules)
         if not matches:
             raise ConfigError(_no_match(pattern, list(submodules), owner))
         for full, short in matches.items():
@@ -123,6 +123,11 @@ def _compile(pattern: str) -> tuple[re.Pattern[str], list[str]]:
             regex += re.escape(part) + dot
             before = part
     return re.compile(regex), wildcards
+
+
+def _has_literal(pattern: str) -> bool:
+    """Whether a part is spelled out; a pattern of wildcards alone would match anything."""
+    return any(part and not set("*?[") & set(part) for part in pattern.split("."))
 
 
 def _glob(part: str) -> str:

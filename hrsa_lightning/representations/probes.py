@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.representations.capture import batch_size
+from hrsa_lightning.representations.isolation import untouched
 
 __all__ = ["ProbeSet", "batch_probes", "load_probes", "read_probe_texts", "text_probes"]
 
@@ -162,13 +164,14 @@ def batch_probes(
     held: dict[int, Any] = {}
     labels: list[str] = []
     total = count = 0
-    for count, batch in enumerate(islice(source, limit), start=1):
-        if (count - 1) % shards == shard or count == 1:
-            held[count - 1] = apply_to_collection(batch, Tensor, _keep)
-        total += batch_size(batch)
-        apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)))
-        if label_key is not None:
-            labels.extend(_labels(batch, label_key))
+    with untouched(generators=_generators(source)), _workers_let_go(source):
+        for count, batch in enumerate(islice(source, limit), start=1):
+            if (count - 1) % shards == shard or count == 1:
+                held[count - 1] = apply_to_collection(batch, Tensor, _keep)
+            total += batch_size(batch)
+            apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)))
+            if label_key is not None:
+                labels.extend(_labels(batch, label_key))
     if total == 0:
         raise DataError("probes: expected at least one batch of samples, got none")
     return ProbeSet(
@@ -225,6 +228,23 @@ def _keep(tensor: Tensor) -> Tensor:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _generators(source: Any) -> list[torch.Generator]:
+    """Random generators of a loader, which training may share."""
+    holders = (source, getattr(source, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+@contextmanager
+def _workers_let_go(source: Any) -> Iterator[None]:
+    """Leave a loader with persistent workers as if it had not been read."""
+    try:
+        yield
+    finally:
+        if getattr(source, "persistent_workers", False):
+            source._iterator = None
 
 
 def _labels(batch: Any, key: str | int) -> list[str]:
