@@ -4,6 +4,7 @@ Anything wrong with the request raises `BackboneError` before weights are read.
 """
 
 import os
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -103,6 +104,9 @@ def load_tokenizer(
         raise BackboneError(
             f"backbone {str(path)!r}: its tokenizer cannot be loaded: {_first_sentence(error)}"
         ) from error
+    # Some classes make an empty tokenizer where there are no files.
+    if tokenizer.vocab_size <= len(tokenizer.all_special_ids):
+        raise BackboneError(f"backbone {str(path)!r} has no tokenizer.json or other vocabulary")
     if not tokenizer.is_fast:
         raise BackboneError(
             f"backbone {str(path)!r}: {type(tokenizer).__name__} is not a fast tokenizer, and "
@@ -125,10 +129,15 @@ def _load_config(source: str, revision: str | None, trust_remote_code: bool) -> 
             source, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise BackboneError(
-            f"backbone {source!r}: neither a local folder nor a model that the hub would give: "
-            f"{_first_sentence(error)}"
-        ) from error
+        if "trust_remote_code" in str(error):
+            problem = "it comes with Python code of its own; trust_remote_code=True would run it"
+        elif Path(source).is_dir():
+            problem = _first_sentence(error)
+        else:
+            problem = (
+                f"neither a folder nor a model to be had from the hub: {_first_sentence(error)}"
+            )
+        raise BackboneError(f"backbone {source!r}: {problem}") from error
     kind = config.model_type
     if config.is_encoder_decoder:
         raise BackboneError(

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -69,16 +76,26 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
     Raises:
         BackboneError: the folder holds no adapter in safetensors, or it does not fit the model.
     """
+    shown = repr(os.fspath(folder))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not Path(folder, name).is_file():
-            raise BackboneError(f"adapter {os.fspath(folder)!r} has no {name}")
+            raise BackboneError(f"adapter {shown} has no {name}")
     try:
         with _without_noise():
-            return PeftModel.from_pretrained(model, os.fspath(folder), is_trainable=True)
+            loaded = PeftModel.from_pretrained(model, os.fspath(folder), is_trainable=True)
     except (RuntimeError, ValueError) as error:
+        message = str(error).splitlines()[0]
+        raise BackboneError(f"adapter {shown} does not fit the backbone: {message}") from error
+    # peft passes over weights that it has no place for, and over places without weights.
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as saved:
+        names = set(saved.keys())
+    places = set(get_peft_model_state_dict(loaded, save_embedding_layers=False))
+    if odd := sorted(names ^ places):
         raise BackboneError(
-            f"adapter {os.fspath(folder)!r} does not fit the backbone: {str(error).splitlines()[0]}"
-        ) from error
+            f"adapter {shown} does not fit the backbone: {len(odd)} weights are only in one of "
+            f"them, such as {odd[0]!r}"
+        )
+    return loaded
 
 
 @contextmanager

@@ -108,12 +108,12 @@ def test_remote_code_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "own.py").write_text("raise SystemExit('remote code was run')")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(BackboneError, match=r"trust_remote_code"):
+    with pytest.raises(BackboneError, match=r"code of its own; trust_remote_code=True would"):
         load_backbone(tmp_path)
 
 
 def test_hub_id_that_is_not_there_offline() -> None:
-    with pytest.raises(BackboneError, match=r"'nobody/nothing': neither a local folder nor a"):
+    with pytest.raises(BackboneError, match=r"'nobody/nothing': neither a folder nor a model"):
         load_backbone("nobody/nothing")
 
 
@@ -125,7 +125,8 @@ def test_missing_folder_for_both(tmp_path: Path) -> None:
 
 class TestTokenizer:
     def _save(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-        AutoConfig.for_model("qwen2").save_pretrained(folder)
+        # A family without a tokenizer class of its own: the files say it all.
+        AutoConfig.for_model("granite").save_pretrained(folder)
         (folder / "model.safetensors").write_bytes(b"")
         tokenizer.save_pretrained(folder)
         return folder
@@ -151,13 +152,19 @@ class TestTokenizer:
             load_tokenizer(self._save(tmp_path, given))
 
     def test_no_tokenizer_at_all(self, tmp_path: Path) -> None:
-        with pytest.raises(BackboneError, match=r"its tokenizer cannot be loaded: ") as caught:
+        with pytest.raises(BackboneError, match=r"has no tokenizer\.json or other vocabulary"):
             load_tokenizer(_write(tmp_path, make_model("qwen2").config))
+
+    def test_broken_tokenizer(self, tmp_path: Path) -> None:
+        folder = self._save(tmp_path, make_tokenizer())
+        (folder / "tokenizer.json").write_text("{}")
+        with pytest.raises(BackboneError, match=r"its tokenizer cannot be loaded: ") as caught:
+            load_tokenizer(folder)
         assert len(str(caught.value).splitlines()) == 1
 
     def test_slow_tokenizer_is_refused(self, tmp_path: Path) -> None:
-        folder = _write(tmp_path, AutoConfig.for_model("qwen2"))
-        settings = {"tokenizer_class": "CanineTokenizer"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-        with pytest.raises(BackboneError, match=r"CanineTokenizer is not a fast tokenizer"):
+        folder = _write(tmp_path, AutoConfig.for_model("ctrl"))
+        (folder / "vocab.json").write_text(json.dumps({"<unk>": 0, "a": 1, "b@@": 2}))
+        (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+        with pytest.raises(BackboneError, match=r"CTRLTokenizer is not a fast tokenizer"):
             load_tokenizer(folder)
