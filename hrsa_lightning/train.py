@@ -118,8 +118,14 @@ def _train(config: Config) -> int:
 
 def _quieten() -> None:
     """Leave the screen to what the user can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # Lightning sets these levels when it is imported, and so it has to be imported before.
+    import lightning.pytorch
+    from transformers.utils.logging import disable_progress_bar
+
+    for module in (lightning.pytorch, lightning.fabric):
+        logging.getLogger(module.__name__).setLevel(logging.WARNING)
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
 

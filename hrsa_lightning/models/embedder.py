@@ -202,6 +202,25 @@ class EmbeddingModel(nn.Module):
         embeddings = torch.cat([self(**tokens.pad(pad_token_id, chunk)) for chunk in chunks])
         return embeddings[torch.argsort(torch.cat(chunks)).to(embeddings.device)]
 
+    @torch.no_grad()
+    def embed(self, texts: Sequence[Text], max_length: int = 512, batch_size: int = 64) -> Tensor:
+        """Embeddings of texts as a user wants them: in evaluation mode, without gradient.
+
+        Args:
+            texts: plain texts or (instruction, text) pairs.
+            max_length: most tokens of a text.
+            batch_size: texts of full length per forward pass; more where they are shorter.
+
+        Returns:
+            Shape (texts, features), in the order of `texts`.
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self.encode_texts(self.tokenize(texts, max_length), batch_size * max_length)
+        finally:
+            self.train(was_training)
+
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes each layer's activations in the backward pass, in training mode only."""
         transformer: Any = self.transformer
