@@ -1,0 +1,147 @@
+"""A run that is killed and goes on has the history of one that was not."""
+
+import pytest
+import torch
+
+from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
+from hrsa_lightning.errors import HRSAWarning
+from hrsa_lightning.representations import RepresentationTrace, read_history
+from tests.callbacks import projects
+from tests.callbacks.projects import FLAVORS, fit, flavor
+
+
+def monitor(**options):
+    defaults = {
+        "probes": projects.probe_batches(),
+        "layers": ["encoder.layers.*", "output"],
+        "every_n_train_steps": 3,
+        "metrics": ["cka"],
+        "on_error": "raise",
+        "heatmap_every_n_evaluations": 0,
+    }
+    return SimilarityMonitor("initial", **{**defaults, **options})
+
+
+def values(watch):
+    drop = "similarity/seconds"
+    return {
+        record["step"]: {tag: v for tag, v in record["values"].items() if tag != drop}
+        for record in read_history(watch.history_path)
+    }
+
+
+def run(folder, *, pl=None, stop_at=None, ckpt_path=None, max_steps=14, callbacks=(), **options):
+    """Data in order and no noise, so that a plain loader resumes exactly."""
+    pl = pl or flavor()
+    watch = monitor(**options)
+
+    class KilledError(Exception):
+        pass
+
+    class Kill(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == stop_at:
+                raise KilledError
+
+    def make(pl):
+        module = projects.classifier(pl)
+        module.encoder.drop.p = 0.0
+        return module
+
+    save = pl.callbacks.ModelCheckpoint(
+        folder / "saved", every_n_train_steps=5, save_top_k=-1, filename="{step}"
+    )
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(projects.INPUTS, projects.TARGETS), batch_size=4
+    )
+    try:
+        fit(
+            [watch, *callbacks, Kill(), save],
+            folder,
+            pl=pl,
+            make=make,
+            loader=loader,
+            ckpt_path=ckpt_path,
+            max_steps=max_steps,
+            enable_checkpointing=True,
+            logger=pl.loggers.CSVLogger(folder),
+        )
+    except KilledError:
+        assert stop_at
+    return watch
+
+
+def assert_same_history(first, second):
+    assert first.keys() == second.keys()
+    for step in first:
+        assert second[step] == pytest.approx(first[step], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FLAVORS)
+def test_no_gap_and_no_double(tmp_path, name):
+    pl = flavor(name)
+    whole = run(tmp_path / "whole", pl=pl)
+    assert list(values(whole)) == [0, 3, 6, 9, 12, 14]
+    killed = run(tmp_path / "killed", pl=pl, stop_at=12)
+    assert list(values(killed)) == [0, 3, 6, 9, 12]
+    resumed = run(tmp_path / "killed", pl=pl, ckpt_path=tmp_path / "killed/saved/step=10.ckpt")
+    assert resumed.history_path != killed.history_path, "the logger made a new version"
+    assert_same_history(values(whole), values(resumed))
+
+
+def test_a_longer_run_goes_on_from_the_end(tmp_path):
+    run(tmp_path, max_steps=10)
+    longer = run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt")
+    assert list(values(longer)) == [0, 3, 6, 9, 10, 12, 14]
+
+
+def test_references_on_disk_stay_out_of_checkpoints(tmp_path):
+    run(tmp_path, stop_at=12, store="disk")
+    path = tmp_path / "saved/step=10.ckpt"
+    state = torch.load(path, weights_only=False)["callbacks"]
+    (own,) = [value for key, value in state.items() if "SimilarityMonitor" in key]
+    assert isinstance(own["initial"], str)
+    resumed = run(tmp_path, ckpt_path=path, store="disk")
+    whole = run(tmp_path / "whole")
+    assert_same_history(values(whole), values(resumed))
+
+
+def test_a_start_that_is_gone_is_said(tmp_path):
+    killed = run(tmp_path, stop_at=12, store="disk")
+    for file in killed.folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.warns(HRSAWarning, match=r"comparisons with the start are left out: .* is gone"):
+        run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt", store="disk")
+
+
+def test_other_probes_after_a_restart_are_said(tmp_path):
+    run(tmp_path, stop_at=12)
+    with pytest.warns(HRSAWarning, match="the probes are not those of before"):
+        run(
+            tmp_path,
+            ckpt_path=tmp_path / "saved/step=10.ckpt",
+            probes=projects.probe_batches()[:3],
+        )
+
+
+def test_a_monitor_that_joins_later_starts_there(tmp_path):
+    fit(
+        [flavor().callbacks.ModelCheckpoint(tmp_path, filename="x", every_n_train_steps=6)],
+        tmp_path,
+        enable_checkpointing=True,
+    )
+    watch = monitor()
+    fit([watch], tmp_path / "b", ckpt_path=tmp_path / "x.ckpt", max_steps=9)
+    assert list(values(watch)) == [6, 9]
+    assert values(watch)[6]["similarity/cka/output"] == pytest.approx(1.0)
+
+
+def test_a_recording_goes_on(tmp_path):
+    def recorder():
+        return RepresentationRecorder(
+            tmp_path / "trace", probes=projects.INPUTS, every_n_train_steps=3, on_error="raise"
+        )
+
+    run(tmp_path, stop_at=12, callbacks=[recorder()])
+    run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt", callbacks=[recorder()])
+    assert RepresentationTrace(tmp_path / "trace").steps == [0, 3, 6, 9, 12, 14]

@@ -1,0 +1,160 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hrsa_lightning.callbacks import RetrievalMonitor
+from hrsa_lightning.callbacks.retrieval import ranking_scores
+from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
+from hrsa_lightning.representations import read_history
+from tests.callbacks.projects import fit, same, weights
+
+PAIRS = [
+    {"query": ["find", f"query {n}"], "pos": [f"right {n}"], "neg": [f"wrong {n}", "right 0"]}
+    for n in range(5)
+]
+
+
+def slow_scores(queries, corpus, relevant, depth):
+    """By the definitions, one query at a time, wrong passages first among equals."""
+    mrr = ndcg = recall = 0.0
+    for query, answers in zip(queries, relevant, strict=True):
+        scores = [
+            float(torch.cosine_similarity(query, passage, dim=0).double()) for passage in corpus
+        ]
+        order = sorted(range(len(corpus)), key=lambda p: (-round(scores[p], 6), p in answers))
+        hits = [place for place, passage in enumerate(order[:depth]) if passage in answers]
+        mrr += 1 / (1 + hits[0]) if hits else 0.0
+        ideal = sum(1 / math.log2(2 + place) for place in range(min(depth, len(answers))))
+        ndcg += sum(1 / math.log2(2 + place) for place in hits) / ideal
+        recall += len(hits) / len(answers)
+    return [total / len(queries) for total in (mrr, ndcg, recall)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_follow_their_definitions(seed):
+    torch.manual_seed(seed)
+    queries, corpus = torch.randn(9, 4), torch.randn(30, 4)
+    relevant = [torch.randperm(30)[: 1 + n % 3].tolist() for n in range(9)]
+    found = ranking_scores(queries, corpus, relevant, [1, 5])
+    expected = slow_scores(queries, corpus, relevant, 5)
+    assert [found["mrr@5"], found["ndcg@5"], found["recall@5"]] == pytest.approx(expected)
+    assert found["recall@1"] <= found["recall@5"]
+
+
+def test_collapsed_embeddings_score_as_the_last():
+    scores = ranking_scores(torch.ones(2, 3), torch.ones(20, 3), [[0], [1]], [10])
+    assert set(scores.values()) == {0.0}
+
+
+def test_embeddings_that_are_not_finite_score_nan():
+    spoiled = torch.ones(2, 3)
+    spoiled[0, 0] = math.nan
+    assert all(map(math.isnan, ranking_scores(spoiled, torch.ones(4, 3), [[0], [1]], [1]).values()))
+
+
+class Arm(nn.Module):
+    """Knows the right answers ever better: its weight grows with training."""
+
+    def __init__(self):
+        super().__init__()
+        self.skill = nn.Parameter(torch.zeros(()))
+
+    def embed(self, texts, max_length, batch_size):
+        assert (max_length, batch_size) == (128, 64)
+        assert not self.training
+        rows = []
+        for text in texts:
+            number = int((text[1] if isinstance(text, tuple) else text).split()[1])
+            known = nn.functional.one_hot(torch.tensor(number), 5) * self.skill
+            noise = torch.tensor([float(ord(c)) for c in str(text)[:5].ljust(5)])
+            wrong = "wrong" in text
+            rows.append(torch.cat([known * (not wrong), noise / 100]))
+        return torch.stack(rows)
+
+
+def paired(pl):
+    class Paired(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.arms = nn.ModuleDict({"a": Arm(), "b": Arm()})
+
+        def training_step(self, batch, batch_idx):
+            return -self.arms["a"].skill + 0 * self.arms["b"].skill
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=5.0)
+
+    return Paired()
+
+
+@pytest.mark.parametrize("given", ["list", "file"])
+def test_arms_are_scored_while_they_train(tmp_path, given):
+    pairs = PAIRS
+    if given == "file":
+        pairs = tmp_path / "pairs.jsonl"
+        pairs.write_text("\n".join(json.dumps(pair) for pair in PAIRS), encoding="utf-8")
+    watch = RetrievalMonitor(pairs, arms="arms", every_n_train_steps=2, ks=(1, 3), on_error="raise")
+    trainer = fit([watch], tmp_path / "run", make=paired, max_steps=4)
+    records = read_history(watch.history_path)
+    assert [record["step"] for record in records] == [0, 2, 4]
+    values = [record["values"] for record in records]
+    assert values[-1]["retrieval/a/mrr@3"] == 1.0
+    assert values[0]["retrieval/a/mrr@3"] < 1.0
+    assert values[-1]["retrieval/b/ndcg@3"] == values[0]["retrieval/b/ndcg@3"]
+    assert set(trainer.callback_metrics) >= set(values[0])
+    assert (watch.folder / "retrieval.png").stat().st_size > 5000
+    assert same(weights(trainer), weights(fit([], tmp_path, make=paired, max_steps=4)))
+
+
+def test_an_encoder_of_ones_own_and_the_corpus(tmp_path):
+    seen = []
+
+    def encode(module, texts):
+        seen.append(texts)
+        return torch.randn(len(texts), 3)
+
+    watch = RetrievalMonitor(PAIRS, encode=encode, limit=3, on_error="raise")
+    fit([watch], tmp_path, max_steps=1)
+    assert seen[0] == [("find", f"query {n}") for n in range(3)]
+    corpus = ["right 0", "wrong 0", "right 1", "wrong 1", "right 2", "wrong 2"]
+    assert seen[1] == corpus, "every passage once"
+
+
+def test_nan_embeddings_warn_once(tmp_path):
+    def encode(module, texts):
+        return torch.full((len(texts), 3), math.nan)
+
+    watch = RetrievalMonitor(PAIRS, encode=encode, every_n_train_steps=1)
+    with pytest.warns(HRSAWarning, match="not finite") as caught:
+        fit([watch], tmp_path, max_steps=3)
+    assert len([w for w in caught if "finite" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "at least one query"),
+        ([{"query": "a", "pos": []}], "record 1 needs a query and at least one pos"),
+        ([{"query": ["a", "b", "c"], "pos": ["d"]}], "record 1"),
+        ("absent.jsonl", "no file 'absent.jsonl'"),
+    ],
+)
+def test_mistakes_in_pairs(pairs, message):
+    with pytest.raises(DataError, match=message):
+        RetrievalMonitor(pairs)
+
+
+def test_other_mistakes(tmp_path):
+    with pytest.raises(ConfigError, match="ks: expected positive"):
+        RetrievalMonitor(PAIRS, ks=())
+    with pytest.raises(ConfigError, match="has no method embed"):
+        fit([RetrievalMonitor(PAIRS)], tmp_path)
+    with pytest.raises(ConfigError, match="'heads' to name"):
+        fit([RetrievalMonitor(PAIRS, arms="heads")], tmp_path)
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"query": "a"}\n{\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"broken\.jsonl:2: not JSON"):
+        RetrievalMonitor(path)
