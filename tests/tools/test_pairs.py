@@ -7,6 +7,11 @@ from tiny.stdlib import Function
 from tiny.wordnet import Synset
 
 
+@pytest.fixture(autouse=True)
+def _few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "NUM_PROBES_PER_LABEL", 8)
+
+
 @pytest.fixture(scope="module")
 def synsets() -> list[Synset]:
     """300 groups of six siblings, each with gloss and example."""

@@ -5,7 +5,7 @@ from typing import Any
 from tiny.corpus import TASK_TOKEN_SHARE
 from tiny.pairs import NUM_NEGATIVES
 from tiny.splits import SPLIT_SEED
-from tiny.tasks import HELD_OUT_SHARE, WORKED_SHARE, WRONG_SHARE
+from tiny.tasks import FAMILY_WEIGHTS, HELD_OUT_SHARE, WORKED_SHARE, WRONG_SHARE
 
 BEGIN, END = "<!-- similarity:begin -->", "<!-- similarity:end -->"
 
@@ -85,7 +85,12 @@ weights are rounded to bf16, and RLVR and SFT start from the rounded weights.
 
 **RLVR.** GRPO (TRL {trl}): {rl_steps} steps of {num_prompts} prompts x {num_generations} sampled
 completions, learning rate {rl_lr:g}, KL weight {beta:g}, seed {rl_seed}. The reward is 1 if the
-text after `Answer:` is exactly the answer, else 0.
+text after `Answer:` is exactly the answer, else 0. Prompts of arithmetic and parity are drawn
+{hard_weight} times as often as those of another family. Drawn evenly, 300 steps (16 completions a
+prompt) raised sampled accuracy from .507 to .710 on the selection problems but greedy accuracy not
+at all (.739 and .739), because the model learned to answer at once; that checkpoint was refused.
+With the weights it learns to show its work. Its accuracy peaks early: at step 120 of a longer run
+greedy accuracy on the selection problems was .755, against .779 at step {rl_steps}.
 
 **SFT.** {sft_steps} steps of {sft_batch} correct worked traces, learning rate {sft_lr:g}, seed
 {sft_seed}; the loss is on the completion only.
@@ -183,6 +188,7 @@ def render(record: dict[str, Any], similarity: str) -> str:
         rl_lr=rlvr["learning_rate"],
         beta=rlvr["beta"],
         rl_seed=rlvr["seed"],
+        hard_weight=FAMILY_WEIGHTS["arithmetic"],
         sft_steps=sft["num_steps"],
         sft_batch=sft["batch_size"],
         sft_lr=sft["learning_rate"],

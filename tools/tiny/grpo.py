@@ -8,29 +8,41 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import Qwen2ForCausalLM
+from transformers import (
+    Qwen2ForCausalLM,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from tiny.evaluate import MAX_NEW_TOKENS, load_tokenizer
 from tiny.lm import load_model
-from tiny.tasks import draw_problem, is_correct
+from tiny.tasks import FAMILIES, FAMILY_WEIGHTS, draw_problem, is_correct
 
 logger = logging.getLogger(__name__)
+
+NUM_TRAINING_PROMPTS = 4096
 
 
 @dataclass(frozen=True)
 class GrpoConfig:
-    """What decides the RLVR backbone, besides the base."""
+    """What decides the RLVR backbone, besides the base.
+
+    Accuracy on the selection problems peaks near step 80: a run of 200 steps had lost most of its
+    rise in greedy accuracy at step 120.
+    """
 
     seed: int = 17
-    num_steps: int = 300
+    num_steps: int = 80
     num_prompts: int = 8
-    num_generations: int = 16
+    num_generations: int = 12
     learning_rate: float = 1.5e-4
     num_warmup_steps: int = 10
     beta: float = 0.0
-    num_threads: int = 2
+    num_threads: int = 1
 
 
 def exact_answer_reward(
@@ -41,13 +53,34 @@ def exact_answer_reward(
     return [float(is_correct(right, completion)) for right, completion in pairs]
 
 
-def training_prompts(num_prompts: int, seed: int) -> Dataset:
-    """Draw training problems as columns `prompt` and `answer`."""
+def training_prompts(seed: int) -> Dataset:
+    """Draw training problems as columns `prompt` and `answer`, the hard families more often."""
     rng = random.Random(seed)
-    problems = [draw_problem(rng, held_out=False) for _ in range(num_prompts)]
+    weights = [FAMILY_WEIGHTS.get(family, 1) for family in FAMILIES]
+    problems = [
+        draw_problem(rng, held_out=False, family=family)
+        for family in rng.choices(list(FAMILIES), weights, k=NUM_TRAINING_PROMPTS)
+    ]
     return Dataset.from_list(
         [{"prompt": problem.prompt, "answer": problem.answer} for problem in problems]
     )
+
+
+class _RewardLog(TrainerCallback):
+    """Log the mean reward as training goes on, instead of the whole table of TRL's figures."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: object,
+    ) -> None:
+        if "reward" in logs:
+            logger.info(
+                "GRPO step %d of %d: reward %.3f", state.global_step, args.max_steps, logs["reward"]
+            )
 
 
 def train_grpo(base: Path, config: GrpoConfig, work: Path) -> Qwen2ForCausalLM:
@@ -63,7 +96,7 @@ def train_grpo(base: Path, config: GrpoConfig, work: Path) -> Qwen2ForCausalLM:
         model=load_model(base),
         processing_class=load_tokenizer(base),
         reward_funcs=exact_answer_reward,
-        train_dataset=training_prompts(config.num_prompts * config.num_steps, config.seed),
+        train_dataset=training_prompts(config.seed),
         args=GRPOConfig(
             output_dir=str(work),
             seed=config.seed,
@@ -86,9 +119,7 @@ def train_grpo(base: Path, config: GrpoConfig, work: Path) -> Qwen2ForCausalLM:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_RewardLog())
     trainer.train()
-    for entry in trainer.state.log_history:
-        if "reward" in entry:
-            logger.info("GRPO step %d: reward %.3f", entry["step"], float(entry["reward"]))
     model: Qwen2ForCausalLM = trainer.model
     return model

@@ -21,11 +21,11 @@ class SftConfig:
     """What decides the SFT backbone, besides the base. Steps equal those of GRPO."""
 
     seed: int = 23
-    num_steps: int = 300
+    num_steps: int = 80
     batch_size: int = 32
     learning_rate: float = 3e-4
     num_warmup_steps: int = 10
-    num_threads: int = 2
+    num_threads: int = 1
 
 
 def collate(
