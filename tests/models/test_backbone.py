@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     Gemma3Config,
     PreTrainedTokenizerFast,
@@ -138,6 +139,13 @@ class TestTokenizer:
         assert tokenizer("return value").input_ids == make_tokenizer()("return value").input_ids
         assert tokenizer.pad_token_id == given.pad_token_id
         assert tokenizer.truncation_side == "right"
+
+    def test_general_class_is_taken_at_its_word(self, backbone_folder: Callable[..., Path]) -> None:
+        """AutoTokenizer would normalize (here: compose the accent) and split by Qwen2's rules."""
+        text = "cafe\u0301"
+        expected = make_tokenizer()(text).input_ids
+        assert load_tokenizer(backbone_folder("qwen2"))(text).input_ids == expected
+        assert AutoTokenizer.from_pretrained(backbone_folder("qwen2"))(text).input_ids != expected
 
     def test_eos_stands_in_for_a_missing_pad_token(self, tmp_path: Path) -> None:
         given = make_tokenizer()
