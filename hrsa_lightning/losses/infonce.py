@@ -1,13 +1,15 @@
 """InfoNCE with hard negatives and in-batch negatives from every rank.
 
-Shapes: B local queries, G passages of each query (its positive first), D features, W ranks.
+Shapes: B local queries, G passages of each query (its positive first), D features, Q queries and
+N passages of all ranks.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
-from hrsa_lightning.distributed import gather, rank
+from hrsa_lightning.distributed import gather
+from hrsa_lightning.losses.candidates import check_temperature, collect_candidates
 
 
 class InfoNCELoss(nn.Module):
@@ -25,9 +27,20 @@ class InfoNCELoss(nn.Module):
         temperature: Divides the similarities, positive (scale = 1 / temperature).
         gather_distributed: Take negatives from all ranks; else from this rank alone.
         mask_duplicates: Leave out false negatives that the ids given to `forward` reveal.
+        symmetric: Average with the loss in the other direction, where each positive looks for its
+            query among the queries of all ranks.
+        same_side_negatives: Take the other queries as negatives of a query too, and with
+            `symmetric` the other positives as negatives of a positive (Li et al., arXiv 2308.03281,
+            eq. 2).
+        false_negative_margin: Leave out negatives whose cosine exceeds that of the positive by more
+            than this, as false negatives (Qwen3 Embedding, arXiv 2506.05176, takes 0.1); `None`
+            leaves none out.
+        hardness: Weight each negative by `exp(hardness * cos)`, in which the cosine gets no
+            gradient, so that harder ones count for more (Lan et al., arXiv 2503.04812, eq. 5, take
+            9); 0 weights all alike.
 
     Raises:
-        ValueError: If `temperature` is not positive.
+        ValueError: If `temperature` is not positive or `hardness` is negative.
 
     Example:
         >>> queries = torch.eye(2)
@@ -41,13 +54,21 @@ class InfoNCELoss(nn.Module):
         temperature: float = 0.02,
         gather_distributed: bool = True,
         mask_duplicates: bool = True,
+        symmetric: bool = False,
+        same_side_negatives: bool = False,
+        false_negative_margin: float | None = None,
+        hardness: float = 0.0,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        self.temperature = temperature
+        if hardness < 0:
+            raise ValueError(f"hardness must be at least 0, got {hardness}")
+        self.temperature = check_temperature(temperature)
         self.gather_distributed = gather_distributed
         self.mask_duplicates = mask_duplicates
+        self.symmetric = symmetric
+        self.same_side_negatives = same_side_negatives
+        self.false_negative_margin = false_negative_margin
+        self.hardness = hardness
 
     def forward(
         self,
@@ -72,49 +93,67 @@ class InfoNCELoss(nn.Module):
         Raises:
             ValueError: If the shapes do not fit together.
         """
-        _check_shapes(queries, passages, passage_ids, query_ids)
-        collect = gather if self.gather_distributed else _identity
-        group_size = passages.shape[1]
         # Mixed precision would round cosines near 1 to steps of .004, which is .2 after division
         # by a temperature of .02.
         with torch.autocast(queries.device.type, enabled=False):
-            normalized_BD = normalize(queries.float(), dim=-1)
-            candidates_ND = collect(normalize(passages.float(), dim=-1).flatten(0, 1))
-            scores_BN = normalized_BD @ candidates_ND.T / self.temperature
+            batch = collect_candidates(
+                queries,
+                passages,
+                passage_ids if self.mask_duplicates else None,
+                query_ids if self.mask_duplicates else None,
+                self.gather_distributed,
+            )
+            group = batch.group_size
+            if not (self.symmetric or self.same_side_negatives):
+                return self._cross_entropy(
+                    batch.queries @ batch.passages.T, batch.targets, batch.false_negatives
+                )
+            all_queries_QD = gather(batch.queries) if self.gather_distributed else batch.queries
+            # Two queries are alike in what they look for if one's positive answers the other.
+            alike_BQ = batch.false_negatives[:, ::group]
+            loss = self._direction(
+                batch.queries,
+                (batch.passages, batch.false_negatives, batch.targets),
+                (all_queries_QD, alike_BQ, batch.own),
+            )
+            if not self.symmetric:
+                return loss
+            positives_QD = batch.passages[::group]
+            other = self._direction(
+                positives_QD[batch.own],
+                (all_queries_QD, alike_BQ, batch.own),
+                (positives_QD, alike_BQ, batch.own),
+            )
+            return (loss + other) / 2
 
-        first_row = rank() * len(queries) if self.gather_distributed else 0
-        rows = torch.arange(len(queries), device=queries.device)
-        positive_B = (first_row + rows) * group_size
-        if self.mask_duplicates:
-            false_negative_BN = torch.zeros_like(scores_BN, dtype=torch.bool)
-            if passage_ids is not None:
-                false_negative_BN |= passage_ids[:, :1] == collect(passage_ids.flatten())
-            if query_ids is not None:
-                false_negative_BN[:, ::group_size] |= query_ids[:, None] == collect(query_ids)
-            false_negative_BN[rows, positive_B] = False
-            scores_BN = scores_BN.masked_fill(false_negative_BN, float("-inf"))
-        return cross_entropy(scores_BN, positive_B)
+    def _direction(
+        self,
+        anchors_BD: Tensor,
+        across: tuple[Tensor, Tensor, Tensor],
+        same_side: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """Loss of anchors that look `across`, and may have negatives on the `same_side`.
 
+        Each side is its embeddings, which of them are false negatives of each anchor, and which is
+        the anchor's target or, on its own side, the anchor itself.
+        """
+        candidates, excluded, targets = across
+        similarities = anchors_BD @ candidates.T
+        if self.same_side_negatives:
+            siblings, alike, own = same_side
+            itself = torch.zeros_like(alike).scatter(1, own[:, None], True)
+            similarities = torch.cat([similarities, anchors_BD @ siblings.T], dim=1)
+            excluded = torch.cat([excluded, alike | itself], dim=1)
+        return self._cross_entropy(similarities, targets, excluded)
 
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _check_shapes(
-    queries: Tensor, passages: Tensor, passage_ids: Tensor | None, query_ids: Tensor | None
-) -> None:
-    if queries.ndim != 2:
-        raise ValueError(f"queries must be (B, D), got shape {tuple(queries.shape)}")
-    B, D = queries.shape
-    if passages.ndim != 3 or passages.shape[0] != B or passages.shape[2] != D:
-        raise ValueError(
-            f"passages must be (B, G, D) with B={B} and D={D} as the queries have, "
-            f"got shape {tuple(passages.shape)}"
-        )
-    if passage_ids is not None and passage_ids.shape != passages.shape[:2]:
-        raise ValueError(
-            f"passage_ids must have shape {tuple(passages.shape[:2])}, "
-            f"got {tuple(passage_ids.shape)}"
-        )
-    if query_ids is not None and query_ids.shape != (B,):
-        raise ValueError(f"query_ids must have shape ({B},), got {tuple(query_ids.shape)}")
+    def _cross_entropy(self, similarities: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
+        """Mean over rows of the target's negative log share among all that is not excluded."""
+        at_target = targets[:, None]
+        fixed = similarities.detach()
+        if self.false_negative_margin is not None:
+            limit = fixed.gather(1, at_target) + self.false_negative_margin
+            excluded = (excluded | (fixed > limit)).scatter(1, at_target, False)
+        logits = similarities / self.temperature
+        if self.hardness:
+            logits = logits + (self.hardness * fixed).scatter(1, at_target, 0.0)
+        return cross_entropy(logits.masked_fill(excluded, float("-inf")), targets)

@@ -4,42 +4,7 @@ import pytest
 import torch
 
 from hrsa_lightning.losses import InfoNCELoss
-
-QUERIES, GROUP, FEATURES = 8, 3, 6
-
-
-def slow_infonce(queries, passages, temperature, passage_ids=None, query_ids=None):
-    """The formula written out with loops over the global batch, in float64."""
-    queries, passages = queries.double(), passages.double()
-    flat = [(i, j) for i in range(len(queries)) for j in range(passages.shape[1])]
-
-    def score(i, owner, place):
-        q, p = queries[i], passages[owner, place]
-        return (q @ p) / (q @ q).sqrt() / (p @ p).sqrt() / temperature
-
-    def is_false_negative(i, owner, place):
-        if (owner, place) == (i, 0):
-            return False
-        if passage_ids is not None and passage_ids[owner, place] == passage_ids[i, 0]:
-            return True
-        return query_ids is not None and place == 0 and query_ids[owner] == query_ids[i]
-
-    losses = []
-    for i in range(len(queries)):
-        kept = [place for place in flat if not is_false_negative(i, *place)]
-        total = sum(torch.exp(score(i, *place)) for place in kept)
-        losses.append(torch.log(total) - score(i, i, 0))
-    return sum(losses) / len(losses)
-
-
-def make_batch(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    queries = torch.randn(QUERIES, FEATURES, generator=generator)
-    passages = torch.randn(QUERIES, GROUP, FEATURES, generator=generator)
-    # Few different ids, so that duplicates of the positive are in every place, on every rank.
-    passage_ids = torch.randint(0, 7, (QUERIES, GROUP), generator=generator)
-    query_ids = torch.randint(0, 4, (QUERIES,), generator=generator)
-    return queries, passages, passage_ids, query_ids
+from tests.losses.reference import QUERIES, make_batch, slow_infonce
 
 
 @pytest.mark.parametrize("temperature", [0.02, 1.0])
@@ -52,6 +17,35 @@ def test_equals_the_formula(temperature, ids):
     expected = slow_infonce(queries, passages, temperature, passage_ids, query_ids)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"symmetric": True}, {"symmetric": True}),
+        ({"same_side_negatives": True}, {"same_side": True}),
+        (
+            {"symmetric": True, "same_side_negatives": True, "hardness": 2.0},
+            {"symmetric": True, "same_side": True, "hardness": 2.0},
+        ),
+        ({"false_negative_margin": 0.1}, {"margin": 0.1}),
+        ({"false_negative_margin": -0.2, "hardness": 9.0}, {"margin": -0.2, "hardness": 9.0}),
+    ],
+)
+def test_options_equal_their_formulas(ours, theirs, with_ids):
+    queries, passages, *ids = make_batch()
+    ids = ids if with_ids else [None, None]
+    queries, passages = queries.requires_grad_(), passages.requires_grad_()
+    loss = InfoNCELoss(0.3, **ours)(queries, passages, *ids)
+    expected = slow_infonce(queries, passages, 0.3, *ids, **theirs)
+    plain = slow_infonce(queries, passages, 0.3, *ids)
+    assert abs(expected - plain) > 1e-3  # the option does something here
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    for leaf in (queries, passages):
+        (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        (expected_gradient,) = torch.autograd.grad(expected, leaf, retain_graph=True)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_masking_changes_the_loss_and_can_be_switched_off():
@@ -109,6 +103,11 @@ def test_temperature_must_be_positive(temperature):
         InfoNCELoss(temperature)
 
 
+def test_hardness_must_not_be_negative():
+    with pytest.raises(ValueError, match="hardness must be at least 0"):
+        InfoNCELoss(hardness=-1.0)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
@@ -124,51 +123,6 @@ def test_shapes_are_checked(shapes, message):
     tensors = [None if shape is None else torch.ones(shape) for shape in shapes]
     with pytest.raises(ValueError, match=message):
         InfoNCELoss()(*tensors)
-
-
-def gradients_of_one_process(loss_fn):
-    """Loss and gradient, with respect to a shared projection, of `loss_fn` on the whole batch."""
-    queries, passages, *ids = make_batch()
-    weight = torch.eye(FEATURES, dtype=torch.float64).requires_grad_()
-    loss = loss_fn(queries.double() @ weight, passages.double() @ weight, *ids)
-    loss.backward()
-    return loss.item(), weight.grad
-
-
-def _gradients_of_rank(rank, world_size, loss):
-    """Loss of this rank's slice of the batch, and the gradient averaged over ranks as DDP does."""
-    rows = slice(rank * QUERIES // world_size, (rank + 1) * QUERIES // world_size)
-    queries, passages, *ids = (tensor[rows] for tensor in make_batch())
-    weight = torch.eye(FEATURES).requires_grad_()
-    value = loss(queries @ weight, passages @ weight, *ids)
-    value.backward()
-    torch.distributed.all_reduce(weight.grad)
-    return value.item(), (weight.grad / world_size).tolist()
-
-
-def check_against_one_process(pool, temperature):
-    expected_loss, expected = gradients_of_one_process(
-        lambda queries, passages, *ids: slow_infonce(queries, passages, temperature, *ids)
-    )
-    results = pool.run(_gradients_of_rank, InfoNCELoss(temperature))
-    mean_loss = sum(loss for loss, _ in results) / len(results)
-    assert math.isclose(mean_loss, expected_loss, rel_tol=1e-5)
-    for _, gradient in results:
-        gradient = torch.tensor(gradient, dtype=torch.float64)
-        ratio = (gradient * expected).sum() / (expected * expected).sum()
-        assert abs(ratio - 1) < 1e-4
-        assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-@pytest.mark.ddp
-@pytest.mark.parametrize("temperature", [0.02, 0.5])
-def test_two_ranks_have_the_full_batch_gradient(ddp_pool, temperature):
-    check_against_one_process(ddp_pool, temperature)
-
-
-@pytest.mark.ddp
-def test_four_ranks_have_the_full_batch_gradient(ddp_pool4):
-    check_against_one_process(ddp_pool4, 0.1)
 
 
 def _loss_without_gather(rank, world_size):
