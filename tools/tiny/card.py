@@ -121,7 +121,7 @@ By family (sampled / greedy):
 ## Rebuilding
 
 `python tools/build_tiny.py` with the extra `build` and WordNet 3.0; about an hour on two quiet
-cores. Built with Python {python}, {packages}, on {machine} with two threads. Seeds: split
+cores. Built with Python {python}, {packages}, on {machine}. Seeds: split
 {split_seed}, tokenizer {tokenizer_seed}, base {base_seed}, RLVR {rl_seed}, SFT {sft_seed}.
 {determinism}
 Another Python version has another standard library, and so gives other text.
@@ -136,8 +136,7 @@ Another Python version has another standard library, and so gives other text.
 """
 
 _DETERMINISM = """\
-Two runs of the first steps of each training stage on one machine gave bit-identical weights with
-the same number of threads; other processors or library versions may round otherwise."""
+Whether a second build gives the same weights bit for bit has not been measured."""
 
 
 def similarity_section(previous: str) -> str:
