@@ -15,11 +15,13 @@ from hrsa_lightning.functional.procrustes import (
     orthogonal_procrustes,
     random_rotation_inverse_row_entropy,
 )
+from hrsa_lightning.functional.reference import Reference
 
 __all__ = [
     "DimensionCorrelationResult",
     "ProbeTransferResult",
     "ProcrustesResult",
+    "Reference",
     "SimilarityWarning",
     "chance_overlap",
     "dimension_correlation",

@@ -154,6 +154,14 @@ def id_words(ids: list[int | str], device: torch.device) -> Tensor:
     return torch.tensor([_id_word(v) for v in ids], dtype=torch.int64, device=device)
 
 
+def id_list(words: Tensor | None) -> list[int | str] | None:
+    """Ids in the form `check_ids` gives them, from `id_words`."""
+    if words is None:
+        return None
+    values: list[int | str] = words.tolist()
+    return values
+
+
 def sample_keys(y: Tensor, ids: list[int | str] | None) -> Tensor:
     """A 64-bit key per sample that does not depend on batches, ranks or order.
 

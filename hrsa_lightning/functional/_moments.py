@@ -23,6 +23,8 @@ MASSIVE = 16.0
 OFF_CENTER = 4.0
 """The center is moved when a batch lies this many variances away from it."""
 
+FEATURES_PER_PRODUCT = 256
+
 CENTER_ROWS = 256
 """A center is found from about this many rows of a batch."""
 
@@ -188,7 +190,9 @@ class PairMoments:
         y: Tensor,
         judged: Tensor | None,
         chunk_bytes: int,
+        *,
         dtype: torch.dtype | None = None,
+        known_y: "PairMoments | None" = None,
     ) -> None:
         """Add rows in place.
 
@@ -198,11 +202,15 @@ class PairMoments:
             judged: (n,) bool, the half of each row; None when there is one half.
             chunk_bytes: bound of the working memory for shifted copies of the rows.
             dtype: of the products; that of ``x`` by default.
+            known_y: moments of ``y`` beside a matrix without features, which are taken over
+                instead of computed; only for moments that are still empty.
         """
         if x.shape[0] == 0:
             return
         dtype = x.dtype if dtype is None else dtype
         self._choose_center(x, y)
+        if known_y is not None:
+            self.center_y.copy_(known_y.center_y)
         step = rows_per_chunk(2 * sum(self.widths) * dtype.itemsize, chunk_bytes)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
@@ -210,7 +218,12 @@ class PairMoments:
                 (x[part] - self.center_x.to(x.dtype)).to(dtype),
                 (y[part] - self.center_y.to(y.dtype)).to(dtype),
                 None if judged is None else judged[part],
+                known_y is None,
             )
+        if known_y is not None:
+            self.self_y.copy_(known_y.self_y)
+            self.quartic[1] = known_y.quartic[1]
+            self.weighted_y[1] = known_y.weighted_y[1]
 
     def _choose_center(self, x: Tensor, y: Tensor) -> None:
         n = self.count.sum()
@@ -226,7 +239,7 @@ class PairMoments:
         if bool((offset > OFF_CENTER * spread).any()):
             self.recenter(*new)
 
-    def _add_chunk(self, x: Tensor, y: Tensor, judged: Tensor | None) -> None:
+    def _add_chunk(self, x: Tensor, y: Tensor, judged: Tensor | None, own_y: bool) -> None:
         k, ell = row_norms(x), row_norms(y)
         massive = (k > MASSIVE * k.median()) | (ell > MASSIVE * ell.median())
         halves = [None] if judged is None else [~judged, judged]
@@ -234,11 +247,11 @@ class PairMoments:
             for rows, dtype in ((~massive, x.dtype), (massive, torch.float64)):
                 chosen = rows if half is None else rows & half
                 if bool(chosen.all()):
-                    self._add_products(x, y, h)
+                    self._add_products(x, y, h, own_y)
                 elif bool(chosen.any()):
-                    self._add_products(x[chosen].to(dtype), y[chosen].to(dtype), h)
+                    self._add_products(x[chosen].to(dtype), y[chosen].to(dtype), h, own_y)
 
-    def _add_products(self, x: Tensor, y: Tensor, h: int) -> None:
+    def _add_products(self, x: Tensor, y: Tensor, h: int, own_y: bool) -> None:
         k, ell = row_norms(x), row_norms(y)
         self.count[h] += x.shape[0]
         self.sum_x[h] += x.sum(0)
@@ -247,16 +260,27 @@ class PairMoments:
         self.cross[h] += x.mT @ y
         if self.quartic.numel():
             weights = torch.stack((k, ell)).to(x.dtype)
-            self.self_x += x.mT @ x
-            self.self_y += y.mT @ y
+            _add_self_product(self.self_x, x)
+            if own_y:
+                _add_self_product(self.self_y, y)
             self.quartic += torch.stack((k.dot(k), ell.dot(ell), k.dot(ell)))
             self.weighted_x += weights @ x
             self.weighted_y += weights @ y
 
 
+def _add_self_product(total: Tensor, x: Tensor) -> None:
+    """Add x'x in place, computing the blocks above the diagonal only."""
+    for top in range(0, total.shape[0], FEATURES_PER_PRODUCT):
+        end = min(top + FEATURES_PER_PRODUCT, total.shape[0])
+        block = x[:, top:end].mT @ x[:, top:]
+        total[top:end, top:] += block
+        total[end:, top:end] += block[:, end - top :].mT
+
+
 def row_norms(x: Tensor) -> Tensor:
     """Squared norms of rows, float64 (n,)."""
-    return torch.linalg.vector_norm(x, dim=1).double().square()
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1)
+    return norms.double().square()
 
 
 def location(x: Tensor) -> Tensor:

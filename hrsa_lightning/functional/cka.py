@@ -12,11 +12,12 @@ from hrsa_lightning.functional._numerics import (
     warn_nan,
 )
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, linear_cka_heatmaps
+from hrsa_lightning.functional.reference import Reference, unwrap
 
 
 def linear_cka(
     x: Tensor,
-    y: Tensor,
+    y: Tensor | Reference,
     debiased: bool = True,
     *,
     standardize: bool = False,
@@ -36,7 +37,7 @@ def linear_cka(
 
     Args:
         x: (n, d_x) representations, floating point.
-        y: (n, d_y) representations of the same samples.
+        y: (n, d_y) representations of the same samples, or a `Reference`.
         debiased: whether to return the debiased form.
         standardize: whether to bring every feature to unit variance first. One massive feature
             shared by both models otherwise decides the value alone.
@@ -60,17 +61,28 @@ def linear_cka(
         >>> round(linear_cka(x, y, debiased=False).item(), 4)
         0.0152
     """
-    x, y = check_pair(x, y, min_samples=MIN_SAMPLES)
+    reference = y if isinstance(y, Reference) and not standardize else None
+    x, y = check_pair(x, unwrap(y)[0], min_samples=MIN_SAMPLES)
     check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
         if standardize:
             x, y = standardized(x), standardized(y)
-        if 2 * x.shape[0] < x.shape[1] + y.shape[1] + min(x.shape[1], y.shape[1]) * 2:
+        if x.shape[0] < x.shape[1] + y.shape[1]:
             plain, unbiased = linear_cka_heatmaps([x], [y], chunk_bytes=chunk_bytes)
             return (unbiased if debiased else plain)[0, 0]
         moments = PairMoments.zeros(x.shape[1], y.shape[1], 1, x.device)
-        moments.add(x, y, None, chunk_bytes)
+        known = None if reference is None else _kept_moments(reference, y, chunk_bytes)
+        moments.add(x, y, None, chunk_bytes, known_y=known)
         return cka_from_moments(moments, debiased)
+
+
+def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMoments:
+    def compute() -> PairMoments:
+        moments = PairMoments.zeros(0, y.shape[1], 1, y.device)
+        moments.add(y[:, :0], y, None, chunk_bytes)
+        return moments
+
+    return reference.keep(("moments", y.dtype), compute)
 
 
 def standardized(x: Tensor) -> Tensor:
@@ -79,7 +91,8 @@ def standardized(x: Tensor) -> Tensor:
     x = x - mean
     scale = torch.linalg.vector_norm(x, dim=0) / x.shape[0] ** 0.5
     constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()
-    return x / scale.masked_fill(constant, torch.inf)
+    scaled: Tensor = x / scale.masked_fill(constant, torch.inf)
+    return scaled
 
 
 def hsic_unbiased(
@@ -111,7 +124,8 @@ def cka_from_moments(moments: PairMoments, debiased: bool) -> Tensor:
     if not bool((xx > 0) & (yy > 0)):
         warn_nan("linear CKA", "a representation has no variance")
         return scalar_nan(xy)
-    return xy / (xx.sqrt() * yy.sqrt())
+    value: Tensor = xy / (xx.sqrt() * yy.sqrt())
+    return value
 
 
 def permutation_floor(moments: PairMoments) -> Tensor:
@@ -122,4 +136,6 @@ def permutation_floor(moments: PairMoments) -> Tensor:
     """
     xx, yy, _ = moments.centered()
     k, ell = moments.centered_trace()
-    return k * ell / ((moments.count.sum() - 1) * xx.norm() * yy.norm())
+    norms = torch.linalg.matrix_norm(xx) * torch.linalg.matrix_norm(yy)
+    floor: Tensor = k * ell / ((moments.count.sum() - 1) * norms)
+    return floor

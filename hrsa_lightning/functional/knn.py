@@ -6,7 +6,14 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from hrsa_lightning.functional._inputs import SampleIds, check_choice, check_ids, check_pair
+from hrsa_lightning.functional._inputs import (
+    SampleIds,
+    check_choice,
+    check_ids,
+    check_pair,
+    sample_keys,
+)
+from hrsa_lightning.functional._moments import location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
@@ -14,17 +21,23 @@ from hrsa_lightning.functional._numerics import (
     scalar_nan,
     warn_nan,
 )
+from hrsa_lightning.functional.reference import Reference, unwrap
 
 Similarity = Literal["cosine", "euclidean"]
 Overlap = Literal["jaccard", "mutual"]
 SIMILARITIES = ("cosine", "euclidean")
 OVERLAPS = ("jaccard", "mutual")
 
+ROUNDING = 16.0
+"""Scores closer than this many roundings of their terms are decided in float64."""
+
+ROWS_PER_PRODUCT = 256
+
 
 @overload
 def knn_overlap(
     x: Tensor,
-    y: Tensor,
+    y: Tensor | Reference,
     k: int = ...,
     similarity: Similarity = ...,
     overlap: Overlap = ...,
@@ -36,7 +49,7 @@ def knn_overlap(
 @overload
 def knn_overlap(
     x: Tensor,
-    y: Tensor,
+    y: Tensor | Reference,
     k: Sequence[int],
     similarity: Similarity = ...,
     overlap: Overlap = ...,
@@ -47,7 +60,7 @@ def knn_overlap(
 ) -> dict[int, Tensor]: ...
 def knn_overlap(
     x: Tensor,
-    y: Tensor,
+    y: Tensor | Reference,
     k: int | Sequence[int] = 10,
     similarity: Similarity = "cosine",
     overlap: Overlap = "jaccard",
@@ -63,7 +76,7 @@ def knn_overlap(
 
     Args:
         x: (n, d_x) representations, floating point.
-        y: (n, d_y) representations of the same samples.
+        y: (n, d_y) representations of the same samples, or a `Reference`.
         k: number of neighbors, or several.
         similarity: ``"cosine"``, or ``"euclidean"`` for the smallest distance.
         overlap: ``"jaccard"``, :math:`|A \cap B| / |A \cup B|` (arXiv 2601.21192), or
@@ -90,13 +103,17 @@ def knn_overlap(
     check_choice(similarity, "similarity", SIMILARITIES)
     check_choice(overlap, "overlap", OVERLAPS)
     ks = (k,) if isinstance(k, int) else tuple(k)
-    x, y = check_pair(x, y)
+    y, reference = unwrap(y)
+    x, rows_y = check_pair(x, y)
     check_neighbor_counts(ks, x.shape[0])
     check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        if bool(torch.isfinite(x.sum()) & torch.isfinite(y.sum())):
+        if bool(torch.isfinite(x.sum()) & torch.isfinite(rows_y.sum())):
             near_x = nearest_neighbors(x, ks, similarity, chunk_bytes)
-            near_y = nearest_neighbors(y, ks, similarity, chunk_bytes)
+            near_y = reference.keep(
+                ("neighbors", ks, similarity),
+                lambda: nearest_neighbors(rows_y, ks, similarity, chunk_bytes),
+            )
             values = overlap_of_neighbors(near_x, near_y, ks, overlap)
         else:
             warn_nan("k-NN overlap", "an input is not finite")
@@ -122,30 +139,145 @@ def check_neighbor_counts(ks: Sequence[int], num_samples: int | None = None) -> 
 def nearest_neighbors(
     x: Tensor, ks: Sequence[int], similarity: Similarity, chunk_bytes: int
 ) -> Tensor:
-    """Indices of the max(ks) nearest other rows, nearest first: (n, max(ks)), int64."""
-    rows = prepare_rows(x, similarity)
-    n, k = rows.shape[0], max(ks)
-    bias = _bias(rows, similarity)
-    step = rows_per_chunk(3 * n * 8, chunk_bytes)
-    found = []
+    """Nearest other rows of each row, ties by index.
+
+    Args:
+        x: (n, d), float32 or float64.
+        ks: numbers of neighbors.
+        similarity: see `knn_overlap`.
+        chunk_bytes: bound of the working memory for similarities.
+
+    Returns:
+        (n, max(ks)), int64. For each k in ``ks`` the first k of a row are its k nearest.
+    """
+    k = max(ks)
+    rows, half_norms = _centered_rows(x, similarity)
+    values, found = _search(rows, half_norms, k + 1, chunk_bytes)
+    norms = row_norms(rows)
+    # What rounding to float32 may have moved: rows, their products, and half norms.
+    room = norms + norms[found[:, :k]].max(1).values
+    room *= ROUNDING * torch.finfo(rows.dtype).eps
+    borders = torch.stack([values[:, size - 1] - values[:, size] for size in ks], dim=1)
+    doubtful = (borders <= room[:, None]).any(1).nonzero()[:, 0]
+    found = found[:, :k].contiguous()
+    if len(doubtful):
+        found[doubtful] = _exact_neighbors(x, doubtful, k, similarity, chunk_bytes)
+    return found
+
+
+def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """Rows whose Euclidean neighbors are the wanted ones, around a center, and half their norms.
+
+    For cosine these are unit vectors: their distance orders as their cosine does. Centering keeps
+    the differences of vectors that all point in nearly the same direction.
+
+    Returns:
+        (n, d), and (n,) half squared norms.
+    """
+    center = location(x).to(x.dtype)
+    rows = x - center
+    if similarity == "euclidean":
+        return rows, (row_norms(rows) / 2).to(x.dtype)
+    squares, shifted, wide = row_norms(x), row_norms(rows), center.double()
+    # Near the center the norm follows from the small difference, with more digits.
+    expanded = shifted + 2 * (rows @ center).double() + wide.dot(wide)
+    norms = torch.where(16 * shifted < squares, expanded, squares).sqrt()
+    zero = squares == 0
+    inverse = (1 / norms).masked_fill(zero, 0)
+    typical = inverse.median()
+    rows *= inverse[:, None].to(x.dtype)
+    rows.addr_((inverse - typical).to(x.dtype), center)
+    # A row of zeros has cosine 0 with every other.
+    return rows, (row_norms(rows) / 2 + zero / 2).to(x.dtype)
+
+
+def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """Values and indices of the k largest scores of each row; each product is computed once.
+
+    The score of j for i is <i, j> - |j|^2 / 2, which falls as the distance grows, and is -inf for
+    i itself.
+    """
+    n = len(rows)
+    values = rows.new_full((n, k), -torch.inf)
+    found = torch.zeros(n, k, dtype=torch.int64, device=rows.device)
+    step = min(n, rows_per_chunk(3 * n * rows.element_size(), chunk_bytes))
     for start in range(0, n, step):
-        block = rows[start : start + step] @ rows.mT - bias
-        block.diagonal(start).fill_(-torch.inf)
-        found.append(block.sort(dim=1, descending=True, stable=True).indices[:, :k])
+        block, later = slice(start, min(start + step, n)), slice(start + step, n)
+        scores = _products(rows, block)
+        if start + step < n:
+            across = scores[:, step:].mT - half_norms[block]
+            _keep_best(values[later], found[later], across, start)
+        scores -= half_norms[start:]
+        scores.diagonal().fill_(-torch.inf)
+        _keep_best(values[block], found[block], scores, start)
+    return values, found
+
+
+def _products(rows: Tensor, block: slice) -> Tensor:
+    """Inner products of a block of rows with itself and all later rows."""
+    result = rows.new_empty(block.stop - block.start, len(rows) - block.start)
+    for top in range(0, len(result), ROWS_PER_PRODUCT):
+        end = min(top + ROWS_PER_PRODUCT, len(result))
+        first = block.start + top
+        torch.matmul(rows[first : block.start + end], rows[first:].mT, out=result[top:end, top:])
+        result[end:, top:end] = result[top:end, end : len(result)].mT
+    return result
+
+
+def _keep_best(values: Tensor, found: Tensor, scores: Tensor, offset: int) -> None:
+    """Merge scores of the columns from ``offset`` on into the k best of each row, in place."""
+    k = values.shape[1]
+    new_values, new_found = scores.topk(min(k, scores.shape[1]))
+    new_found += offset
+    if offset or new_values.shape[1] < k:
+        new_values = torch.cat((values, new_values), dim=1)
+        new_found = torch.cat((found, new_found), dim=1)
+        new_values, order = new_values.topk(k)
+        new_found = new_found.gather(1, order)
+    values.copy_(new_values)
+    found.copy_(new_found)
+
+
+def _exact_neighbors(
+    x: Tensor, chosen: Tensor, k: int, similarity: Similarity, chunk_bytes: int
+) -> Tensor:
+    """Neighbors of some rows from float64 similarities, ties by index: (len(chosen), k)."""
+    n, d = x.shape
+    same = _first_equal_row(x)
+    center = x.double().mean(0) if similarity == "euclidean" else None
+    step = rows_per_chunk(5 * n * 8, chunk_bytes)
+    columns = rows_per_chunk(3 * d * 8, chunk_bytes)
+    found = []
+    for part in torch.split(chosen, step):
+        left = _exact_rows(x[same[part]], center)
+        scores = torch.empty(len(part), n, dtype=torch.float64, device=x.device)
+        for start in range(0, n, columns):
+            right = _exact_rows(x[start : start + columns], center)
+            block = torch.matmul(left, right.mT, out=scores[:, start : start + columns])
+            if center is not None:
+                block -= right.square().sum(1) / 2
+        # Equal rows get equal scores, which products of different blocks do not promise.
+        scores = scores[:, same]
+        scores.scatter_(1, part[:, None], -torch.inf)
+        found.append(scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
     return torch.cat(found)
 
 
-def prepare_rows(x: Tensor, similarity: Similarity) -> Tensor:
-    """Rows in float64, of unit length for cosine and centered for Euclidean distance."""
+def _exact_rows(x: Tensor, center: Tensor | None) -> Tensor:
     x = x.double()
-    if similarity == "euclidean":
-        return x - x.mean(0)
+    if center is not None:
+        return x - center
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / norms.masked_fill(norms == 0, 1)
+    unit: Tensor = x / norms.masked_fill(norms == 0, 1)
+    return unit
 
 
-def _bias(rows: Tensor, similarity: Similarity) -> Tensor | float:
-    return rows.square().sum(1) / 2 if similarity == "euclidean" else 0.0
+def _first_equal_row(x: Tensor) -> Tensor:
+    """Index of the first row equal to each row, (n,)."""
+    index = torch.arange(len(x), device=x.device)
+    _, group = torch.unique(sample_keys(x, None), return_inverse=True)
+    first = torch.full_like(index, len(x)).scatter_reduce(0, group, index, "amin")[group]
+    return torch.where((x == x[first]).all(1), first, index)
 
 
 def overlap_of_neighbors(

@@ -109,7 +109,7 @@ def check_labels(labels: object, num_samples: int) -> None:
 def _targets(labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return labels.double()[:, None]
-    classes, index = labels.unique(return_inverse=True)
+    classes, index = torch.unique(labels, return_inverse=True)
     return torch.nn.functional.one_hot(index, len(classes)).double()
 
 

@@ -27,6 +27,9 @@ Protocol = Literal["held_out", "in_sample", "paper"]
 PROTOCOLS = ("held_out", "in_sample", "paper")
 INVERSE_ITERATIONS = 4
 
+WELL_CONDITIONED = 1e-4
+"""Ratio of the extreme singular values above which a float32 rotation is good to 1e-6."""
+
 
 class ProcrustesResult(NamedTuple):
     """Values of `orthogonal_procrustes`; all scalars are float64."""
@@ -102,13 +105,24 @@ def orthogonal_procrustes(
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
         judged = halves(sample_keys(y, ids)) if protocol == "held_out" else None
-        num_halves = 1 if judged is None else 2
-        moments = PairMoments.zeros(x.shape[1], y.shape[1], num_halves, x.device, own=False)
-        moments.add(x, y, judged, chunk_bytes, torch.float64)
-        result = procrustes_from_moments(moments, protocol)
+        moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
+        rotations = fit_rotations(moments, protocol, quick=True)
+        if rotations is None:
+            moments = _cross_moments(x, y, judged, chunk_bytes, torch.float64)
+            rotations = fit_rotations(moments, protocol)
+        result = judge_rotations(moments, protocol, rotations)
         cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
     result = result._replace(mean_cosine=cosine)
     return result if return_rotation else result._replace(rotation=None)
+
+
+def _cross_moments(
+    x: Tensor, y: Tensor, judged: Tensor | None, chunk_bytes: int, dtype: torch.dtype
+) -> PairMoments:
+    num_halves = 1 if judged is None else 2
+    moments = PairMoments.zeros(x.shape[1], y.shape[1], num_halves, x.device, own=False)
+    moments.add(x, y, judged, chunk_bytes, dtype=dtype)
+    return moments
 
 
 def min_samples(protocol: Protocol) -> int:
@@ -116,30 +130,58 @@ def min_samples(protocol: Protocol) -> int:
     return 4 if protocol == "held_out" else 2
 
 
-class _Polar(NamedTuple):
+class Polar(NamedTuple):
+    """Polar factor of a cross moment, and whether it is the only one."""
+
     rotation: Tensor
     unique: bool
 
 
-def procrustes_from_moments(moments: PairMoments, protocol: Protocol) -> ProcrustesResult:
-    """Everything in `orthogonal_procrustes` that sums give: all but the mean cosine.
+class Rotations(NamedTuple):
+    """Rotations fitted on all samples and on those that a protocol fits on."""
+
+    everything: Polar
+    fitted: Polar
+
+
+def fit_rotations(
+    moments: PairMoments, protocol: Protocol, quick: bool = False
+) -> Rotations | None:
+    """Fit the rotations that `judge_rotations` judges.
 
     Args:
         moments: with two halves for ``"held_out"``; those of other protocols are added up.
         protocol: see `orthogonal_procrustes`.
+        quick: whether to work in float32 and give up where that is not enough.
+
+    Returns:
+        None if not all rows are finite, a half is empty, or ``quick`` gave up.
     """
-    nan = scalar_nan(moments.cross)
+    held_out = protocol == "held_out"
     if not bool(torch.isfinite(moments.trace).all()):
-        warn_nan("orthogonal Procrustes", "an input is not finite")
+        return None
+    polar = _quick_polar if quick else _polar
+    everything = polar(moments.centered_cross(), int(moments.count.sum()))
+    if everything is None or not held_out:
+        return None if everything is None else Rotations(everything, everything)
+    if not bool((moments.count >= 2).all()):
+        return None
+    fitted = polar(_centered_cross(moments, 0), int(moments.count[0]))
+    return None if fitted is None else Rotations(everything, fitted)
+
+
+def judge_rotations(
+    moments: PairMoments, protocol: Protocol, rotations: Rotations | None
+) -> ProcrustesResult:
+    """Everything in `orthogonal_procrustes` that sums give: all but the mean cosine."""
+    nan = scalar_nan(moments.cross)
+    if rotations is None:
+        finite = bool(torch.isfinite(moments.trace).all())
+        reason = "one half holds fewer than 2 samples" if finite else "an input is not finite"
+        warn_nan("orthogonal Procrustes", reason)
         return ProcrustesResult(nan, nan, nan, nan, None)
+    fitted, judge = rotations.fitted, 1 if protocol == "held_out" else None
     n = moments.count.sum()
-    everything = _polar(_centered_cross(moments, None), n)
-    fitted, judge = everything, None
-    if protocol == "held_out":
-        if not bool((moments.count >= 2).all()):
-            warn_nan("orthogonal Procrustes", "one half holds fewer than 2 samples")
-            return ProcrustesResult(nan, nan, nan, nan, None)
-        fitted, judge = _polar(_centered_cross(moments, 0), moments.count[0]), 1
     inner = (fitted.rotation * _centered_cross(moments, judge)).sum()
     total_x, total_y = _centered_traces(moments, judge)
     if protocol == "paper":
@@ -153,7 +195,7 @@ def procrustes_from_moments(moments: PairMoments, protocol: Protocol) -> Procrus
         residual_variance_ratio=(total_x + total_y - 2 * inner) / total_y,
         global_cosine=inner / (total_x * total_y).sqrt(),
         mean_cosine=nan,
-        inverse_row_entropy=_entropy(everything, int(n)),
+        inverse_row_entropy=_entropy(rotations.everything, int(n)),
         rotation=fitted.rotation,
     )
 
@@ -223,15 +265,29 @@ def _means(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
     )
 
 
-def _polar(cross: Tensor, num_samples: Tensor) -> _Polar:
+def _quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
+    """Polar factor in float32, if the cross moment is conditioned well enough for that."""
+    if cross.shape[0] != cross.shape[1] or num_samples - 1 < cross.shape[0]:
+        return None
+    # Brought to order 1, so that no scale of the data leaves the range of float32.
+    scale = cross.abs().max()
+    if not bool(scale > 0):
+        return None
+    u, s, v = torch.linalg.svd((cross / scale).float(), full_matrices=False)
+    if not bool(s[-1] > WELL_CONDITIONED * s[0]):
+        return None
+    # Float32 factors are a little short, all in the same way; lengths are easily put right.
+    return Polar(torch.nn.functional.normalize((u @ v).double()), True)
+
+
+def _polar(cross: Tensor, num_samples: int) -> Polar:
     """Polar factor of a cross moment; directions it leaves open are zero."""
-    n = int(num_samples)
-    unique = _has_full_rank(cross, n)
+    unique = _has_full_rank(cross, num_samples)
     u, s, v = torch.linalg.svd(cross, full_matrices=False)
     if not unique:
-        s[n - 1 :] = 0
+        s[num_samples - 1 :] = 0
         u = u * (s > s[0] * torch.finfo(torch.float32).eps)
-    return _Polar(u @ v, unique)
+    return Polar(u @ v, unique)
 
 
 def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
@@ -259,7 +315,7 @@ def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
     return bool(1 / torch.minimum(norm, vector.norm()) > rounding)
 
 
-def _entropy(fitted: _Polar, num_samples: int) -> Tensor:
+def _entropy(fitted: Polar, num_samples: int) -> Tensor:
     d_x, d_y = fitted.rotation.shape
     if d_x != d_y or not fitted.unique:
         warn_nan(
@@ -282,7 +338,10 @@ def inverse_row_entropy(rotation: Tensor) -> Tensor:
     d = rotation.shape[0]
     if d == 1:
         return torch.ones((), dtype=rotation.dtype, device=rotation.device)
-    return 1 + torch.special.xlogy(rotation.square(), rotation.square()).sum(1).mean() / math.log(d)
+    shares = rotation.square()
+    shares = shares / shares.sum(1, keepdim=True)
+    value: Tensor = 1 + torch.special.xlogy(shares, shares).sum(1).mean() / math.log(d)
+    return value
 
 
 def random_rotation_inverse_row_entropy(d: int) -> float:

@@ -344,7 +344,7 @@ class Exchange:
         sizes = cast(list[int], self.add(counts).tolist())
         shape = (sum(sizes), width) if matrix else (sum(sizes),)
         result = torch.empty(shape, dtype=kinds[kind], device=self.device)
-        for source, part in enumerate(result.split(sizes)):
+        for source, part in enumerate(torch.split(result, sizes)):
             if part.shape[0] == 0:
                 continue
             if source == rank:

@@ -71,11 +71,16 @@ class LinearCKAHeatmap(PairMetric):
             setattr(self, name, widths)
         super().update(torch.cat(left, 1), torch.cat(right, 1), x_ids=x_ids, y_ids=y_ids)
 
+    def compute(self) -> Tensor:
+        """Heatmap over all samples of all ranks, (layers_x, layers_y)."""
+        value: Tensor = super().compute()  # type: ignore[assignment]
+        return value
+
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the value of ``compute``, or a given one, as a picture; needs matplotlib."""
         from matplotlib import pyplot  # only here: the metric itself must import without it
 
-        heatmap = self.compute() if val is None else val
+        heatmap: Tensor = self.compute() if val is None else val
         figure, axes = (ax.figure, ax) if ax is not None else pyplot.subplots()
         image = axes.imshow(heatmap.tolist(), vmin=0, vmax=1, origin="lower")
         axes.set(xlabel="layer of y", ylabel="layer of x", title=type(self).__name__)
@@ -86,8 +91,8 @@ class LinearCKAHeatmap(PairMetric):
         x, y, _, _ = self._rows()
         self._floors = {"cka": 0.0} if self.debiased else {}
         return linear_cka_heatmap(
-            x.split(self.widths_x.tolist(), dim=1),
-            y.split(self.widths_y.tolist(), dim=1),
+            torch.split(x, self.widths_x.tolist(), dim=1),
+            torch.split(y, self.widths_y.tolist(), dim=1),
             self.debiased,
             chunk_bytes=self.chunk_bytes,
         )

@@ -24,11 +24,16 @@ LEVELS = ("representation", "geometry", "function", "all")
 class HRSAMetrics(MetricCollection):
     """A collection of HRSA metrics that share one state; made by `hrsa_metrics`."""
 
+    def _member(self, name: str) -> PairMetric:
+        metric = self._modules[name]
+        assert isinstance(metric, PairMetric)
+        return metric
+
     def compute(self) -> dict[str, Any]:
         """Compute all metrics, with one exchange between ranks per shared state."""
         with ExitStack() as stack:
-            for names in self.compute_groups.values():
-                members = [self[name] for name in names]
+            for names in self._groups.values():
+                members = [self._member(name) for name in names]
                 if any(member._computed is None for member in members):
                     stack.enter_context(members[0].synchronized_for(members))
             return super().compute()
@@ -36,8 +41,9 @@ class HRSAMetrics(MetricCollection):
     def floors(self) -> dict[str, float]:
         """Value of unrelated representations under each key of ``compute``, where one is known."""
         result: dict[str, float] = {}
-        for metric in self.values(copy_state=False):
-            result |= metric.floors()
+        for names in self._groups.values():
+            for name in names:
+                result |= self._member(name).floors()
         return {self._set_name(key): value for key, value in result.items()}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hrsa_lightning.functional._inputs import check_choice
@@ -15,13 +16,16 @@ from hrsa_lightning.functional.knn import (
     check_neighbor_counts,
     knn_overlap,
 )
+from hrsa_lightning.functional.reference import Reference
 from hrsa_lightning.metrics._base import PairMetric
 
 
 class KNNOverlap(PairMetric):
     """Overlap of nearest neighbors among all samples seen.
 
-    See `hrsa_lightning.functional.knn_overlap`. The rows are kept until ``reset``. With int ids,
+    See `hrsa_lightning.functional.knn_overlap`. The rows are kept until ``reset``, those of ``y``
+    and their neighbors longer: where the next value has the same ``y``, as with a frozen
+    reference, only the neighbors in ``x`` are searched. With int ids,
     ties follow the order of the ids; without, the order of arrival.
 
     Args:
@@ -63,6 +67,7 @@ class KNNOverlap(PairMetric):
         self.similarity: Similarity = similarity
         self.overlap: Overlap = overlap
         self.skip_large_k = skip_large_k
+        self._reference: Reference | None = None
         self.min_samples = 1 + (min(self.ks) if skip_large_k else max(self.ks))
 
     def keys(self) -> tuple[str, ...] | None:
@@ -71,11 +76,20 @@ class KNNOverlap(PairMetric):
     def _described(self) -> str:
         return f"{type(self).__name__} with k = {self.min_samples - 1}"
 
+    def _reference_for(self, y: Tensor) -> Reference:
+        """The reference of the last value if its rows are the same ones, with what it kept."""
+        if self._reference is None or not torch.equal(self._reference.rows, y):
+            self._reference = Reference(y)
+        return self._reference
+
     def _value(self) -> Tensor | dict[str, Tensor]:
         x, y, _, _ = self._rows()
         n = x.shape[0]
         ks = tuple(k for k in self.ks if k < n)
-        values = knn_overlap(x, y, ks, self.similarity, self.overlap, chunk_bytes=self.chunk_bytes)
+        reference = self._reference_for(y)
+        values = knn_overlap(
+            x, reference, ks, self.similarity, self.overlap, chunk_bytes=self.chunk_bytes
+        )
         self._floors = {f"knn_overlap_{k}": chance_overlap(k, n, self.overlap) for k in ks}
         if isinstance(self.k, int):
             return values[self.k]

@@ -1,6 +1,6 @@
 """Linear-probe transfer as a metric."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,15 +56,16 @@ class LinearProbeTransfer(PairMetric):
         if self.num_classes is None:
             labels, floor = labels.double(), 0.0
         else:
-            self._check_classes(labels)
+            _check_classes(labels, self.num_classes)
             floor = float(labels.bincount().max()) / len(labels)
         result = linear_probe_transfer(x, y, labels, regularization=self.regularization, y_ids=ids)
         self._floors = dict.fromkeys(self.keys(), floor)
         return dict(zip(self.keys(), result, strict=True))
 
-    def _check_classes(self, labels: Tensor) -> None:
-        if labels.is_floating_point() or labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(
-                f"Expected `labels` to be classes from 0 to {cast(int, self.num_classes) - 1}, "
-                f"got {labels.dtype} from {labels.min().item()} to {labels.max().item()}."
-            )
+
+def _check_classes(labels: Tensor, num_classes: int) -> None:
+    if labels.is_floating_point() or labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"Expected `labels` to be classes from 0 to {num_classes - 1}, "
+            f"got {labels.dtype} from {labels.min().item()} to {labels.max().item()}."
+        )

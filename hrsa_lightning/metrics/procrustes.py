@@ -5,14 +5,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional._inputs import check_choice, halves, sample_keys
+from hrsa_lightning.functional._inputs import check_choice, halves, id_list, sample_keys
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
     Protocol,
+    fit_rotations,
+    judge_rotations,
     mean_cosine,
     min_samples,
-    procrustes_from_moments,
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.metrics._base import PairMetric
@@ -65,17 +66,20 @@ class OrthogonalProcrustes(PairMetric):
 
     def _value(self) -> dict[str, Tensor]:
         moments = self._moments()
-        result = procrustes_from_moments(moments, self.protocol)
+        rotations = fit_rotations(moments, self.protocol, quick=True)
+        rotations = rotations or fit_rotations(moments, self.protocol)
+        result = judge_rotations(moments, self.protocol, rotations)
         if self.mean_cosine:
             x, y, ids, _ = self._rows()
-            judged = halves(sample_keys(y, ids)) if self.protocol == "held_out" else None
+            held_out = self.protocol == "held_out"
+            judged = halves(sample_keys(y, id_list(ids))) if held_out else None
             result = result._replace(
                 mean_cosine=mean_cosine(
                     x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
                 )
             )
         self._floors = self._known_floors(moments)
-        values = dict(zip(KEYS, result, strict=False))
+        values = dict(zip(KEYS, result[:4], strict=True))
         return {key: values[key] for key in self.keys()}
 
     def _known_floors(self, moments: PairMoments) -> dict[str, float]:

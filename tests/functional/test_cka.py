@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hrsa_lightning.functional import SimilarityWarning, linear_cka
+from hrsa_lightning.functional import Reference, SimilarityWarning, linear_cka
 from hrsa_lightning.functional._inputs import halves, sample_keys
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
@@ -160,3 +160,14 @@ def test_recentering_is_exact() -> None:
         before = cka_from_moments(moments, name == "debiased").item()
         after = cka_from_moments(moved, name == "debiased").item()
         assert after == pytest.approx(before, rel=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_kept_reference_gives_the_same_value(name: str, debiased: bool) -> None:
+    x, y = HOSTILE[name]()
+    reference_y = Reference(y)
+    expected = linear_cka(x, y, debiased).item()
+    for other in (x, x):
+        value = linear_cka(other, reference_y, debiased).item()
+        assert value == pytest.approx(expected, rel=1e-6, abs=1e-8)

@@ -1,9 +1,10 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from hrsa_lightning.functional import SimilarityWarning, chance_overlap, knn_overlap
+from hrsa_lightning.functional import Reference, SimilarityWarning, chance_overlap, knn, knn_overlap
 from hrsa_lightning.functional.knn import nearest_neighbors
 from tests.functional import reference
 from tests.functional.inputs import HOSTILE, pair
@@ -136,3 +137,22 @@ def test_errors() -> None:
         knn_overlap(x, y, 3, overlap="dice")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="`chunk_bytes` to be positive, got 0"):
         knn_overlap(x, y, 3, chunk_bytes=0)
+
+
+def test_a_reference_is_searched_once_and_gives_the_same_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = pair()
+    reference = Reference(y)
+    expected = knn_overlap(x, y, (5, 10))
+    assert knn_overlap(x, reference, (5, 10)) == expected
+    searched = []
+
+    def counting(rows: torch.Tensor, *args: Any) -> torch.Tensor:
+        searched.append(rows)
+        return nearest_neighbors(rows, *args)
+
+    monkeypatch.setattr(knn, "nearest_neighbors", counting)
+    assert knn_overlap(x, reference, (5, 10)) == expected
+    assert len(searched) == 1
+    assert torch.equal(searched[0], x)

@@ -356,3 +356,28 @@ def test_skipping_large_k() -> None:
 def test_an_unknown_part_of_state_is_refused() -> None:
     with pytest.raises(ValueError, match="`state` to be one of moments, rows, labels, got 'gram'"):
         LinearCKA(state=("gram",))
+
+
+def test_neighbors_of_a_frozen_reference_are_kept_between_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = pair()
+    searched = []
+    search = F.knn.nearest_neighbors
+
+    def counting(rows: Tensor, *args: Any) -> Tensor:
+        searched.append(rows)
+        return search(rows, *args)
+
+    monkeypatch.setattr(F.knn, "nearest_neighbors", counting)
+    metric = KNNOverlap()
+    for live, new_searches in ((x, 2), (x + 1, 1), (x**2, 1)):
+        metric.reset()
+        metric.update(live, y)
+        searched.clear()
+        value = metric.compute().item()
+        assert len(searched) == new_searches
+        assert value == F.knn_overlap(live, y).item()
+    metric.reset()
+    metric.update(x, y**2)
+    assert metric.compute().item() == F.knn_overlap(x, y**2).item()
