@@ -21,8 +21,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES = ("-", "--", "-.", ":")
 INK = "#333333"
 FAINT = "#D9D9D9"
+MUTED = "#777777"
 _PANEL = (3.7, 2.6)
 _MOST_COLUMNS = 3
+_FAR = 2.0  # a floor this many spans of the curves away would flatten them
 _SUFFIXES = ("_low", "_high")
 
 
@@ -68,7 +70,8 @@ def curves_figure(
         _draw_metric(ax, metric, where, comparisons, series, floors)
     for ax in axes[len(metrics) :]:
         ax.set_visible(False)
-    figure.suptitle(f"{group} at {where}, by optimizer step", fontsize=11, color=INK)
+    place = "on held-out pairs" if where == "held_out" else f"at {where}"
+    figure.suptitle(f"{group} {place}, by optimizer step", fontsize=11, color=INK)
     if comparisons != [""]:
         handles, labels = axes[0].get_legend_handles_labels()
         columns = min(4, max(1, int(columns * _PANEL[0] / 2.2)))
@@ -151,22 +154,10 @@ def _draw_metric(
         if low and high:
             bounds = ([v for _, v in low], [v for _, v in high])
             ax.fill_between([s for s, _ in low], *bounds, color=color, alpha=0.18, lw=0)
-        floor = floors.get((metric, comparison, where))
-        known = any(math.isclose(floor, other, abs_tol=1e-6) for other in drawn_floors if floor)
-        if floor is not None and math.isfinite(floor) and not known:
+        floor = floors.get((metric, comparison, where), math.nan)
+        if math.isfinite(floor) and not any(abs(floor - other) < 1e-6 for other in drawn_floors):
             drawn_floors.append(floor)
-            ax.axhline(floor, ls=(0, (4, 3)), lw=1.1, color="#777777", zorder=0)
-    if drawn_floors:
-        ax.annotate(
-            "chance",
-            (1.0, max(drawn_floors)),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, 2),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7,
-            color="#777777",
-        )
+    _draw_floors(ax, drawn_floors)
     ax.set_title(metric.replace("_", " "), fontsize=9, color=INK)
     ax.tick_params(labelsize=8, colors=INK)
     ax.grid(color=FAINT, lw=0.6)
@@ -174,7 +165,35 @@ def _draw_metric(
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.margins(x=0.02, y=0.08)
+    ax.ticklabel_format(axis="y", useOffset=False)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _draw_floors(ax: "Axes", floors: Sequence[float]) -> None:
+    """A dashed line where it leaves the curves readable, else a note of where it would be."""
+    low, high = ax.dataLim.y0, ax.dataLim.y1
+    if not floors or not (math.isfinite(low) and math.isfinite(high)):
+        return
+    reach = _FAR * max(high - low, 1e-3)
+    near = [floor for floor in floors if low - reach <= floor <= high + reach]
+    for floor in near:
+        ax.axhline(floor, ls=(0, (4, 3)), lw=1.1, color=MUTED, zorder=0)
+    if near:
+        text, at, offset, units = "chance", (1.0, max(near)), (-3, 2), ("axes fraction", "data")
+    else:
+        side, edge = ("below", 0.0) if floors[0] < low else ("above", 1.0)
+        text, at = f"chance {floors[0]:.2f}, far {side}", (1.0, edge)
+        offset, units = (-3, 3 if side == "below" else -10), ("axes fraction", "axes fraction")
+    ax.annotate(
+        text,
+        at,
+        xycoords=units,
+        xytext=offset,
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=MUTED,
+    )
 
 
 def _series(

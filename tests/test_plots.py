@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from hrsa_lightning.plots import curves_figure, heatmap_figure, save_figure
+from hrsa_lightning.plots import MUTED, curves_figure, heatmap_figure, save_figure
 
 
 def history(steps=4, arms=("a", "b"), floors=None):
@@ -39,9 +39,16 @@ def test_one_panel_per_metric_one_line_per_comparison():
 def test_equal_floors_are_drawn_once():
     floors = {f"similarity/cka/{arm}_vs_initial/output": 0.0 for arm in "ab"}
     (first, _) = (ax for ax in curves_figure(history(floors=floors)).axes if ax.get_visible())
-    dashed = [line for line in first.lines if line.get_color() == "#777777"]
+    dashed = [line for line in first.lines if line.get_color() == MUTED]
     assert len(dashed) == 1
     assert [text.get_text() for text in first.texts] == ["chance"]
+
+
+def test_a_floor_that_would_flatten_the_curves_is_a_note():
+    floors = {"similarity/cka/a_vs_initial/output": -7.0}
+    (first, _) = (ax for ax in curves_figure(history(floors=floors)).axes if ax.get_visible())
+    assert [text.get_text() for text in first.texts] == ["chance -7.00, far below"]
+    assert first.get_ylim()[0] > 0.5
 
 
 def test_other_places_and_nothing_to_draw():

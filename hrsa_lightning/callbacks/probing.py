@@ -1,6 +1,6 @@
 """The part that monitors and recorders share: probes, layers and arms of the module in training."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from hrsa_lightning.representations.observer import Observer, Shares
 from hrsa_lightning.representations.probes import ProbeSet, Tokenizer, load_probes, tokenizer_of
 
 __all__ = ["Probing"]
-
-_LOADER_NAMES = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 
 
 class Probing:
@@ -182,15 +180,15 @@ def _resolve(source: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
     """A loader that the user gave by name, made anew; anything else as it is."""
     if not isinstance(source, str) or Path(source).exists():
         return source
-    datamodule = getattr(trainer, "datamodule", None)
-    for owner in (datamodule, pl_module):
-        if source in _LOADER_NAMES or callable(getattr(owner, source, None)):
-            make: Callable[[], Any] | None = getattr(owner, source, None)
-            loader = make() if make is not None else None
-            if isinstance(loader, (list, tuple, Mapping)):
-                raise DataError(
-                    f"probes: {source!r} gives several loaders; name them with probes={{...}}"
-                )
-            if isinstance(loader, Iterable):
-                return loader
+    for owner in (getattr(trainer, "datamodule", None), pl_module):
+        make = getattr(owner, source, None)
+        # The framework's own hooks of these names only say that they are missing.
+        if not callable(make) or make.__module__.startswith(("lightning.", "pytorch_lightning.")):
+            continue
+        loader = make()
+        if isinstance(loader, (list, tuple, Mapping)):
+            raise DataError(
+                f"probes: {source!r} gives several loaders; name them with probes={{...}}"
+            )
+        return loader
     return source

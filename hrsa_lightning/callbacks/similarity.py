@@ -78,7 +78,7 @@ class SimilarityMonitor(Monitor):
         metrics: Names of HRSA metrics, or torchmetrics metrics with `update(x, y)`; the default is
             the whole HRSA set.
         by_label: Also compare within each label of the probes.
-        num_jackknife_groups: At least 2 draws a 95 % band from leaving out so many groups in turn.
+        num_jackknife_groups: 5 or more draws a 95 % band from leaving out so many groups in turn.
         every_n_train_steps: Evaluate every so many optimizer steps.
         every_n_epochs: Evaluate at the end of every so many epochs.
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.
@@ -242,7 +242,10 @@ class SimilarityMonitor(Monitor):
                 left = arms[comparison.arm]
                 right = self._book.rows(comparison, name, live)
                 if right is None:
-                    self.warn_once(f"{comparison.of!r} has nothing for some steps, such as {step}")
+                    if comparison.source == "trace":
+                        self.warn_once(
+                            f"{comparison.of!r} has nothing for some steps", f" ({step})"
+                        )
                     continue
                 missing = [where for where in left if where not in right]
                 if missing:

@@ -110,7 +110,7 @@ def fit(
         default_root_dir=folder,
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1,
+        log_every_n_steps=None if options.get("barebones") else 1,
         **options,
     )
     with warnings.catch_warnings():

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torchmetrics import MeanAbsoluteError, Metric
 
-from hrsa_lightning.callbacks.comparing import Comparer, variance_shares
+from hrsa_lightning.callbacks.comparing import Comparer, _student_quantile, variance_shares
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import knn_overlap, linear_cka
 
@@ -81,11 +82,17 @@ def test_the_band_covers_the_truth_about_as_often_as_it_says():
     """CKA of a joint Gaussian: the true value comes from a very large sample."""
     mix = torch.randn(4, 4)
     truth = linear_cka(*_draw(20_000, mix)).item()
-    comparer, covered = Comparer(["cka"], num_groups=8), 0
+    comparer, covered = Comparer(["cka"], num_groups=10), 0
     for _ in range(20):
         values = comparer.compare(*_draw(100, mix)).values
         covered += values["cka_low"] <= truth <= values["cka_high"]
     assert covered >= 16
+
+
+@pytest.mark.parametrize("freedom", [4, 9, 30])
+def test_the_quantile_is_students(freedom):
+    expected = stats.t.ppf(0.975, freedom)
+    assert _student_quantile(freedom) == pytest.approx(expected, rel=0.02)
 
 
 def _draw(n, mix):
@@ -126,7 +133,7 @@ def test_mistakes_are_named():
     ):
         Comparer(Vector()).compare(X, Y)
     with pytest.raises(ConfigError, match="num_jackknife_groups"):
-        Comparer(num_groups=1)
+        Comparer(num_groups=4)
     for metrics in (3, [], "cka", [3]):
         with pytest.raises(ConfigError, match="metrics: expected"):
             Comparer(metrics)

@@ -210,7 +210,7 @@ def test_a_callback_can_serve_two_fits(tmp_path):
 )
 def test_modes_of_the_trainer(tmp_path, options):
     if "barebones" in options:
-        options = {**options, "logger": None, "log_every_n_steps": None}
+        options = {**options, "logger": None}
     watch = monitor()
     trainer = fit([watch], tmp_path, max_steps=2, **options)
     assert "similarity/cka/output" in trainer.callback_metrics
@@ -224,7 +224,7 @@ def test_validation_and_sanity_checking_go_beside_it(tmp_path):
     def make(pl):
         module = classifier(pl)
         type(module).validation_step = lambda self, batch, i: self.log("val", self.loss(batch))
-        type(module).val_dataloader = lambda self: projects.train_loader()
+        type(module).val_dataloader = lambda self: projects.probe_batches()
         return module
 
     watch = monitor(probes="val_dataloader")
@@ -285,7 +285,7 @@ def test_options_of_capture_reach_it(tmp_path):
         layers=["encoder.layers.0"],
         pooling=lambda activation, mask: activation[:, :2],
         limit_probe_batches=2,
-        num_jackknife_groups=4,
+        num_jackknife_groups=5,
     )
     trainer = fit([watch], tmp_path, max_steps=2)
     values = history(watch)[-1]["values"]
