@@ -134,6 +134,8 @@ def build_data(config: Config, arms: Mapping[str, EmbeddingModel]) -> Contrastiv
         query_length=data.query_length,
         passage_length=data.passage_length,
         num_workers=data.num_workers,
+        drop_last=data.drop_last,
+        missing_negatives=data.missing_negatives,
         seed=config.seed,
     )
 

@@ -65,6 +65,8 @@ class DataConfig:
     train_group_size: int = 4
     query_length: int = 512
     passage_length: int = 512
+    drop_last: bool = True
+    missing_negatives: str = "error"
     num_workers: int = 0
 
 
@@ -139,6 +141,7 @@ class Config:
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "data.missing_negatives": ("error", "drop"),
     "model.attention": ("bidirectional", "causal"),
     "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "model.dtype": ("float32", "bfloat16", "float16", "auto"),

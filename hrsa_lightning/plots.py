@@ -78,6 +78,9 @@ def curves_figure(
         figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
         )
+    # Finding the layout is half the time of drawing; it holds for every later drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return figure
 
 

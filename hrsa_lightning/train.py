@@ -79,7 +79,12 @@ def _check_files(config: Config) -> None:
             resolve_backbone(arm.backbone)
         except HRSAError as error:
             raise ConfigError(f"arms.{name}.backbone: {error}") from None
-    check_pairs([resolve_path(path) for path in config.data.train])
+    check_pairs(
+        [resolve_path(path) for path in config.data.train],
+        train_group_size=config.data.train_group_size,
+        batch_size=config.data.batch_size,
+        missing_negatives=config.data.missing_negatives,
+    )
 
 
 def _train(config: Config) -> int:

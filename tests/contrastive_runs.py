@@ -14,7 +14,20 @@ from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
 from tests.tiny import make_backbone
 
-WORDS = "river stone cloud paper green seven window table number letter quiet engine".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "paper",
+    "green",
+    "seven",
+    "window",
+    "table",
+    "number",
+    "letter",
+    "quiet",
+    "engine",
+]
 
 
 def write_pairs(path: Path, num_pairs: int = 24, seed: int = 0) -> Path:

@@ -99,7 +99,9 @@ def test_adapters_are_in_pefts_own_format(whole_run):
     folder, _ = whole_run
     backbone = AutoModel.from_pretrained(resolve_backbone("embedded:tiny/rlvr"))
     model = PeftModel.from_pretrained(backbone, str(folder / "adapters" / "rlvr"))
-    loaded = {name for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0}
+    loaded = {
+        name for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0
+    }
     assert loaded
 
 
