@@ -1,5 +1,6 @@
 """What every monitor shares: when it looks, that looking changes nothing, and that errors pass."""
 
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -156,7 +157,7 @@ class Monitor(Callback, ABC):
         self._last_step = -1
         self._spent = self._spent_before = self._cost = 0.0
         self._train_before = 0.0
-        self._train_started: float | None = None
+        self._train_started = math.nan
         self._train_steps = self._first_step = 0
         self.schedule.next_step = 0
         self.begin({})
@@ -171,7 +172,7 @@ class Monitor(Callback, ABC):
             self.schedule.next_step = restored["next_step"]
             self.begin(restored)
         log_dir = trainer.log_dir  # talks to all ranks, so every rank has to ask
-        if trainer.fast_dev_run:
+        if getattr(trainer, "fast_dev_run", False):
             return
         self.folder = Path(log_dir or trainer.default_root_dir)
         if self._history is None:
@@ -249,7 +250,7 @@ class Monitor(Callback, ABC):
         return not wait
 
     def _train_seconds(self) -> float:
-        if self._train_started is None:
+        if math.isnan(self._train_started):
             return self._train_before
         evaluating = self._spent - self._spent_before
         return self._train_before + time.perf_counter() - self._train_started - evaluating

@@ -1,7 +1,7 @@
 """From two representations of the same samples to values, whatever the metrics are."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,15 +57,19 @@ class Comparer:
         self._keys: list[str] | None = None
         self._metrics = self._collection(metrics, num_classes)
         self._num_groups = num_groups
-        self._fitting: dict[tuple[int, int], tuple[MetricCollection, list[str]]] = {}
+        self._fitting: dict[Hashable, tuple[MetricCollection, list[str]]] = {}
 
-    def compare(self, x: Tensor, y: Tensor, labels: Tensor | None = None) -> Result:
+    def compare(
+        self, x: Tensor, y: Tensor, labels: Tensor | None = None, key: Hashable = None
+    ) -> Result:
         """Compare two (samples, features) matrices, row by row of the same samples.
 
         Args:
             x: (samples, features) of the live model.
             y: (samples, other features) of the reference.
             labels: (samples,), classes, for metrics that use them.
+            key: Names a reference whose `y` will come again, so that metrics that keep what they
+                found of it, such as its neighbor lists, are kept for it.
 
         Raises:
             DataError: When the numbers of rows differ or are too small, or a metric gives no
@@ -78,7 +82,7 @@ class Comparer:
             )
         if len(x) < MIN_SAMPLES:
             raise DataError(f"probes: expected at least {MIN_SAMPLES} samples, got {len(x)}")
-        metrics, notes = self._metrics_for(x, y)
+        metrics, notes = self._metrics_for(x, y, key)
         result = Result(notes=list(notes))
         if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
             # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
@@ -113,11 +117,13 @@ class Comparer:
             f"got {metrics!r}"
         )
 
-    def _metrics_for(self, x: Tensor, y: Tensor) -> tuple[MetricCollection, list[str]]:
+    def _metrics_for(
+        self, x: Tensor, y: Tensor, key: Hashable
+    ) -> tuple[MetricCollection, list[str]]:
         """The metrics that can take these widths; the others are left out and named."""
         widths = (x.shape[1], y.shape[1])
-        if widths not in self._fitting:
-            metrics, notes = self._metrics, []
+        if (widths, key) not in self._fitting:
+            metrics, notes = self._metrics.clone(), []
             if widths[0] != widths[1]:
                 kept: dict[str, Any] = {}
                 for name, metric in self._metrics.items(keep_base=True):
@@ -134,22 +140,24 @@ class Comparer:
             for metric in metrics.values(copy_state=False):
                 # Every rank holds all rows when it compares, so there is nothing to add up.
                 metric.distributed_available_fn = _alone
-            self._fitting[widths] = (metrics, notes)
-        return self._fitting[widths]
+            self._fitting[widths, key] = (metrics, notes)
+        return self._fitting[widths, key]
 
     def _run(
         self, metrics: MetricCollection, x: Tensor, y: Tensor, labels: Tensor | None, result: Result
     ) -> dict[str, float]:
-        metrics.reset()
-        metrics.to(x.device)
+        if next(iter(metrics.values(copy_state=False))).device != x.device:
+            metrics.to(x.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            metrics.update(x, y, **({} if labels is None else {"labels": labels}))
-            values = {name: _number(name, value) for name, value in metrics.compute().items()}
-            for metric in metrics.values(copy_state=False):
-                if hasattr(metric, "floors"):
-                    result.floors |= metric.floors()
-        metrics.reset()
+            try:
+                metrics.update(x, y, **({} if labels is None else {"labels": labels}))
+                values = {name: _number(name, value) for name, value in metrics.compute().items()}
+                for metric in metrics.values(copy_state=False):
+                    if callable(floors := getattr(metric, "floors", None)):
+                        result.floors |= floors()
+            finally:
+                metrics.reset()  # lets go of the rows as well
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         if self._keys is None:
             return values
@@ -174,7 +182,7 @@ class Comparer:
             keep = groups != group
             part = None if labels is None else labels[keep]
             runs.append(self._run(metrics, x[keep], y[keep], part, Result()))
-        band = {}
+        band: dict[str, float] = {}
         for key, value in values.items():
             left_out = torch.tensor([run.get(key, float("nan")) for run in runs]).double()
             spread = (left_out - left_out.mean()).square().sum() * (1 - 1 / self._num_groups)
@@ -230,6 +238,7 @@ def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
         own = set(value) if isinstance(value, Mapping) else {name}
         known |= own
         if own & set(keys):
+            metric.reset()
             metrics[name] = metric
     unknown = [key for key in keys if key not in known]
     if unknown:
@@ -239,6 +248,7 @@ def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
 
 def _takes(metric: Metric, x: Tensor, y: Tensor) -> bool:
     trial = metric.clone().to(x.device)
+    trial.reset()
     try:
         trial.update(x, y)
     except (ValueError, RuntimeError):

@@ -35,6 +35,7 @@ class ReferenceBook:
         self._layers = layers
         self._store = ReferenceStore()
         self._recordings: dict[str, Recording | None] = {}
+        self._seen: dict[str, str] = {}
         self._lost = ""
 
     def comparisons(self) -> list[Comparison]:
@@ -61,10 +62,13 @@ class ReferenceBook:
         Returns:
             Why the initial representations of before the restart are lost; empty when they are not.
         """
-        self._store = ReferenceStore(folder, prefix)
+        before, seen = self._store, self._seen
+        self._store, self._seen = ReferenceStore(folder, prefix), self._fingerprints()
+        for name in self._references.frozen if seen == self._seen else ():
+            self._store.adopt(before, name)
         self._lost = ""
         if restored.get(INITIAL) is not None:
-            if restored["fingerprints"] != self._fingerprints():
+            if restored["fingerprints"] != self._seen:
                 self._lost = "the probes are not those of before the restart"
             elif not self._store.restore(INITIAL, restored[INITIAL]):
                 self._lost = f"{restored[INITIAL]} is gone"
@@ -73,7 +77,7 @@ class ReferenceBook:
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: the start cannot be computed again."""
         initial = self._store.state(INITIAL)
-        return {} if initial is None else {INITIAL: initial, "fingerprints": self._fingerprints()}
+        return {} if initial is None else {INITIAL: initial, "fingerprints": self._seen}
 
     def fill(self, live: Live, step: int) -> None:
         """Keep what is still missing: the start, the frozen models, the recorded step.

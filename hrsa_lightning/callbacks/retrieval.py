@@ -215,7 +215,7 @@ def _index(
     queries: list[Text] = []
     relevant: list[list[int]] = []
     for number, record in enumerate(records, start=1):
-        query = record.get("query")
+        query: Any = record.get("query")
         pair = isinstance(query, (list, tuple)) and len(query) == 2
         if not (isinstance(query, str) or pair) or not record.get("pos"):
             raise DataError(f"pairs: record {number} needs a query and at least one pos")

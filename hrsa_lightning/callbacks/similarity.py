@@ -33,6 +33,7 @@ class _Job(NamedTuple):
     x: Tensor
     y: Tensor
     labels: Tensor | None
+    frozen: bool  # the same y will come again
 
 
 class SimilarityMonitor(Monitor):
@@ -253,31 +254,36 @@ class SimilarityMonitor(Monitor):
                 shared = [where for where in left if where in right]
                 maps.append(LayerMap(self._group(name), comparison.name, left, right))
                 for where in shared:
-                    jobs += self._jobs(name, comparison.name, where, left[where], right[where])
+                    jobs += self._jobs(name, comparison, where, left[where], right[where])
         return jobs, maps
 
-    def _jobs(self, probes: str, comparison: str, where: str, x: Tensor, y: Tensor) -> list[_Job]:
+    def _jobs(
+        self, probes: str, comparison: Comparison, where: str, x: Tensor, y: Tensor
+    ) -> list[_Job]:
         """The comparison over all samples, and one within each label where asked for."""
+        frozen = comparison.source in ("initial", "frozen")
         labels = self._probing.probes[probes].labels
         if labels is None or len(labels) != len(x):
-            return [_Job(probes, comparison, where, x, y, None)]
+            return [_Job(probes, comparison.name, where, x, y, None, frozen)]
         classes = self._labels[probes]
         numbers = torch.tensor([classes.index(label) for label in labels])
-        jobs = [_Job(probes, comparison, where, x, y, numbers if len(classes) > 1 else None)]
+        known = numbers if len(classes) > 1 else None
+        jobs = [_Job(probes, comparison.name, where, x, y, known, frozen)]
         for number, label in enumerate(classes if self._by_label else ()):
             rows = (numbers == number).to(x.device)
             if int(rows.sum()) >= MIN_SAMPLES:
                 place = f"{where}/{label}"
-                jobs.append(_Job(probes, comparison, place, x[rows], y[rows], None))
+                jobs.append(_Job(probes, comparison.name, place, x[rows], y[rows], None, frozen))
         return jobs
 
     def _work(self, job: _Job) -> Result:
         # float64, which the metrics need, does not exist on MPS.
         device = job.x.device if self._probing.device.type == "mps" else self._probing.device
         x, y = job.x.to(device), job.y.to(device)
+        key = (job.probes, job.comparison, job.where) if job.frozen else None
         if job.labels is None:
-            return self._comparer.compare(x, y)
-        return self._labeled[job.probes].compare(x, y, job.labels.to(device))
+            return self._comparer.compare(x, y, key=key)
+        return self._labeled[job.probes].compare(x, y, job.labels.to(device), key)
 
     def _shares(self, live: dict[str, dict[str, Snapshot]]) -> dict[str, float]:
         """How much of the variance hangs on one sample or one dimension, per arm and layer."""

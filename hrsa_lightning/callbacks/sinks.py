@@ -29,7 +29,7 @@ def log_values(
 
 def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
     """Send a figure to the loggers that take pictures: TensorBoard, W&B, MLflow."""
-    if trainer.fast_dev_run:
+    if getattr(trainer, "fast_dev_run", False):
         return
     for logger in trainer.loggers:
         experiment: Any = getattr(logger, "experiment", None)
@@ -44,10 +44,10 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None
 
 def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
     """Give TensorBoard a custom-scalars layout: category to chart title to chart."""
-    if trainer.fast_dev_run:
+    if getattr(trainer, "fast_dev_run", False):
         return
     for logger in trainer.loggers:
-        experiment = getattr(logger, "experiment", None)
+        experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_custom_scalars"):
             experiment.add_custom_scalars(layout)
 
@@ -56,6 +56,6 @@ def _pixels(figure: "Figure") -> Any:
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -86,6 +86,10 @@ class ReferenceStore:
             self._kept |= state
         return True
 
+    def adopt(self, other: "ReferenceStore", reference: str) -> None:
+        """Take over what another store keeps of a reference."""
+        self.restore(reference, other.state(reference))
+
     def _read(self, reference: str, start: str) -> Iterator[tuple[str, Tensor]]:
         if reference not in self._files:
             yield from ((key, rows) for key, rows in self._kept.items() if key.startswith(start))

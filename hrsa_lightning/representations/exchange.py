@@ -113,6 +113,6 @@ class Exchange:
                 block = torch.empty((total, *features), dtype=dtype, device=self._device)
             dist.broadcast(block, src=source)
             sizes = [shapes[index][0] for index in wanted]
-            for index, part in zip(wanted, block.to(home).split(sizes), strict=True):
+            for index, part in zip(wanted, torch.split(block.to(home), sizes), strict=True):
                 found[index] = part
         return torch.cat([found[index] for index in order])

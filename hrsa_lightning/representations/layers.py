@@ -108,7 +108,8 @@ def _matches(pattern: str, names: dict[str, nn.Module]) -> dict[str, str]:
 
 def _compile(pattern: str) -> tuple[re.Pattern[str], list[str]]:
     """The regular expression of a pattern and, for each wildcard part, the literal before it."""
-    regex, wildcards, before = "", [], ""
+    regex, before = "", ""
+    wildcards: list[str] = []
     parts = pattern.split(".")
     for position, part in enumerate(parts):
         dot = r"\." if position < len(parts) - 1 else ""

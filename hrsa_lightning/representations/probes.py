@@ -99,7 +99,7 @@ def load_probes(
     if isinstance(source, (str, Path)):
         source = read_probe_texts(source)
     if isinstance(source, Tensor):
-        source = source.split(size)
+        source = torch.split(source, size)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(
             "probes: expected texts, a path, a tensor, or an iterable of batches, "

@@ -48,26 +48,33 @@ class FrozenModel(ABC):
         """
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
-        """Its own way to tokenize texts, if it has one."""
+        """Its own way to tokenize texts, if it has one; asked for while it is open."""
         return None
 
 
 class GivenModel(FrozenModel):
-    """A module that the user made; it goes back to the device it came from."""
+    """A module that the user made; it goes back to the device it came from, and is let go."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self._module: nn.Module | None = module
 
     @contextmanager
     def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
-        home = next((p.device for p in self._module.parameters()), device)
+        module = self._module
+        if module is None:
+            raise ConfigError(
+                "reference: the module was let go once it had been run; for other probes, make a "
+                "new monitor"
+            )
+        home = next((p.device for p in module.parameters()), device)
         try:
-            yield self._module.to(device)
+            yield module.to(device)
         finally:
-            self._module.to(home)
+            module.to(home)
+        self._module = None
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
-        return tokenizer_of(self._module, max_length)
+        return None if self._module is None else tokenizer_of(self._module, max_length)
 
 
 class PretrainedModel(FrozenModel):

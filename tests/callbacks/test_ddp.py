@@ -20,7 +20,7 @@ def monitor(**options):
         "probes": projects.probe_batches(),
         "layers": ["encoder.layers.*", "output"],
         "every_n_train_steps": 2,
-        "metrics": ["cka", "knn_overlap_10", "procrustes_residual"],
+        "metrics": ["cka", "knn_overlap_10", "dimension_correlation"],
         "on_error": "raise",
         "heatmap_every_n_evaluations": 0,
     }
@@ -55,7 +55,7 @@ def distributed(rank, callbacks, folder, strategy="ddp", **options):
             )
     finally:
         for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"):
-            del os.environ[name]
+            os.environ.pop(name, None)  # the framework removes some itself
 
 
 def records(watch):

@@ -54,10 +54,13 @@ def test_a_module_is_run_once_and_let_go(tmp_path):
     assert all(part.training for part in teacher.modules()), "as it was found"
     value = linear_cka(outputs(trainer.lightning_module), expected).item()
     assert cka(watch)[-1] == pytest.approx(value, abs=1e-5)
+    before = cka(watch)[-1]
     alive = weakref.ref(teacher)
     del teacher
     gc.collect()
     assert alive() is None
+    fit([watch], tmp_path / "again")
+    assert cka(watch)[-1] == pytest.approx(before), "what was kept serves another fit"
 
 
 def test_a_checkpoint_of_the_same_module(tmp_path):
@@ -142,8 +145,7 @@ def test_other_layer_names_are_matched_in_order(tmp_path):
         teacher,
         layers=["encoder.layers.*"],
         reference_layers=["0", "2"],
-        metrics=None,
-        max_length=9,
+        metrics=["cka", "dimension_correlation"],
     )
     with pytest.warns(HRSAWarning, match="needs equal widths and is left out") as caught:
         fit([watch], tmp_path, max_steps=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
@@ -72,7 +73,7 @@ def test_the_whole_monitor_in_both_flavors(tmp_path, name):
     )
     logger = pl.loggers.TensorBoardLogger(tmp_path)
     with pytest.warns(HRSAWarning):  # few probes: some of the metrics say so
-        trainer = fit([watch], tmp_path, pl=pl, logger=logger)
+        trainer = fit([watch], tmp_path, pl=pl, logger=logger, max_steps=1)
     tags = set(history(watch)[-1]["values"])
     assert "similarity.a/cka/output" in tags
     assert "similarity.b/knn_overlap_10/layer_1" in tags
@@ -219,16 +220,16 @@ def test_modes_of_the_trainer(tmp_path, options):
 
 
 def test_validation_and_sanity_checking_go_beside_it(tmp_path):
-    pl = flavor()
+    probes = TensorDataset(INPUTS, projects.TARGETS)
 
     def make(pl):
         module = classifier(pl)
         type(module).validation_step = lambda self, batch, i: self.log("val", self.loss(batch))
-        type(module).val_dataloader = lambda self: projects.probe_batches()
+        type(module).val_dataloader = lambda self: DataLoader(probes, batch_size=8)
         return module
 
     watch = monitor(probes="val_dataloader")
-    trainer = fit([watch], tmp_path, pl=pl, make=make, num_sanity_val_steps=2, max_steps=12)
+    trainer = fit([watch], tmp_path, make=make, num_sanity_val_steps=2, max_steps=12)
     assert steps(watch) == [0, 2, 4, 6, 8, 10, 12]
     assert {"val", "similarity/cka/output"} <= set(trainer.callback_metrics)
 
