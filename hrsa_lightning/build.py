@@ -84,7 +84,7 @@ def _resolve(value: Any) -> Any:
 
 def build_arms(config: Config) -> dict[str, EmbeddingModel]:
     """Load every arm's backbone and put the recipe's adapters and pooling on it."""
-    model = config.model
+    model: Any = config.model  # its words were checked against the same choices
     return {
         name: EmbeddingModel.from_pretrained(
             arm.backbone,
@@ -140,8 +140,21 @@ def build_data(config: Config, arms: Mapping[str, EmbeddingModel]) -> Contrastiv
     )
 
 
-def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Trainer:
-    """Lightning's Trainer, writing TensorBoard logs and checkpoints into the run's folder."""
+def build_trainer(
+    config: Config, folder: Path, callbacks: list[Callback], resumed_step: int = 0
+) -> Trainer:
+    """Lightning's Trainer, writing TensorBoard logs and checkpoints into the run's folder.
+
+    Args:
+        config: The recipe.
+        folder: The run's folder.
+        callbacks: From `build_callbacks`.
+        resumed_step: Step of the checkpoint that the run goes on from; TensorBoard forgets what an
+            interrupted run logged after it.
+
+    Raises:
+        ConfigError: Lightning refuses an argument.
+    """
     checkpoint = ModelCheckpoint(
         dirpath=folder / "checkpoints",
         filename="step_{step:06d}",
@@ -155,11 +168,14 @@ def build_trainer(config: Config, folder: Path, callbacks: list[Callback]) -> Tr
     arguments = dataclasses.asdict(config.trainer)
     if config.trainer.max_steps > 0:
         arguments["max_epochs"] = None  # steps decide; epochs would cut them short
+    logger = TensorBoardLogger(
+        save_dir=folder, name="", version="", purge_step=resumed_step + 1 if resumed_step else None
+    )
     try:
         return Trainer(
             **arguments,
             callbacks=[*callbacks, checkpoint, LearningRateMonitor(logging_interval="step")],
-            logger=TensorBoardLogger(save_dir=folder, name="", version=""),
+            logger=logger,
             plugins=[SafetensorsCheckpointIO()],
             use_distributed_sampler=False,  # our sampler already gives each rank its own slice
             enable_model_summary=False,

@@ -102,7 +102,12 @@ def write_adapter(
 def newest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint in `folder` with the most steps (`step_N`), if there is one."""
     complete = [path for path in folder.glob("step_*") if (path / _STATE).is_file()]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step in the name of a checkpoint's folder; 0 without a checkpoint."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
 
 
 def _flush(folder: Path) -> None:

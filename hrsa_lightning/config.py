@@ -195,7 +195,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 def to_yaml(config: Config) -> str:
     """The resolved recipe as YAML; loading it gives an equal `Config`."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True, width=99)
+    content = dataclasses.asdict(config)
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=99))
 
 
 def describe_recipes() -> dict[str, str]:
@@ -258,8 +259,9 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        both_mappings = isinstance(value, Mapping) and isinstance(below, dict)
-        merged[key] = _overlay(below, value) if both_mappings else value
+        if isinstance(value, Mapping) and isinstance(below, dict):
+            value = _overlay(below, value)
+        merged[key] = value
     return merged
 
 

@@ -89,12 +89,10 @@ def _check_files(config: Config) -> None:
 
 def _train(config: Config) -> int:
     _quieten()
-    import torch
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.utilities import rank_zero_only
 
     from hrsa_lightning import build
-    from hrsa_lightning.checkpoints import newest_checkpoint
+    from hrsa_lightning.checkpoints import newest_checkpoint, step_of
     from hrsa_lightning.runs import record_start
 
     unfinished = find_unfinished(config) if config.resume else None
@@ -102,22 +100,21 @@ def _train(config: Config) -> int:
     checkpoint = newest_checkpoint(folder / "checkpoints")
     seed_everything(config.seed, verbose=False)
     callbacks = build.build_callbacks(config)
-    trainer = build.build_trainer(config, folder, callbacks)
+    trainer = build.build_trainer(config, folder, callbacks, resumed_step=step_of(checkpoint))
     arms = build.build_arms(config)
     module = build.build_module(config, arms)
     data = build.build_data(config, arms)
-    if rank_zero_only.rank == 0:
+    if trainer.is_global_zero:
         record_start(folder, config)
         _announce(config, folder, checkpoint, module)
     started = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    if trainer.interrupted:
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint)
+    except SystemExit:  # how Lightning ends a fit that the user interrupted
         print(f"stopped at step {trainer.global_step}; the same command goes on from {folder}")
         return 130
     if trainer.is_global_zero:
         _finish(folder, trainer, module, time.perf_counter() - started)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
     return 0
 
 
@@ -129,7 +126,7 @@ def _quieten() -> None:
 
     for module in (lightning.pytorch, lightning.fabric):
         logging.getLogger(module.__name__).setLevel(logging.WARNING)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
@@ -151,16 +148,17 @@ def _finish(
     folder: Path, trainer: "Trainer", module: "PairedContrastiveModule", seconds: float
 ) -> None:
     """Write adapters and summary, then say where everything is."""
-    from hrsa_lightning.summary import summary_lines, write_summary
+    from hrsa_lightning.summary import HISTORIES, summary_lines, write_summary
 
-    for name, arm in module.arms.items():
+    for name, arm in module.named_arms().items():
         arm.save_adapter(folder / "adapters" / name)
     write_summary(folder, steps=trainer.global_step, seconds=seconds)
     print("\n".join(summary_lines(folder)))
-    pictures = sorted(folder.glob("*.png"))
-    print(f"\n{trainer.global_step} steps in {seconds:.0f} s. Results in {folder}")
-    if pictures:
-        print("pictures: " + ", ".join(str(path) for path in pictures))
+    print(f"\n{trainer.global_step} steps in {seconds:.0f} s; everything is in {folder}")
+    curves = [folder / name for name in HISTORIES]
+    for picture in (path.with_suffix(".png") for path in curves):
+        if picture.is_file():
+            print(f"curves:   {picture}")
     print(f"look:     tensorboard --logdir {folder.parent}")
 
 

@@ -52,7 +52,8 @@ def test_wheel_runs_from_elsewhere(wheel, tmp_path):
 
 def test_importing_the_package_is_light_and_silent():
     code = (
-        "import sys, logging, os; before = dict(os.environ); handlers = list(logging.root.handlers)\n"
+        "import sys, logging, os\n"
+        "before, handlers = dict(os.environ), list(logging.root.handlers)\n"
         "import hrsa_lightning\n"
         "assert 'torch' not in sys.modules\n"
         "assert dict(os.environ) == before and logging.root.handlers == handlers\n"

@@ -76,7 +76,9 @@ def test_quickstart_shows_tables_pictures_and_the_tensorboard_line(whole_run):
     for text in ("rlvr_vs_base", "sft_vs_base", "base_seed2_vs_base", "mrr@10", "knn_overlap_10"):
         assert text in done.stdout
     assert f"tensorboard --logdir {folder.parent}" in done.stdout
-    assert str(folder / "similarity.png") in done.stdout
+    for picture in ("similarity.png", "retrieval.png"):
+        assert f"curves:   {folder / picture}" in done.stdout
+        assert (folder / picture).stat().st_size > 10_000
 
 
 def test_run_folder_holds_what_it_should(whole_run):

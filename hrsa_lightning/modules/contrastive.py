@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -99,13 +99,20 @@ class PairedContrastiveModule(LightningModule):
         self.log("loss", mean, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch))
         return torch.stack(list(losses.values())).sum()
 
+    def named_arms(self) -> dict[str, EmbeddingModel]:
+        """The embedding models by name."""
+        return {name: self._arm(name) for name in self.arms}
+
+    def _arm(self, name: str) -> EmbeddingModel:
+        return cast(EmbeddingModel, self.arms[name])
+
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         queries, query_rows = _encode_once(batch.queries[name], batch.query_ids)
         passages, passage_rows = _encode_once(batch.passages[name], batch.passage_ids.flatten())
         embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
         loss: Tensor = self.loss(
             embeddings[query_rows],
-            embeddings[passage_rows + len(queries)].unflatten(0, (-1, batch.group_size)),
+            embeddings[(passage_rows + len(queries)).view(-1, batch.group_size)],
             passage_ids=batch.passage_ids,
             query_ids=batch.query_ids,
         )
@@ -113,7 +120,7 @@ class PairedContrastiveModule(LightningModule):
 
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
         """Embeddings of all texts, (texts, features), with their graphs or as cached leaves."""
-        arm = self.arms[name]
+        arm = self._arm(name)
         chunks = length_sorted_chunks(tokens.lengths, self.max_tokens_per_chunk or sys.maxsize)
 
         def encode(number: int) -> Tensor:
@@ -164,7 +171,7 @@ class PairedContrastiveModule(LightningModule):
             model.require_backward_grad_sync = True
             model.reducer.prepare_for_backward([])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with two parameter groups per arm (decayed or not) and one schedule for all."""
         groups = [group for name in self.arms for group in self._parameter_groups(name)]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
@@ -205,8 +212,8 @@ class PairedContrastiveModule(LightningModule):
         """Keep trained weights only: adapters in peft's form, other trained tensors as they are."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         adapters = {}
-        for name, arm in self.arms.items():
-            if (state := adapter_state(arm)) is not None:
+        for name in self.arms:
+            if (state := adapter_state(self._arm(name))) is not None:
                 adapters[name] = state
                 trained -= {key for key in trained if key.startswith(f"arms.{name}.")}
         checkpoint[ADAPTERS] = adapters
@@ -217,7 +224,7 @@ class PairedContrastiveModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
         for name, (_, weights) in checkpoint.get(ADAPTERS, {}).items():
-            load_adapter_state(self.arms[name], weights)
+            load_adapter_state(self._arm(name), weights)
 
 
 class ContrastiveModule(PairedContrastiveModule):
@@ -233,11 +240,11 @@ class ContrastiveModule(PairedContrastiveModule):
         super().__init__({"model": model}, seeds={"model": seed}, **options)
 
 
-def _encode_once(tokens: TokenizedTexts, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
+def _encode_once(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
     """The distinct texts by their ids, and for each text the row of its equal among them."""
     first: dict[int, int] = {}
     rows = []
-    keep = []
+    keep: list[int] = []
     for index, text_id in enumerate(ids.tolist()):
         if text_id not in first:
             first[text_id] = len(keep)
