@@ -225,25 +225,22 @@ def _student_quantile(freedom: int) -> float:
 
 
 def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
-    """The metrics of the HRSA set that give these keys."""
-    ks = [int(key.removeprefix("knn_overlap_")) for key in keys if key[12:].isdigit()]
-    everything = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
-    x = torch.randn(max([16, *ks]) + 1, 2)
-    labels = {} if num_classes is None else {"labels": torch.arange(len(x)) % num_classes}
-    everything.update(x, x, **labels)
-    metrics: dict[str, Any] = {}
-    known: set[str] = set()
-    for name, metric in everything.items(keep_base=True):
-        value = metric.compute()
-        own = set(value) if isinstance(value, Mapping) else {name}
-        known |= own
-        if own & set(keys):
-            metric.reset()
-            metrics[name] = metric
-    unknown = [key for key in keys if key not in known]
+    """The metrics of the HRSA set that give these keys, without those that need absent labels."""
+    ks = [int(key[12:]) for key in keys if key.startswith("knn_overlap_") and key[12:].isdigit()]
+    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
+    owners = {
+        key: name
+        for name, metric in hrsa_metrics(num_classes=2, k=ks or (10,)).items(keep_base=True)
+        for key in metric.keys() or (name,)  # type: ignore[operator]
+    }
+    unknown = [key for key in keys if key not in owners]
     if unknown:
-        raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    return MetricCollection(metrics, compute_groups=[list(metrics)])
+        raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
+    names = dict.fromkeys(owners[key] for key in keys)
+    chosen = {name: m for name, m in available.items(keep_base=True) if name in names}
+    if not chosen:
+        raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
+    return MetricCollection(chosen, compute_groups=[list(chosen)])
 
 
 def _takes(metric: Metric, x: Tensor, y: Tensor) -> bool:

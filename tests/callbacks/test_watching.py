@@ -145,6 +145,13 @@ def test_an_exception_in_a_probe_forward_leaves_no_trace(tmp_path):
         assert not part._forward_hooks
 
 
+def test_making_a_monitor_draws_nothing():
+    before = torch.get_rng_state()
+    monitor(metrics=["cka", "knn_overlap_10", "procrustes_residual"])
+    monitor(metrics=None)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_states_of_random_generators_are_as_found(tmp_path):
     states = []
 
