@@ -28,8 +28,11 @@ Overlap = Literal["jaccard", "mutual"]
 SIMILARITIES = ("cosine", "euclidean")
 OVERLAPS = ("jaccard", "mutual")
 
-ROUNDING = 16.0
+ROUNDING = 8.0
 """Scores closer than this many roundings of their terms are decided in float64."""
+
+SPARE = 8
+"""Candidates beyond the k nearest that are compared in float64 before all rows are."""
 
 ROWS_PER_PRODUCT = 256
 
@@ -160,9 +163,40 @@ def nearest_neighbors(
     borders = torch.stack([values[:, size - 1] - values[:, size] for size in ks], dim=1)
     doubtful = (borders <= room[:, None]).any(1).nonzero()[:, 0]
     found = found[:, :k].contiguous()
-    if len(doubtful):
-        found[doubtful] = _exact_neighbors(x, doubtful, k, similarity, chunk_bytes)
+    step = rows_per_chunk(4 * (k + SPARE) * x.shape[1] * 8, chunk_bytes)
+    for part in torch.split(doubtful, step) if len(doubtful) else ():
+        scores = rows[part] @ rows.mT - half_norms
+        decided, settled = _decide(x, scores, part, k, room[part], similarity)
+        unsettled = part[~settled]
+        found[part] = decided
+        if len(unsettled):
+            found[unsettled] = _exact_neighbors(x, unsettled, k, similarity, chunk_bytes)
     return found
+
+
+def _decide(
+    x: Tensor, scores: Tensor, chosen: Tensor, k: int, room: Tensor, similarity: Similarity
+) -> tuple[Tensor, Tensor]:
+    """Order the best candidates of some rows by their float64 similarity, ties by index.
+
+    Returns:
+        (len(chosen), k) indices, and for each row whether no other row can be among them.
+    """
+    count = min(k + SPARE, len(x) - 1)
+    scores.scatter_(1, chosen[:, None], -torch.inf)
+    values, candidates = scores.topk(count)
+    settled = values[:, -1] < values[:, k - 1] - room
+    if count == len(x) - 1:
+        settled = torch.ones_like(settled)
+    candidates = candidates.sort(dim=1).values
+    center = x.double().mean(0) if similarity == "euclidean" else None
+    left = _exact_rows(x[chosen], center)[:, None]
+    right = _exact_rows(x[candidates.flatten()], center).view(*candidates.shape, -1)
+    exact = (left * right).sum(2)
+    if center is not None:
+        exact -= right.square().sum(2) / 2
+    order = exact.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return candidates.gather(1, order), settled
 
 
 def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
