@@ -2,25 +2,32 @@
 
     python benchmarks/monitor.py --model tiny
     python benchmarks/monitor.py --model 100m --threads 2
+    python benchmarks/monitor.py --model training
 
 Counts CPU seconds of this process, so that a busy machine does not show in the ratio; every figure
 is the median over repeats that alternate between the two. The monitor has the whole HRSA set of
 metrics at every layer and at the output, against the start.
+
+`--model training` times whole runs of 500 steps with and without a monitor of max_overhead=0.02.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from hrsa_lightning.callbacks import SimilarityMonitor
+from hrsa_lightning.representations import read_history
 from hrsa_lightning.representations.isolation import untouched
 from hrsa_lightning.shelf import resolve_path
 
@@ -80,16 +87,68 @@ def make_monitor(model: Pooled, probes: list[dict[str, Tensor]]) -> tuple[Simila
     return monitor, trainer
 
 
+class Classifier(pl.LightningModule):
+    """Enough work in a step that 500 of them take a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(768, 768) for _ in range(4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def compare_runs(repeats: int) -> None:
+    data = torch.randn(4096, 768, generator=torch.Generator().manual_seed(0))
+    ratios = []
+    for _ in range(repeats):
+        seconds = []
+        for watched in (True, False):
+            monitor = SimilarityMonitor(
+                "initial", data[:512, :], ["layers.0", "output"], metrics=["cka"], max_overhead=0.02
+            )
+            pl.seed_everything(0, verbose=False)
+            with tempfile.TemporaryDirectory() as folder:
+                trainer = pl.Trainer(
+                    max_steps=500,
+                    accelerator="cpu",
+                    callbacks=[monitor] if watched else [],
+                    default_root_dir=folder,
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                )
+                loader = DataLoader(TensorDataset(data), batch_size=256)
+                started = time.process_time()
+                trainer.fit(Classifier(), loader)
+                seconds.append(time.process_time() - started)
+                if watched:
+                    steps = [r["step"] for r in read_history(monitor.history_path)]
+        ratios.append(seconds[0] / seconds[1])
+        print(f"with {seconds[0]:.2f} CPU s at steps {steps}, without {seconds[1]:.2f} CPU s")
+    print(f"ratio, median of {repeats}: {statistics.median(ratios):.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", choices=["tiny", "100m"], default="tiny")
+    parser.add_argument("--model", choices=["tiny", "100m", "training"], default="tiny")
     parser.add_argument("--probes", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.model == "training":
+        compare_runs(arguments.repeats)
+        return
     model = make_model(arguments.model).eval()
     probes = make_probes(arguments.probes, model.decoder.config.vocab_size)
     monitor, trainer = make_monitor(model, probes)

@@ -17,9 +17,12 @@ from hrsa_lightning.representations.exchange import Exchange
 from hrsa_lightning.representations.history import append_record, cut_history
 from hrsa_lightning.representations.isolation import untouched
 
-__all__ = ["Monitor", "OnError"]
+__all__ = ["DRAWING_SECONDS", "Monitor", "OnError"]
 
 OnError = Literal["warn", "raise"]
+
+DRAWING_SECONDS = 3.0
+"""What pictures may take, importing matplotlib included (measured: 1 to 3 s of one core)."""
 
 
 class Monitor(Callback, ABC):
@@ -151,6 +154,11 @@ class Monitor(Callback, ABC):
             self._warned.add(message)
             warnings.warn(f"{self.name}: {message}{details}", HRSAWarning, stacklevel=2)
 
+    def affords(self, seconds: float) -> bool:
+        """Whether so many seconds more stay within `max_overhead`; always without one."""
+        share = self.schedule.max_overhead
+        return share is None or self._spent + seconds <= share * self._train_seconds()
+
     def _forget(self) -> None:
         self.folder: Path | None = None
         self.history_path: Path | None = None
@@ -257,6 +265,9 @@ class Monitor(Callback, ABC):
 
     def _finish(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or self.folder is None:
+            return
+        if not self.affords(DRAWING_SECONDS):
+            self.warn_once("no pictures, to stay within max_overhead; the history has their values")
             return
         try:
             self.finish(trainer)

@@ -52,12 +52,12 @@ class Pictures:
         self._maps = [m for m in maps if len(m.live) > 1 or len(m.reference) > 1]
         self._values = dict(values)
 
-    def publish(self, trainer: Trainer, step: int, evaluation: int) -> None:
+    def publish(self, trainer: Trainer, step: int, evaluation: int, *, draws: bool) -> None:
         """Send to the loggers what is due at an evaluation."""
         if not self._has_layout:
             self._has_layout = True
             log_layout(trainer, self._layout())
-        if self._every and evaluation % self._every == 0:
+        if draws and self._every and evaluation % self._every == 0:
             self._drawn_at = step
             for tag, figure in self._heatmaps():
                 log_picture(trainer, tag, figure, step)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.base import Monitor, OnError
+from hrsa_lightning.callbacks.base import DRAWING_SECONDS, Monitor, OnError
 from hrsa_lightning.callbacks.comparing import MIN_SAMPLES, Comparer, Result, variance_shares
 from hrsa_lightning.callbacks.pictures import LayerMap, Pictures
 from hrsa_lightning.callbacks.probing import Probing
@@ -83,7 +83,8 @@ class SimilarityMonitor(Monitor):
         every_n_train_steps: Evaluate every so many optimizer steps.
         every_n_epochs: Evaluate at the end of every so many epochs.
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.
-        max_overhead: Most time that evaluations may take, as a share of training time.
+        max_overhead: Most time that evaluations and pictures may take, as a share of training time;
+            the first and the last evaluation are always made.
         heatmap_every_n_evaluations: Rhythm of the layer-by-layer heatmaps and pictures; 0 for none.
         reference_layers: Layers of the reference, one for each of `layers` as matched, where it
             names them otherwise.
@@ -225,7 +226,8 @@ class SimilarityMonitor(Monitor):
         return {"floors": news} if news else {}
 
     def publish(self, trainer: Trainer, step: int) -> None:
-        self._pictures.publish(trainer, step, self._evaluations - 1)
+        draws = self.affords(DRAWING_SECONDS)
+        self._pictures.publish(trainer, step, self._evaluations - 1, draws=draws)
         if self._progress_bar:
             trainer.progress_bar_metrics.update(self._pictures.headline())
 

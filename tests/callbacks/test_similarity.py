@@ -273,9 +273,13 @@ def test_floors_are_recorded_once(tmp_path):
 
 
 def test_the_budget_spaces_evaluations_and_says_so(tmp_path):
-    watch = monitor(every_n_train_steps=1, max_overhead=0.001)
-    with pytest.warns(HRSAWarning, match=r"put off to stay within max_overhead=0\.001"):
+    watch = monitor(every_n_train_steps=1, max_overhead=0.001, heatmap_every_n_evaluations=1)
+    with pytest.warns(HRSAWarning, match="to stay within max_overhead") as caught:
         fit([watch], tmp_path, max_steps=20)
+    said = [str(warning.message) for warning in caught]
+    assert any("evaluations are put off" in text for text in said)
+    assert any("no pictures" in text for text in said)
+    assert not list(tmp_path.glob("*.png"))
     assert steps(watch) == [0, 20]
     assert all(record["values"]["similarity/seconds"] > 0 for record in history(watch))
 
