@@ -1,0 +1,62 @@
+"""The README does what it says."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hrsa_lightning.shelf import shelf_files
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=["tensors", "callback"])
+def test_code_runs_as_it_stands(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tensor(" in done.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m hrsa")])
+def test_train_commands_are_understood(command, capsys):
+    """Those that would train have their settings resolved; test_train runs such commands whole."""
+    from hrsa_lightning.train import main
+
+    arguments = shlex.split(command)[3:]
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+    else:
+        assert main([*arguments, "--print-config"]) == 0
+    assert "quickstart" in capsys.readouterr().out
+
+
+def test_scripts_that_are_named_exist():
+    scripts = [c.split()[1] for c in COMMANDS if c.startswith("sh ")]
+    assert scripts == ["scripts/quickstart", "scripts/test"]
+    for script in scripts:
+        assert subprocess.run(["sh", "-n", str(ROOT / script)]).returncode == 0
+
+
+def test_links_and_pictures_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    local = [target for target in targets if not target.startswith("http")]
+    assert local
+    assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+def test_every_recipe_is_in_the_table():
+    assert set(re.findall(r"\(recipes/(\w+)\.yaml\)", TEXT)) == set(shelf_files("recipes"))
