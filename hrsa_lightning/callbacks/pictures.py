@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
-from hrsa_lightning.callbacks.sinks import log_layout, log_picture
+from hrsa_lightning.callbacks.sinks import log_floors, log_layout, log_picture
 from hrsa_lightning.functional import linear_cka_heatmap
 from hrsa_lightning.plots import curves_figure, heatmap_figure, save_figure
 from hrsa_lightning.representations.capture import Snapshot
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["LayerMap", "Pictures"]
+
+
+CHANCE = "chance"
 
 
 class LayerMap(NamedTuple):
@@ -44,19 +47,28 @@ class Pictures:
         """Drop what was kept, for a new fit."""
         self._maps: list[LayerMap] = []
         self._values: dict[str, float] = {}
+        self._floors: dict[str, float] = {}
         self._drawn_at = -1
         self._has_layout = False
 
-    def keep(self, maps: list[LayerMap], values: Mapping[str, float]) -> None:
+    def keep(
+        self, maps: list[LayerMap], values: Mapping[str, float], floors: Mapping[str, float]
+    ) -> None:
         """Take over the results of an evaluation."""
         self._maps = [m for m in maps if len(m.live) > 1 or len(m.reference) > 1]
         self._values = dict(values)
+        self._floors = {}
+        for tag, floor in floors.items():
+            group, metric, _, where = split_tag(tag)
+            shared = f"{group}/{metric}/{CHANCE}/{where}"
+            self._floors[shared] = max(floor, self._floors.get(shared, floor))
 
     def publish(self, trainer: Trainer, step: int, evaluation: int, *, draws: bool) -> None:
         """Send to the loggers what is due at an evaluation."""
         if not self._has_layout:
             self._has_layout = True
             log_layout(trainer, self._layout())
+        log_floors(trainer, self._floors, step)
         if draws and self._every and evaluation % self._every == 0:
             self._drawn_at = step
             for tag, figure in self._heatmaps():
@@ -110,14 +122,12 @@ class Pictures:
         return found
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
-        """All comparisons and the floor of a metric at one place on one chart."""
+        """One section per place, the output first; one chart per metric, with all comparisons."""
         charts: dict[str, dict[str, list[Any]]] = {}
-        for tag in self._values:
+        for tag in sorted(self._values, key=lambda tag: not tag.endswith("/output")):
             group, metric, _, where = split_tag(tag)
             if not where or metric.endswith(("_low", "_high")):
                 continue
-            chart = charts.setdefault(group, {}).setdefault(
-                f"{metric} at {where}", ["Multiline", []]
-            )
-            chart[1].append(tag)
+            section = charts.setdefault(f"{group} at {where}", {})
+            section.setdefault(metric, ["Multiline", []])[1].append(tag)
         return charts
