@@ -25,6 +25,7 @@ MUTED = "#777777"
 _PANEL = (3.7, 2.6)
 _MOST_COLUMNS = 3
 _FAR = 2.0  # a floor this many spans of the curves away would flatten them
+_SAME_FLOOR = 5e-3  # floors nearer than this are one line
 _SUFFIXES = ("_low", "_high")
 
 
@@ -158,7 +159,9 @@ def _draw_metric(
             bounds = ([v for _, v in low], [v for _, v in high])
             ax.fill_between([s for s, _ in low], *bounds, color=color, alpha=0.18, lw=0)
         floor = floors.get((metric, comparison, where), math.nan)
-        if math.isfinite(floor) and not any(abs(floor - other) < 1e-6 for other in drawn_floors):
+        if math.isfinite(floor) and not any(
+            abs(floor - other) < _SAME_FLOOR for other in drawn_floors
+        ):
             drawn_floors.append(floor)
     _draw_floors(ax, drawn_floors)
     ax.set_title(metric.replace("_", " "), fontsize=9, color=INK)

@@ -217,7 +217,7 @@ class SimilarityMonitor(Monitor):
         values |= self._shares(live)
         self._evaluations += 1
         if self.exchange.rank == 0:
-            self._pictures.keep(maps, values)
+            self._pictures.keep(maps, values, self._floors)
         return values
 
     def extras(self) -> dict[str, Any]:

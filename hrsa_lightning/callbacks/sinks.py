@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["log_layout", "log_picture", "log_values"]
+__all__ = ["log_floors", "log_layout", "log_picture", "log_values"]
 
 
 def log_values(
@@ -44,12 +44,28 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None
 
 def log_layout(trainer: Trainer, layout: Mapping[str, Mapping[str, list[Any]]]) -> None:
     """Give TensorBoard a custom-scalars layout: category to chart title to chart."""
+    for logger in _with_layouts(trainer):
+        logger.experiment.add_custom_scalars(layout)
+
+
+def log_floors(trainer: Trainer, floors: Mapping[str, float], step: int) -> None:
+    """Give TensorBoard the floors as scalars, which the charts of a layout show beside the curves.
+
+    Other loggers do not get them: a constant is no result of a run.
+    """
+    for logger in _with_layouts(trainer):
+        logger.log_metrics(dict(floors), step=step)
+
+
+def _with_layouts(trainer: Trainer) -> list[Any]:
     if getattr(trainer, "fast_dev_run", False):
-        return
-    for logger in trainer.loggers:
-        experiment: Any = getattr(logger, "experiment", None)
-        if hasattr(experiment, "add_custom_scalars"):
-            experiment.add_custom_scalars(layout)
+        return []
+    loggers: list[Any] = [*trainer.loggers]
+    return [
+        logger
+        for logger in loggers
+        if hasattr(getattr(logger, "experiment", None), "add_custom_scalars")
+    ]
 
 
 def _pixels(figure: "Figure") -> Any:

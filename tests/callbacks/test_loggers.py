@@ -35,6 +35,9 @@ def test_tensorboard_shows_scalars_pictures_and_a_layout(tmp_path, name):
     assert [e.step for e in events.Images("similarity/curves")] == [6]
     layout = events.SummaryMetadata("custom_scalars__config__").plugin_data
     assert layout.plugin_name == "custom_scalars"
+    chance = [e.value for e in events.Scalars("similarity/knn_overlap_10/chance/output")]
+    assert chance == pytest.approx([chance[0]] * 4)
+    assert 0 < chance[0] < 0.3
 
 
 def offline_logger(pl, base):
