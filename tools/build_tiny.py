@@ -25,6 +25,8 @@ STAGES: dict[str, Callable[[stages.Folders], dict[str, object]]] = {
     "base": stages.build_base,
     "rlvr": stages.build_rlvr,
     "sft": stages.build_sft,
+    "accuracy": stages.build_accuracy,
+    "repeatability": stages.build_repeatability,
     "card": stages.build_card,
 }
 

@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import controls, lm, sft
+from tiny import controls, evaluate, lm, sft
 from tiny.tasks import Problem
 from tiny.tokenizer import save_tokenizer, train_tokenizer
-from transformers import AutoTokenizer
 
 CONFIG = lm.PretrainConfig(
     num_tokens=4 * 2 * 16,
@@ -80,7 +79,7 @@ def test_noise_control_repeats_with_its_seed(folders: tuple[Path, Path], tmp_pat
 def test_tokenizer_reads_digits_one_by_one_and_sft_learns_completions_only(tmp_path: Path) -> None:
     texts = ["Question: what is 12 + 30?\nWork: 42\nAnswer: 42", "def f(x):\n    return x"]
     save_tokenizer(train_tokenizer(texts), tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer = evaluate.load_tokenizer(tmp_path)
     assert [tokenizer.decode(i) for i in tokenizer("123")["input_ids"]] == ["1", "2", "3"]
     assert tokenizer.decode(tokenizer(texts[1])["input_ids"]) == texts[1]
     problems = [

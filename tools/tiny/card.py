@@ -5,7 +5,7 @@ from typing import Any
 from tiny.corpus import TASK_TOKEN_SHARE
 from tiny.pairs import NUM_NEGATIVES
 from tiny.splits import SPLIT_SEED
-from tiny.tasks import FAMILY_WEIGHTS, HELD_OUT_SHARE, WORKED_SHARE, WRONG_SHARE
+from tiny.tasks import HELD_OUT_SHARE, WORKED_SHARE, WRONG_SHARE
 
 BEGIN, END = "<!-- similarity:begin -->", "<!-- similarity:end -->"
 
@@ -22,7 +22,8 @@ tags: [tiny, qwen2, rlvr, sft, representation-similarity]
 What `hrsa_lightning` trains and watches when no model hub and no GPU is at hand: one small
 language model, the same model after reinforcement learning with verifiable rewards, and after
 supervised fine-tuning; contrastive pairs; and a probe set. Everything here is made by
-`python tools/build_tiny.py`, and every number below is read from `build.json` beside this card.
+`python tools/build_tiny.py`. Every number below is read from `build.json` beside this card or from
+the builder's constants; those under Similarity come from `python tools/measure_tiny.py`.
 
 These are instruments for watching training, not useful models. They write English and Python
 badly, and what they show about similarity at {num_parameters:,} parameters need not hold at
@@ -36,17 +37,27 @@ billions.
 | `pairs_train.SOURCE.jsonl` | training pairs by source: {num_train} |
 | `pairs_test.jsonl` | {num_test} held-out pairs of all sources, with the field `source` |
 | `probes.jsonl` | {num_probes} held-out texts, each labeled noun, verb, adjective or code |
-| `build.json` | seeds, package versions, token counts, accuracies |
+| `build.json` | seeds, settings, package versions, token counts, accuracies |
 | `LICENSE.wordnet`, `LICENSE.python` | the notices of the two text sources |
 
 A pair is `{{"id", "query": [instruction, text], "pos": [text], "neg": [{num_negatives} texts]}}`.
-An id is `source/group/item`.
+An id is `source/group/item`. Texts are short: half have at most {median_length} tokens, and the
+longest has {longest}; instructions and templates come on top.
+
+### Loading
+
+`AutoModel` and `AutoModelForCausalLM` read a folder as it is. The tokenizer has a trap: for Qwen2,
+`AutoTokenizer` of transformers {transformers} puts the family's own rules for splitting words in
+the place of those in `tokenizer.json`, and so cuts code otherwise than in pretraining. Load it with
+`PreTrainedTokenizerFast.from_pretrained(folder)`, or with `hrsa_lightning`, which does so. The
+prompts and answers of the tasks come out the same either way.
 
 ## Architecture
 
-Qwen2 with hidden size 128, 4 layers, 4 attention heads (2 key-value heads), intermediate size 384,
-a vocabulary of {vocab_size} (byte-level BPE, one token per digit) tied to the output, and
-{num_parameters:,} parameters. Positions reach 512; pretraining saw windows of {length} tokens.
+Qwen2 with hidden size {hidden_size}, {num_hidden_layers} layers, {num_attention_heads} attention
+heads ({num_key_value_heads} key-value heads), intermediate size {intermediate_size}, a vocabulary
+of {vocab_size} (byte-level BPE, one token per digit) tied to the output, and {num_parameters:,}
+parameters. Positions reach {max_position_embeddings}; pretraining saw windows of {length} tokens.
 
 ## Data and licenses
 
@@ -84,25 +95,28 @@ Of the task documents {worked_share:.0%} show their work and the others only ans
 weights are rounded to bf16, and RLVR and SFT start from the rounded weights.
 
 **RLVR.** GRPO (TRL {trl}): {rl_steps} steps of {num_prompts} prompts x {num_generations} sampled
-completions, learning rate {rl_lr:g}, KL weight {beta:g}, seed {rl_seed}. The reward is 1 if the
-text after `Answer:` is exactly the answer, else 0. Prompts of arithmetic and parity are drawn
-{hard_weight} times as often as those of another family. Drawn evenly, 300 steps (16 completions a
-prompt) raised sampled accuracy from .507 to .710 on the selection problems but greedy accuracy not
-at all (.739 and .739), because the model learned to answer at once; that checkpoint was refused.
-With the weights it learns to show its work. Its accuracy peaks early: at step 120 of a longer run
-greedy accuracy on the selection problems was .755, against .779 at step {rl_steps}.
+completions, learning rate {rl_lr:g} with {rl_warmup} steps of warm-up and a cosine to 0, KL weight
+{beta:g}, seed {rl_seed}. The reward is 1 if the text after `Answer:` is exactly the answer, else 0.
+Prompts of {hard_families} are drawn {hard_weight} times as often as those of another family: the
+base answers these at once, and worst of all. Drawn evenly, the easy families taught it to answer
+at once, and greedy accuracy did not rise; at a constant learning rate accuracy rose and then fell.
+That is why the settings are as they are.
 
-**SFT.** {sft_steps} steps of {sft_batch} correct worked traces, learning rate {sft_lr:g}, seed
-{sft_seed}; the loss is on the completion only.
+**SFT.** {sft_steps} steps of {sft_batch} correct worked traces, all families alike, learning rate
+{sft_lr:g} with {sft_warmup} steps of warm-up, seed {sft_seed}; the loss is on the completion only.
 
-Settings were chosen by task accuracy on a third of the held-out problems; no similarity was looked
-at. A backbone ships only if sampled and greedy accuracy on the other two thirds both rise over the
-base by more than two standard errors; the builder refuses otherwise.
+Settings were chosen by greedy and sampled task accuracy on selection problems, a part of the
+held-out problems; no similarity was looked at. The accuracies below are on other held-out problems,
+drawn with seed {problem_seed}. An earlier RLVR candidate was measured on an earlier draw, and
+refused; the families with few distinct problems (arithmetic and parity) come back nearly whole in
+every draw, the others mostly anew. A backbone ships only if its sampled and its greedy accuracy
+both rise over the base by more than two standard errors; the builder refuses otherwise.
 
 ## Task accuracy
 
 {num_problems} held-out test problems; {num_samples} samples at temperature 1 for each. Mean
-± standard error over problems; the rise is paired.
+± standard error over problems; the rise is paired. The standard errors are of the choice of
+problems, not of another training run.
 
 {accuracy_table}
 
@@ -123,20 +137,22 @@ By family (sampled / greedy):
 `python tools/build_tiny.py` with the extra `build` and WordNet 3.0; about an hour on two quiet
 cores. Built with Python {python}, {packages}, on {machine}. Seeds: split
 {split_seed}, tokenizer {tokenizer_seed}, base {base_seed}, RLVR {rl_seed}, SFT {sft_seed}.
-{determinism}
-Another Python version has another standard library, and so gives other text.
+
+On the machine that built them, the first steps of each training were run twice: {determinism}.
+Other processors and other versions of torch may round otherwise. Another Python version has another
+standard library, and so gives other text.
 
 ## Limits
 
 - One base, one RLVR run, one SFT run: differences between the three hold for these checkpoints.
+- RLVR and SFT took the same number of steps, but moved the weights by unlike amounts, and their
+  learning rates, batches and mixtures of families differ: what sets them apart is not the method
+  alone.
 - The tasks are toys, and the RLVR and SFT backbones saw nothing else in tuning, so they may write
   text worse than the base; this is not measured.
 - The rewards check the final answer only; worked steps may be wrong.
 - English dictionary text and Python only.
 """
-
-_DETERMINISM = """\
-Whether a second build gives the same weights bit for bit has not been measured."""
 
 
 def similarity_section(previous: str) -> str:
@@ -154,17 +170,19 @@ def render(record: dict[str, Any], similarity: str) -> str:
         similarity: the marked section with the measured similarities.
     """
     pairs, stream, base = record["pairs"], record["stream"], record["base"]
-    rlvr, sft = record["rlvr"], record["sft"]
+    rlvr, sft, accuracy = record["rlvr"], record["sft"], record["accuracy"]
     return _TEMPLATE.format(
+        **record["architecture"],
         num_parameters=record["num_parameters"],
         num_train=", ".join(f"{count} {source}" for source, count in pairs["num_train"].items()),
         num_test=pairs["num_test"],
         num_probes=pairs["num_probes"],
         num_negatives=NUM_NEGATIVES,
+        median_length=record["text_lengths"]["median"],
+        longest=record["text_lengths"]["longest"],
         num_synsets=pairs["num_synsets"],
         num_functions=pairs["num_functions"],
         python=pairs["python"],
-        vocab_size=record["tokenizer"]["vocab_size"],
         tokenizer_seed=record["tokenizer"]["seed"],
         split_seed=SPLIT_SEED,
         held_out_share=HELD_OUT_SHARE,
@@ -185,59 +203,65 @@ def render(record: dict[str, Any], similarity: str) -> str:
         num_prompts=rlvr["num_prompts"],
         num_generations=rlvr["num_generations"],
         rl_lr=rlvr["learning_rate"],
+        rl_warmup=rlvr["num_warmup_steps"],
         beta=rlvr["beta"],
         rl_seed=rlvr["seed"],
-        hard_weight=FAMILY_WEIGHTS["arithmetic"],
+        hard_families=", ".join(rlvr["family_weights"]),
+        hard_weight=max(rlvr["family_weights"].values()),
         sft_steps=sft["num_steps"],
         sft_batch=sft["batch_size"],
         sft_lr=sft["learning_rate"],
+        sft_warmup=sft["num_warmup_steps"],
         sft_seed=sft["seed"],
-        num_problems=rlvr["accuracy"]["base"]["num_problems"],
-        num_samples=rlvr["num_samples"],
-        accuracy_table=_accuracy_table(rlvr, sft),
-        family_table=_family_table(rlvr, sft),
-        rlvr_change=rlvr["relative_weight_change"],
-        sft_change=sft["relative_weight_change"],
+        problem_seed=accuracy["problem_seed"],
+        num_problems=accuracy["num_problems"],
+        num_samples=accuracy["num_samples"],
+        accuracy_table=_accuracy_table(accuracy),
+        family_table=_family_table(accuracy["by_family"]),
+        rlvr_change=record["relative_weight_change"]["rlvr"],
+        sft_change=record["relative_weight_change"]["sft"],
         similarity=similarity,
         trl=record["packages"]["trl"],
+        transformers=record["packages"]["transformers"],
         packages=", ".join(f"{name} {number}" for name, number in record["packages"].items()),
         machine=record["machine"],
-        determinism=_DETERMINISM,
+        determinism=_determinism(record["repeatability"]),
     )
 
 
-def _accuracy_table(rlvr: dict[str, Any], sft: dict[str, Any]) -> str:
+def _determinism(repeatability: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name}, {result['num_steps']} steps: "
+        + ("bit-identical" if result["is_bit_identical"] else "not bit-identical")
+        for name, result in repeatability.items()
+    )
+
+
+def _accuracy_table(record: dict[str, Any]) -> str:
     rows = [
         "| | sampled | rise | greedy | rise | greedy completions that show work |",
         "|---|---|---|---|---|---|",
     ]
-    measured = {
-        "base": (rlvr["accuracy"]["base"], None),
-        "rlvr": (rlvr["accuracy"]["rlvr"], rlvr["rise_over_base"]),
-        "sft": (sft["accuracy"]["sft"], sft["rise_over_base"]),
-    }
-    for name, (accuracy, rise) in measured.items():
+    for name, accuracy in record["backbones"].items():
+        rise = record["rise_over_base"].get(name)
         cells = [name]
         for kind in ("sampled", "greedy"):
-            cells.append(f"{accuracy[kind]:.3f} ± {accuracy[f'{kind}_standard_error']:.3f}")
-            cells.append(
-                f"{rise[kind]:+.3f} ± {rise[f'{kind}_standard_error']:.3f}" if rise else ""
-            )
+            error = f"{kind}_standard_error"
+            cells.append(f"{accuracy[kind]:.3f} ± {accuracy[error]:.3f}")
+            cells.append(f"{rise[kind]:+.3f} ± {rise[error]:.3f}" if rise else "")
         rows.append(f"| {' | '.join(cells)} | {accuracy['greedy_worked_share']:.0%} |")
     return "\n".join(rows)
 
 
-def _family_table(rlvr: dict[str, Any], sft: dict[str, Any]) -> str:
-    families = {
-        "base": rlvr["accuracy_by_family"]["base"],
-        "rlvr": rlvr["accuracy_by_family"]["rlvr"],
-        "sft": sft["accuracy_by_family"]["sft"],
-    }
-    rows = ["| | base | rlvr | sft |", "|---|---|---|---|"]
-    for family in families["base"]:
+def _family_table(by_family: dict[str, Any]) -> str:
+    rows = [
+        f"| | problems | {' | '.join(by_family)} |",
+        "|---" * (2 + len(by_family)) + "|",
+    ]
+    for family, values in by_family["base"].items():
         cells = [
-            f"{values[family]['sampled']:.3f} / {values[family]['greedy']:.3f}"
-            for values in families.values()
+            f"{of_family[family]['sampled']:.3f} / {of_family[family]['greedy']:.3f}"
+            for of_family in by_family.values()
         ]
-        rows.append(f"| {family} | {' | '.join(cells)} |")
+        rows.append(f"| {family} | {values['num_problems']} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from tiny.tasks import Problem, held_out_problems, is_correct
 
@@ -14,7 +14,9 @@ MAX_NEW_TOKENS = 48
 MAX_PROBLEMS_PER_FAMILY = 300
 NUM_SAMPLES = 4
 _BATCH_SIZE = 350
-_PROBLEM_SEED = 31337
+_SELECTION_SEED = 31337
+_SELECTION_STRIDE = 3
+TEST_SEED = 60221
 _SAMPLING_SEED = 11
 
 
@@ -45,10 +47,11 @@ class Accuracies:
         }
 
     def by_family(self, problems: Sequence[Problem]) -> dict[str, dict[str, float]]:
-        """Return the mean accuracies of each task family."""
+        """Return the number of problems and the mean accuracies of each task family."""
         families = np.array([problem.family for problem in problems])
         return {
             family: {
+                "num_problems": int((families == family).sum()),
                 "sampled": round(float(self.sampled[families == family].mean()), 3),
                 "greedy": round(float(self.greedy[families == family].mean()), 3),
             }
@@ -61,19 +64,28 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def selection_and_test_problems() -> tuple[list[Problem], list[Problem]]:
-    """Return two disjoint parts of the held-out problems, a third and two thirds.
+def selection_problems() -> list[Problem]:
+    """Return the held-out problems on which settings are chosen."""
+    return held_out_problems(MAX_PROBLEMS_PER_FAMILY, _SELECTION_SEED)[::_SELECTION_STRIDE]
 
-    Checkpoints are chosen on the first part, and reported on the second.
+
+def test_problems() -> list[Problem]:
+    """Return the held-out problems on which backbones are reported: none is a selection problem.
+
+    Families with few distinct problems give all they have left.
     """
-    problems = held_out_problems(MAX_PROBLEMS_PER_FAMILY, _PROBLEM_SEED)
-    selection = problems[0::3]
-    return selection, [problem for problem in problems if problem not in selection]
+    chosen_on = {problem.question for problem in selection_problems()}
+    drawn = held_out_problems(MAX_PROBLEMS_PER_FAMILY, TEST_SEED)
+    return [problem for problem in drawn if problem.question not in chosen_on]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the shared tokenizer padding on the left, as generation needs."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    """Load the shared tokenizer as written, padding on the left, as generation needs.
+
+    `AutoTokenizer` would put Qwen2's rules for splitting words in the place of those in
+    tokenizer.json, with which the base was pretrained.
+    """
+    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.padding_side = "left"
     return tokenizer
 

@@ -31,17 +31,17 @@ NUM_TRAINING_PROMPTS = 4096
 class GrpoConfig:
     """What decides the RLVR backbone, besides the base.
 
-    Accuracy on the selection problems peaks near step 80: a run of 200 steps had lost most of its
-    rise in greedy accuracy at step 120.
+    The learning rate falls to 0: at a constant rate, accuracy rose for some tens of steps and then
+    fell.
     """
 
     seed: int = 17
-    num_steps: int = 80
-    num_prompts: int = 8
-    num_generations: int = 12
-    learning_rate: float = 1.5e-4
+    num_steps: int = 100
+    num_prompts: int = 12
+    num_generations: int = 16
+    learning_rate: float = 1.2e-4
     num_warmup_steps: int = 10
-    beta: float = 0.0
+    beta: float = 0.02
     num_threads: int = 1
 
 
@@ -105,7 +105,7 @@ def train_grpo(base: Path, config: GrpoConfig, work: Path) -> Qwen2ForCausalLM:
             num_generations=config.num_generations,
             max_completion_length=MAX_NEW_TOKENS,
             learning_rate=config.learning_rate,
-            lr_scheduler_type="constant_with_warmup",
+            lr_scheduler_type="cosine",
             warmup_steps=config.num_warmup_steps,
             beta=config.beta,
             use_cpu=True,

@@ -21,7 +21,7 @@ class SftConfig:
     """What decides the SFT backbone, besides the base. Steps equal those of GRPO."""
 
     seed: int = 23
-    num_steps: int = 80
+    num_steps: int = 100
     batch_size: int = 32
     learning_rate: float = 3e-4
     num_warmup_steps: int = 10

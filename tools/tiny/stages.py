@@ -5,24 +5,46 @@ import json
 import logging
 import platform
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
+from transformers import Qwen2ForCausalLM
 
 from tiny import card, controls, corpus, evaluate, grpo, lm, sft
 from tiny import pairs as pairs_module
 from tiny.stdlib import Function, read_functions, stdlib_path
+from tiny.tasks import FAMILY_WEIGHTS
 from tiny.tokenizer import save_tokenizer, train_tokenizer
 from tiny.wordnet import Synset, read_licence, read_synsets
 
 logger = logging.getLogger(__name__)
 BACKBONES = ("base", "rlvr", "sft")
-RECORDED_STAGES = ("pairs", "tokenizer", "stream", "base", "rlvr", "sft")
+RECORDED_STAGES = (
+    "pairs",
+    "tokenizer",
+    "stream",
+    "base",
+    "rlvr",
+    "sft",
+    "accuracy",
+    "repeatability",
+)
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "trl", "numpy", "datasets")
+RECORDED_ARCHITECTURE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 TOKENIZER_SEED = 99
 NUM_TASK_DOCUMENTS_FOR_TOKENIZER = 20_000
 
@@ -112,53 +134,96 @@ def build_base(folders: Folders) -> dict[str, object]:
 
 
 def build_rlvr(folders: Folders) -> dict[str, object]:
-    """Train the RLVR backbone, and keep it only if it answers better than the base."""
+    """Train the RLVR backbone and write it rounded to bf16."""
     config = grpo.GrpoConfig()
-    lm.save_model(
-        grpo.train_grpo(folders.out / "base", config, folders.work / "grpo"), folders.out / "rlvr"
-    )
-    return {**asdict(config), **_accepted(folders, "rlvr")}
+    model = grpo.train_grpo(folders.out / "base", config, folders.work / "grpo")
+    lm.save_model(model, folders.out / "rlvr")
+    return {**asdict(config), "family_weights": FAMILY_WEIGHTS}
 
 
 def build_sft(folders: Folders) -> dict[str, object]:
-    """Train the SFT backbone, and keep it only if it answers better than the base."""
+    """Train the SFT backbone and write it rounded to bf16."""
     config = sft.SftConfig()
     lm.save_model(sft.train_sft(folders.out / "base", config), folders.out / "sft")
-    return {**asdict(config), **_accepted(folders, "sft")}
+    return asdict(config)
 
 
-def _accepted(folders: Folders, name: str) -> dict[str, object]:
-    """Measure base and tuned backbone on the test problems, and check that both rises are real."""
-    _, problems = evaluate.selection_and_test_problems()
+def build_accuracy(folders: Folders) -> dict[str, object]:
+    """Measure the backbones on the test problems, and refuse a tuned one that is no better.
+
+    Raises:
+        RuntimeError: the sampled or the greedy accuracy of a tuned backbone does not rise over the
+            base by more than two standard errors.
+    """
+    torch.set_num_threads(1)
+    problems = evaluate.test_problems()
     tokenizer = evaluate.load_tokenizer(folders.out / "base")
-    measured = {
-        backbone: evaluate.measure(lm.load_model(folders.out / backbone), tokenizer, problems)
-        for backbone in ("base", name)
-    }
-    rise = evaluate.rises(measured["base"], measured[name])
-    logger.info("%s: %s, rise %s", name, measured[name].summary(), rise)
-    if not evaluate.is_beyond_noise(rise):
-        raise RuntimeError(f"{name} is not accepted: accuracy does not rise beyond noise: {rise}")
-    weights = {
-        backbone: controls.read_weights(folders.out / backbone) for backbone in ("base", name)
-    }
+    measured: dict[str, evaluate.Accuracies] = {}
+    for name in BACKBONES:
+        model = lm.load_model(folders.out / name)
+        measured[name] = evaluate.measure(model, tokenizer, problems)
+        logger.info("%s: %s", name, measured[name].summary())
+    rises = {name: evaluate.rises(measured["base"], measured[name]) for name in BACKBONES[1:]}
+    for name, rise in rises.items():
+        logger.info("%s rises over the base: %s", name, rise)
+        if not evaluate.is_beyond_noise(rise):
+            raise RuntimeError(f"{name} is not accepted: its rise is not beyond noise: {rise}")
     return {
+        "problem_seed": evaluate.TEST_SEED,
+        "num_problems": len(problems),
         "num_samples": evaluate.NUM_SAMPLES,
-        "relative_weight_change": round(
-            controls.relative_change(weights["base"], weights[name]), 5
-        ),
-        "rise_over_base": rise,
-        "accuracy": {key: value.summary() for key, value in measured.items()},
-        "accuracy_by_family": {key: value.by_family(problems) for key, value in measured.items()},
+        "backbones": {name: value.summary() for name, value in measured.items()},
+        "rise_over_base": rises,
+        "by_family": {name: value.by_family(problems) for name, value in measured.items()},
     }
+
+
+def build_repeatability(folders: Folders) -> dict[str, object]:
+    """Run the first steps of each training twice, and record whether the weights are equal."""
+    stream = np.load(folders.work / "stream.npy", mmap_mode="r")
+    base = folders.out / "base"
+
+    def pretrained(steps: int) -> Qwen2ForCausalLM:
+        config = lm.PretrainConfig()
+        num_tokens = steps * config.batch_size * config.length
+        short = replace(config, num_tokens=num_tokens, num_warmup_steps=1)
+        with TemporaryDirectory(dir=folders.work) as work:
+            return lm.pretrain(stream, short, Path(work))
+
+    def reinforced(steps: int) -> Qwen2ForCausalLM:
+        return grpo.train_grpo(base, grpo.GrpoConfig(num_steps=steps), folders.work / "grpo")
+
+    def tuned(steps: int) -> Qwen2ForCausalLM:
+        return sft.train_sft(base, sft.SftConfig(num_steps=steps))
+
+    record: dict[str, object] = {}
+    for name, train, steps in (
+        ("base", pretrained, 20),
+        ("rlvr", reinforced, 3),
+        ("sft", tuned, 20),
+    ):
+        first, second = (train(steps).state_dict() for _ in range(2))
+        is_equal = all(torch.equal(first[key], second[key]) for key in first)
+        logger.info("%s: %d steps twice, bit-identical: %s", name, steps, is_equal)
+        record[name] = {"num_steps": steps, "is_bit_identical": is_equal}
+    return record
 
 
 def build_card(folders: Folders) -> dict[str, object]:
     """Write `build.json`, the record of all stages, and the model card that quotes it."""
+    base = controls.read_weights(folders.out / "base")
     record: dict[str, object] = {
         "packages": {name: version(name) for name in RECORDED_PACKAGES},
         "machine": platform.machine(),
         "num_parameters": lm.num_parameters(),
+        "architecture": {name: getattr(lm.model_config(), name) for name in RECORDED_ARCHITECTURE},
+        "relative_weight_change": {
+            name: round(
+                controls.relative_change(base, controls.read_weights(folders.out / name)), 5
+            )
+            for name in BACKBONES[1:]
+        },
+        "text_lengths": _text_lengths(folders),
     }
     for name in RECORDED_STAGES:
         record[name] = json.loads((folders.work / f"{name}.json").read_text())
@@ -170,3 +235,15 @@ def build_card(folders: Folders) -> dict[str, object]:
     for path in files:
         path.chmod(0o644)
     return {"num_files": len(files), "num_bytes": sum(path.stat().st_size for path in files)}
+
+
+def _text_lengths(folders: Folders) -> dict[str, int]:
+    """Return the median and the largest number of tokens of the texts of pairs and probes."""
+    tokenizer = Tokenizer.from_file(str(folders.out / "base" / "tokenizer.json"))
+    texts: list[str] = []
+    for path in sorted(folders.out.glob("*.jsonl")):
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            is_probe = "text" in line
+            texts += [line["text"]] if is_probe else [line["query"][1], *line["pos"], *line["neg"]]
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+    return {"median": int(np.median(lengths)), "longest": max(lengths)}

@@ -15,9 +15,9 @@ HELD_OUT_SHARE = 0.2
 WRONG_SHARE = 0.3
 WORKED_SHARE = 0.4
 # How much more often than another family reinforcement learning draws these: the base fails at them
-# most, although it could work the answer out. Drawn evenly, the easy families teach it to answer at
-# once, and its greedy accuracy does not rise.
-FAMILY_WEIGHTS = {"arithmetic": 4, "parity": 4}
+# most. Drawn evenly, the easy families teach it to answer at once, and its greedy accuracy does not
+# rise.
+FAMILY_WEIGHTS = {"arithmetic": 4, "parity": 4, "counting": 4}
 _DRAWS_PER_PROBLEM = 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -34,7 +34,7 @@ def train_tokenizer(documents: Iterable[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files that `AutoTokenizer.from_pretrained` reads."""
+    """Write the files that `PreTrainedTokenizerFast.from_pretrained` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
     config = {
