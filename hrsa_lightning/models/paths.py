@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.shelf import EMBEDDED, PACKAGE
 
-EMBEDDED_PREFIX = "embedded:"
-
-_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_ASSETS = PACKAGE / "assets"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -30,8 +29,8 @@ def resolve_backbone(path: str | os.PathLike[str]) -> str:
         BackboneError: the folder does not exist or is no backbone (no config.json, no safetensors).
     """
     text = os.fspath(path)
-    if text.startswith(EMBEDDED_PREFIX):
-        return _embedded(text.removeprefix(EMBEDDED_PREFIX))
+    if text.startswith(EMBEDDED):
+        return _embedded(text.removeprefix(EMBEDDED))
     folder = Path(text).expanduser()
     if folder.is_dir():
         return _checked(folder)
@@ -47,11 +46,11 @@ def _embedded(name: str) -> str:
     if folder.is_dir() and folder.is_relative_to(_ASSETS):
         return _checked(folder)
     known = sorted(
-        EMBEDDED_PREFIX + config.parent.relative_to(_ASSETS).as_posix()
+        EMBEDDED + config.parent.relative_to(_ASSETS).as_posix()
         for config in _ASSETS.glob("*/*/config.json")
     )
     raise BackboneError(
-        f"backbone {EMBEDDED_PREFIX + name!r} is not shipped with the package; "
+        f"backbone {EMBEDDED + name!r} is not shipped with the package; "
         f"expected one of: {', '.join(known) or 'none is installed'}"
     )
 
