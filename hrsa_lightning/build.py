@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
+from hrsa_lightning.callbacks import StepProgressBar
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.config import Config, nearest
 from hrsa_lightning.data import ContrastiveDataModule
@@ -171,10 +172,11 @@ def build_trainer(
     logger = TensorBoardLogger(
         save_dir=folder, name="", version="", purge_step=resumed_step + 1 if resumed_step else None
     )
+    shown = [StepProgressBar()] if config.trainer.enable_progress_bar else []
     try:
         return Trainer(
             **arguments,
-            callbacks=[*callbacks, checkpoint, LearningRateMonitor(logging_interval="step")],
+            callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step")],
             logger=logger,
             plugins=[SafetensorsCheckpointIO()],
             use_distributed_sampler=False,  # our sampler already gives each rank its own slice

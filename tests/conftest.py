@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and several processes share cores
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest

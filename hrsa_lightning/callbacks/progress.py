@@ -1,0 +1,66 @@
+"""A progress bar that counts optimizer steps of the whole fit instead of batches of an epoch."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm.auto import tqdm
+
+__all__ = ["StepProgressBar"]
+
+
+class StepProgressBar(ProgressBar):
+    """One bar from the first step to the last, with what was logged under `prog_bar=True`.
+
+    A resumed fit starts where it was interrupted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: tqdm[Any] | None = None
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self._bar = tqdm(
+            total=int(total) if total != float("inf") else None,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=not self._enabled,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is None:
+            return
+        values = {
+            name: f"{value:.3f}" if isinstance(value, float) else value
+            for name, value in self.get_metrics(trainer, pl_module).items()
+            if name != "v_num"
+        }
+        self._bar.set_postfix(values, refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
