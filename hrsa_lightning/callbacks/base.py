@@ -109,7 +109,7 @@ class Monitor(Callback, ABC):
         self._spent_before = self._spent
         self._first_step = step
         if self._last_step < 0:
-            self._evaluate(trainer, pl_module)
+            self._evaluate(trainer, pl_module, starts=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,13 +186,16 @@ class Monitor(Callback, ABC):
         if self._history is None:
             return
         self.history_path = self.folder / self._history
-        if trainer.is_global_zero:
-            source = Path(restored.get("history") or self.history_path)
-            kept = cut_history(source, self.history_path, step if step else -1)
-            self._last_step = max([self._last_step, *(record["step"] for record in kept)])
+        with self.exchange.together():
+            if trainer.is_global_zero:
+                source = Path(restored.get("history") or self.history_path)
+                kept = cut_history(source, self.history_path, step if step else -1)
+                self._last_step = max([self._last_step, *(record["step"] for record in kept)])
         self._last_step = self.exchange.first(self._last_step)
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _evaluate(
+        self, trainer: Trainer, pl_module: LightningModule, *, starts: bool = False
+    ) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # else training's queue counts as our time
         started = time.perf_counter()
@@ -207,7 +210,8 @@ class Monitor(Callback, ABC):
             with self.exchange.together():
                 self._write(trainer, pl_module, values, step, seconds)
         except Exception as error:
-            if self._on_error == "raise":
+            # Before the first step a mistake of the user can still be mended at no loss.
+            if self._on_error == "raise" or (starts and isinstance(error, ConfigError)):
                 raise
             warnings.warn(
                 f"{self.name}: no values at step {step}, training goes on "

@@ -237,7 +237,9 @@ def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
     if unknown:
         raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
     names = dict.fromkeys(owners[key] for key in keys)
-    chosen = {name: m for name, m in available.items(keep_base=True) if name in names}
+    chosen: dict[str, Any] = {
+        name: metric for name, metric in available.items(keep_base=True) if name in names
+    }
     if not chosen:
         raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
     return MetricCollection(chosen, compute_groups=[list(chosen)])

@@ -25,6 +25,9 @@ class ReferenceBook:
         references: What the user asked for.
         probing: Looks at models.
         layers: Layers of the reference where it names them otherwise than the live model.
+
+    Attributes:
+        lost: Why the representations of the start cannot be had; empty when they can.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class ReferenceBook:
         self._store = ReferenceStore()
         self._recordings: dict[str, Recording | None] = {}
         self._seen: dict[str, str] = {}
-        self._lost = ""
+        self.lost = ""
 
     def comparisons(self) -> list[Comparison]:
         """All comparisons of the arms of the current fit.
@@ -51,46 +54,46 @@ class ReferenceBook:
                 trace.arm_for(arm)
         return self._references.comparisons(list(self._probing.modules))
 
-    def open(self, folder: Path | None, prefix: str, restored: dict[str, Any]) -> str:
+    def open(self, folder: Path | None, prefix: str, restored: dict[str, Any]) -> None:
         """Start to keep representations, in files if there is a folder.
 
         Args:
             folder: Where files go; `None` keeps tensors in memory.
             prefix: Begins the file names.
             restored: What `state` returned before a restart.
-
-        Returns:
-            Why the initial representations of before the restart are lost; empty when they are not.
         """
         before, seen = self._store, self._seen
         self._store, self._seen = ReferenceStore(folder, prefix), self._fingerprints()
         for name in self._references.frozen if seen == self._seen else ():
             self._store.adopt(before, name)
-        self._lost = ""
+        self.lost = ""
         if restored.get(INITIAL) is not None:
             if restored["fingerprints"] != self._seen:
-                self._lost = "the probes are not those of before the restart"
+                self.lost = "the probes are not those of before the restart"
             elif not self._store.restore(INITIAL, restored[INITIAL]):
-                self._lost = f"{restored[INITIAL]} is gone"
-        return self._lost
+                self.lost = f"{restored[INITIAL]} is gone"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: the start cannot be computed again."""
         initial = self._store.state(INITIAL)
         return {} if initial is None else {INITIAL: initial, "fingerprints": self._seen}
 
-    def fill(self, live: Live, step: int) -> None:
+    def fill(self, live: Live, step: int, *, starts: bool) -> None:
         """Keep what is still missing: the start, the frozen models, the recorded step.
 
         Args:
             live: Representations of the arms now.
             step: Current step.
+            starts: Whether this is the first evaluation of the fit.
         """
         exchange = self._probing.observer.exchange
         writes = exchange.rank == 0
         with exchange.together():
-            if self._references.initial and INITIAL not in self._store and not self._lost:
-                self._store.put(INITIAL, live, write=writes)
+            if self._references.initial and INITIAL not in self._store and not self.lost:
+                if starts:
+                    self._store.put(INITIAL, live, write=writes)
+                else:
+                    self.lost = "the evaluation before the first step failed"
         for name, model in self._references.frozen.items():
             if name not in self._store:
                 snapshots = self._run(name, model)

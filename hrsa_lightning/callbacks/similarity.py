@@ -191,14 +191,15 @@ class SimilarityMonitor(Monitor):
         return {**self._book.state(), "evaluations": self._evaluations}
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        starts = self._restored_book is not None
         if self._restored_book is not None:
             folder = self.folder if self._on_disk else None
-            lost = self._book.open(folder, self.name, self._restored_book)
-            if lost:
-                self.warn_once(f"comparisons with the start are left out: {lost}")
+            self._book.open(folder, self.name, self._restored_book)
             self._restored_book = None
         live = self._probing.look()
-        self._book.fill(live, trainer.global_step)
+        self._book.fill(live, trainer.global_step, starts=starts)
+        if self._book.lost:
+            self.warn_once(f"comparisons with the start are left out: {self._book.lost}")
         with self.exchange.together():
             jobs, maps = self._plan(live, trainer.global_step)
             own = [self._work(job) for job in jobs[self.exchange.rank :: self.exchange.world_size]]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
-from hrsa_lightning.errors import DataError, HRSAWarning
+from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
 from hrsa_lightning.functional import linear_cka
 from hrsa_lightning.representations import read_history
 from tests.callbacks import projects
@@ -151,18 +151,16 @@ def test_other_layer_names_are_matched_in_order(tmp_path):
         fit([watch], tmp_path, max_steps=2)
     assert any("(8 against 4 features)" in str(w.message) for w in caught)
     assert None not in cka(watch, "layer_1")
-    with pytest.warns(
-        HRSAWarning, match="reference_layers: 1 layers of reference 'reference' for 2"
+    few = monitor(
+        classifier(flavor()),
+        layers=["encoder.layers.*"],
+        reference_layers=["head"],
+        on_error="warn",
+    )
+    with pytest.raises(
+        ConfigError, match="reference_layers: 1 layers of reference 'reference' for 2"
     ):
-        fit(
-            [
-                monitor(
-                    teacher, layers=["encoder.layers.*"], reference_layers=["0"], on_error="warn"
-                )
-            ],
-            tmp_path,
-            max_steps=1,
-        )
+        fit([few], tmp_path, max_steps=1)
 
 
 def test_a_recorded_run_is_followed_step_for_step(tmp_path):

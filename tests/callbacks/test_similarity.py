@@ -263,6 +263,21 @@ def test_a_failing_evaluation_warns_and_training_goes_on(tmp_path):
         fit([monitor(forward=forward, on_error="raise")], tmp_path)
 
 
+def test_a_start_that_could_not_be_measured_is_not_replaced_by_a_later_state(tmp_path):
+    def forward(module, batch):
+        if module.trainer.global_step == 0:
+            raise RuntimeError("too early")
+        return module(batch[0])
+
+    watch = monitor(forward=forward, on_error="warn")
+    with pytest.warns(HRSAWarning) as caught:
+        fit([watch], tmp_path)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "no values at step 0" in said
+    assert "the evaluation before the first step failed" in said
+    assert not any(tag.startswith("similarity/cka/") for r in history(watch) for tag in r["values"])
+
+
 def test_floors_are_recorded_once(tmp_path):
     watch = monitor(metrics=["cka", "knn_overlap_10"])
     fit([watch], tmp_path)
