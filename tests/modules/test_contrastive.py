@@ -154,9 +154,7 @@ def _gradients_on_rank(rank, world_size, place, folder, options, accumulate):
 @pytest.mark.ddp
 @pytest.mark.parametrize("options", [{}, {"max_tokens_per_chunk": 40, "activation_budget": 0}])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_ranks_give_the_gradient_of_one_process(
-    ddp_pool, place, tmp_path, options, accumulate
-):
+def test_two_ranks_give_the_gradient_of_one_process(ddp_pool, place, tmp_path, options, accumulate):
     single = {"max_steps": 1, "accumulate_grad_batches": accumulate}
     expected = _gradients(place, tmp_path, trainer=single, dropout=0.0)[0]
     for found in ddp_pool.run(_gradients_on_rank, place, tmp_path, options, accumulate):
