@@ -138,7 +138,8 @@ By family (sampled / greedy):
 cores. Built with Python {python}, {packages}, on {machine}. Seeds: split
 {split_seed}, tokenizer {tokenizer_seed}, base {base_seed}, RLVR {rl_seed}, SFT {sft_seed}.
 
-On the machine that built them, the first steps of each training were run twice: {determinism}.
+On the machine that built them, the first steps of each training were run twice on one
+thread: {determinism}.
 Other processors and other versions of torch may round otherwise. Another Python version has another
 standard library, and so gives other text.
 
