@@ -1,6 +1,6 @@
 """Draw the README's picture from a finished quickstart run.
 
-    python tools/readme_picture.py [RUN_FOLDER]      default: the newest run in runs/quickstart
+python tools/readme_picture.py [RUN_FOLDER]      default: the newest run in runs/quickstart
 """
 
 import sys
