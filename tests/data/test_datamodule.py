@@ -179,10 +179,11 @@ def test_state_between_two_epochs_starts_the_next_one(tmp_path):
 
 
 def test_teardown_stops_the_workers(tmp_path):
+    before = multiprocessing.active_children()  # a pool of ranks, if other tests started one
     data = make_data(tmp_path, num_workers=1)
     trainer = make_trainer(tmp_path, max_epochs=1)
     trainer.fit(Recorder(), data)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 def test_batch_size_is_checked_before_and_when_ranks_are_known(tmp_path):
