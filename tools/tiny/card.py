@@ -105,7 +105,7 @@ That is why the settings are as they are.
 **SFT.** {sft_steps} steps of {sft_batch} correct worked traces, all families alike, learning rate
 {sft_lr:g} with {sft_warmup} steps of warm-up, seed {sft_seed}; the loss is on the completion only.
 
-Settings were chosen by greedy and sampled task accuracy on selection problems, a part of the
+Settings were chosen by task accuracy on selection problems, a part of the
 held-out problems; no similarity was looked at. The accuracies below are on other held-out problems,
 drawn with seed {problem_seed}. An earlier RLVR candidate was measured on an earlier draw, and
 refused; the families with few distinct problems (arithmetic and parity) come back nearly whole in
@@ -157,10 +157,14 @@ standard library, and so gives other text.
 
 
 def similarity_section(previous: str) -> str:
-    """Return the marked section of an earlier card, or an empty one."""
+    """Return the similarity section of an earlier card, or an empty one.
+
+    The section is the marked tables and what is written about them, up to the next heading.
+    """
     if BEGIN not in previous or END not in previous:
         return f"{BEGIN}\n{END}"
-    return BEGIN + previous.split(BEGIN, 1)[1].split(END, 1)[0] + END
+    section = previous.split(BEGIN, 1)[1].split("\n## ", 1)[0]
+    return BEGIN + section.rstrip("\n")
 
 
 def render(record: dict[str, Any], similarity: str) -> str:
@@ -168,7 +172,7 @@ def render(record: dict[str, Any], similarity: str) -> str:
 
     Args:
         record: the content of `build.json`.
-        similarity: the marked section with the measured similarities.
+        similarity: the section on the measured similarities, from `similarity_section`.
     """
     pairs, stream, base = record["pairs"], record["stream"], record["base"]
     rlvr, sft, accuracy = record["rlvr"], record["sft"], record["accuracy"]
