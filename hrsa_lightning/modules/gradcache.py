@@ -107,11 +107,6 @@ class CachedEncoding:
         order = torch.argsort(torch.cat(list(chunks))).to(self._device)
         self.embeddings = torch.cat(outputs)[order].requires_grad_()
 
-    @property
-    def num_recomputed(self) -> int:
-        """Chunks whose forward pass runs twice."""
-        return len(self._chunks) - len(self._kept)
-
     def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
         """Propagate all chunks but the last, which is returned ready to go.
 
