@@ -14,12 +14,12 @@ from lightning.pytorch.strategies import Strategy
 
 from hrsa_lightning.callbacks import StepProgressBar
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
-from hrsa_lightning.config import Config, nearest
 from hrsa_lightning.data import ContrastiveDataModule
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.schema import Config, nearest
 from hrsa_lightning.shelf import resolve_path
 
 ALLOWED = (Callback, Logger, Strategy)

@@ -8,8 +8,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,147 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.schema import Config, check_values, nearest
 from hrsa_lightning.shelf import shelf_files
-
-
-@dataclass
-class LoRAConfig:
-    """Low-rank adapters; names and meaning are peft's."""
-
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.1
-    target_modules: Any = "all-linear"
-    use_rslora: bool = False
-
-
-@dataclass
-class ModelConfig:
-    """How every arm turns its backbone into an embedding model."""
-
-    dtype: str = "float32"
-    attn_implementation: str = "sdpa"
-    attention: str = "bidirectional"
-    pooling: str = "mean"
-    normalize: bool = True
-    instruction_mask: str = "offsets"
-    gradient_checkpointing: bool = False
-    trust_remote_code: bool = False
-    lora: LoRAConfig | None = field(default_factory=LoRAConfig)
-
-
-@dataclass
-class ArmConfig:
-    """One backbone; `seed` (default: the run's) draws its adapters and its dropout."""
-
-    backbone: str = "???"
-    revision: str | None = None
-    seed: int | None = None
-
-
-@dataclass
-class DataConfig:
-    """Contrastive pairs. `batch_size` counts queries of all processes together."""
-
-    train: list[str] = field(default_factory=list)
-    batch_size: int = 512
-    train_group_size: int = 4
-    query_length: int = 512
-    passage_length: int = 512
-    drop_last: bool = True
-    missing_negatives: str = "error"
-    num_workers: int = 0
-
-
-@dataclass
-class LossConfig:
-    """InfoNCE; similarities are divided by `temperature`."""
-
-    temperature: float = 0.02
-    mask_duplicates: bool = True
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine or constant schedule."""
-
-    lr: float = 2e-5
-    weight_decay: float = 0.05
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    warmup_ratio: float = 0.03
-    schedule: str = "cosine"
-
-
-@dataclass
-class CheckpointConfig:
-    """What resuming needs is written every so many optimizer steps; the newest `keep` stay."""
-
-    every_n_train_steps: int = 100
-    keep: int = 2
-
-
-@dataclass
-class TrainerConfig:
-    """Arguments of `lightning.pytorch.Trainer`, names and meaning unchanged."""
-
-    accelerator: str = "auto"
-    devices: Any = "auto"
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32-true"
-    max_epochs: int | None = 1
-    max_steps: int = -1
-    max_time: str | None = None
-    accumulate_grad_batches: int = 1
-    gradient_clip_val: float | None = None
-    limit_train_batches: Any = 1.0
-    log_every_n_steps: int = 10
-    deterministic: Any = None
-    enable_progress_bar: bool = True
-    profiler: str | None = None
-
-
-@dataclass
-class Config:
-    """A whole recipe."""
-
-    name: str = "???"
-    description: str = ""
-    seed: int = 1016
-    output_dir: str = "runs"
-    resume: bool = True
-    arms: dict[str, ArmConfig] = field(default_factory=dict)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    max_tokens_per_chunk: int | None = None
-    activation_budget: Any = None
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    callbacks: dict[str, Any] = field(default_factory=dict)
-
-
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "data.missing_negatives": ("error", "drop"),
-    "model.attention": ("bidirectional", "causal"),
-    "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
-    "model.dtype": ("float32", "bfloat16", "float16", "auto"),
-    "model.instruction_mask": ("offsets", "authors"),
-    "model.pooling": ("mean", "weighted_mean", "last", "first"),
-    "optimizer.schedule": ("cosine", "constant"),
-}
-
-_POSITIVE = (
-    "checkpoint.every_n_train_steps",
-    "data.batch_size",
-    "data.passage_length",
-    "data.query_length",
-    "data.train_group_size",
-    "loss.temperature",
-    "optimizer.lr",
-)
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -189,7 +49,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
-    _check_values(config)
+    check_values(config)
     return config
 
 
@@ -206,12 +66,6 @@ def describe_recipes() -> dict[str, str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         found[name] = str(content.get("description", ""))
     return found
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name closest to `name`, or the empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -378,37 +232,3 @@ def _explain(error: OmegaConfBaseException) -> str:
     if "MissingMandatory" in type(error).__name__ or "mandatory" in reason.lower():
         return f"{key}: a value is required"
     return f"{key}: {reason[0].lower()}{reason[1:]}"
-
-
-def _check_values(config: Config) -> None:
-    if not config.arms:
-        raise ConfigError("arms: at least one arm is required, such as arms.base.backbone=PATH")
-    for name in config.arms:
-        if not name.isidentifier():
-            raise ConfigError(f"arms.{name}: a name may have letters, digits and underscores only")
-    for key, known in CHOICES.items():
-        value = _value_at(config, key)
-        if value not in known:
-            raise ConfigError(
-                f"{key}: expected one of {', '.join(known)}; got '{value}'."
-                f"{nearest(str(value), known)}"
-            )
-    for key in _POSITIVE:
-        if not _value_at(config, key) > 0:
-            raise ConfigError(f"{key}: expected a value above 0, got {_value_at(config, key)}")
-    if not 0 <= config.optimizer.warmup_ratio < 1:
-        raise ConfigError(
-            f"optimizer.warmup_ratio: expected a share from 0 to below 1,"
-            f" got {config.optimizer.warmup_ratio}"
-        )
-    if len(config.optimizer.betas) != 2:
-        raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
-    if not config.data.train:
-        raise ConfigError("data.train: at least one file of contrastive pairs is required")
-
-
-def _value_at(config: Config, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

@@ -21,7 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.config import Config, to_yaml
+from hrsa_lightning.config import to_yaml
+from hrsa_lightning.schema import Config
 
 SUMMARY = "summary.json"
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")

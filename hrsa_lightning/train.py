@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrsa_lightning.config import Config, describe_recipes, load_config, to_yaml
+from hrsa_lightning.cli import answered
+from hrsa_lightning.config import describe_recipes, load_config, to_yaml
 from hrsa_lightning.errors import ConfigError, HRSAError
 from hrsa_lightning.runs import find_unfinished, new_folder
+from hrsa_lightning.schema import Config
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -30,17 +32,16 @@ keys used most (all of them: --print-config):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
-    arguments = _parser().parse_args(argv)
-    try:
-        config = _config_of(arguments.settings)
-        if arguments.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        _check_files(config)
-        return _train(config)
-    except HRSAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return answered(lambda: _run(_parser().parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = _config_of(arguments.settings)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    _check_files(config)
+    return _train(config)
 
 
 def _parser() -> argparse.ArgumentParser:

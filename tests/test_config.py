@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 from hrsa_lightning import config as config_module
-from hrsa_lightning.config import Config, load_config, to_yaml
+from hrsa_lightning.config import load_config, to_yaml
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.schema import Config
 
 
 @pytest.fixture

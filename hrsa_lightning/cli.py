@@ -1,0 +1,63 @@
+"""The console command `hrsa`: every command of the package under one name."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from hrsa_lightning.errors import HRSAError
+from hrsa_lightning.schema import nearest
+
+COMMANDS = {
+    "train": "train embedding models side by side and watch how similar they are",
+    "mine": "find hard negatives for contrastive pairs",
+    "compare": "compare models that are already there, layer by layer",
+    "evaluate": "score embedding models on retrieval and MTEB tasks",
+    "export": "turn a finished run into a folder that SentenceTransformer loads",
+    "report": "put one run, or many, on one page",
+    "plan": "print what a recipe needs before any weight is loaded",
+}
+"""Name and one-line description of each command; each is a module of this package."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (2 for a mistake of the user)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"error: no command '{name}'.{nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"hrsa_lightning.{name}").main(rest)
+    return code
+
+
+def answered(command: Callable[[], int]) -> int:
+    """Run a command's work and answer a user's mistake in its own words.
+
+    Args:
+        command: Does the work and returns the exit code.
+
+    Returns:
+        What `command` returns; 2 after an `HRSAError`, whose message goes to standard error; 130
+        when the user interrupts.
+    """
+    try:
+        return command()
+    except HRSAError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return f"usage: hrsa COMMAND ...\n\n{listing}\n\nhrsa COMMAND --help says more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
