@@ -1,8 +1,21 @@
 import math
+import re
+from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from hrsa_lightning.plots import MUTED, curves_figure, heatmap_figure, save_figure
+from hrsa_lightning.plots import (
+    MUTED,
+    Line,
+    curves_figure,
+    heatmap_figure,
+    inline_svg,
+    layer_steps_figure,
+    lines_figure,
+    plot_values,
+    save_figure,
+)
 
 
 def history(steps=4, arms=("a", "b"), floors=None):
@@ -91,3 +104,83 @@ def test_no_global_state_of_pyplot_is_touched():
 
     curves_figure(history())
     assert pyplot.get_fignums() == []
+
+
+def test_plain_tensors_and_lists_make_a_panel():
+    steps, values = torch.arange(3), torch.tensor([1.0, 0.5, math.nan], requires_grad=True)
+    band = {"low": torch.tensor([0.9, 0.4, 0.3]), "high": [1.0, 0.6, 0.5]}
+    figure = lines_figure(
+        [Line("a vs b", steps, values, **band, color="black"), Line("c vs b", [0, 2], [0.2, 0.4])],
+        title="cka",
+        floors=[0.0, 0.001],
+        log_x=True,
+    )
+    (panel,) = figure.axes
+    assert panel.lines[0].get_ydata()[:2].tolist() == [1.0, 0.5]
+    assert len(panel.collections) == 1
+    assert panel.get_xscale() == "symlog"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a vs b", "c vs b"]
+    assert sum(line.get_color() == MUTED for line in panel.lines) == 1
+
+
+def test_values_of_a_metric_go_where_the_caller_wants():
+    figure, ax = plot_values(torch.tensor(0.5), title="cka", floor=0.1)
+    assert ax.lines[0].get_ydata().tolist() == [0.5]
+    same_figure, same_ax = plot_values([torch.tensor(0.5), 0.25], title="cka", ax=ax)
+    assert (same_figure, same_ax) == (figure, ax)
+    assert ax.lines[-1].get_ydata().tolist() == [0.5, 0.25]
+
+
+def test_layers_over_steps_have_the_first_layer_below():
+    values = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, math.nan]])
+    figure = layer_steps_figure(values, ["layer_0", "output"], [0, 10, 40], title="cka")
+    ax = figure.axes[0]
+    assert ax.images[0].origin == "lower"
+    assert ax.images[0].get_array()[0].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["layer_0", "output"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "10", "40"]
+
+
+def test_many_layers_keep_their_labels_apart():
+    layers = [f"layer_{i}" for i in range(28)]
+    figure = layer_steps_figure(torch.zeros(28, 2), layers, [0, 1], title="cka")
+    shown = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert len(shown) <= 15
+    assert shown[0] == "layer_0"
+    assert shown[-1] == "layer_27"
+
+
+def test_inline_svg_takes_the_colors_of_the_page():
+    text = inline_svg(curves_figure(history()), "first", 'curves of "a" & b')
+    assert text.startswith("<svg viewBox=")
+    assert 'role="img" aria-label="curves of &quot;a&quot; &amp; b"' in text
+    for name in ("--ink", "--faint", "--c0", "--c1", "--sans"):
+        assert f"var({name}" in text
+    assert "<style" not in text
+    assert "<g id=" not in text
+    ids = set(re.findall(r'id="([^"]*)"', text))
+    others = set(re.findall(r'id="([^"]*)"', inline_svg(curves_figure(history()), "second", "x")))
+    assert ids
+    assert not ids & others, "ids of two pictures on one page must differ"
+    ElementTree.fromstring(text.replace("xlink:href", "href"))
+
+
+def test_vector_files_are_the_same_each_time(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_figure(curves_figure(history()), tmp_path / name / "curves.svg")
+    first, second = ((tmp_path / name / "curves.svg").read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert b"a vs initial</text>" in first
+    save_figure(curves_figure(history()), tmp_path / "curves.pdf")
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf, got 'curves.bmp'"):
+        save_figure(curves_figure(history()), tmp_path / "curves.bmp")
+
+
+def test_settings_of_matplotlib_stay_as_they_were(tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    save_figure(curves_figure(history()), tmp_path / "curves.svg")
+    assert dict(matplotlib.rcParams) == before

@@ -1,0 +1,27 @@
+"""The pictures: curves with floors and bands, maps over layers and steps, spectra.
+
+Every function returns a `Figure` that pyplot does not know, so nothing of a user's own matplotlib
+state is touched and no backend is needed; a notebook shows it as the last value of a cell. Inputs
+are histories as `read_history` returns them, plain tensors, arrays or lists. Colors are those of
+Okabe and Ito, which readers with color-vision deficiency can tell apart.
+"""
+
+from hrsa_lightning.plots.curves import Line, curves_figure, lines_figure, plot_values
+from hrsa_lightning.plots.maps import heatmap_figure, layer_steps_figure
+from hrsa_lightning.plots.output import inline_svg, save_figure
+from hrsa_lightning.plots.style import COLORS, DASHES, INK, MUTED
+
+__all__ = [
+    "COLORS",
+    "DASHES",
+    "INK",
+    "MUTED",
+    "Line",
+    "curves_figure",
+    "heatmap_figure",
+    "inline_svg",
+    "layer_steps_figure",
+    "lines_figure",
+    "plot_values",
+    "save_figure",
+]

@@ -1,0 +1,286 @@
+"""Curves over steps: from plain numbers, and from the history of a run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hrsa_lightning.plots.style import (
+    COLORS,
+    DASHES,
+    INK,
+    PANEL,
+    draw_floors,
+    plain,
+    style_axes,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_COLUMNS = 3
+_MOST_MARKED = 25
+_SUFFIXES = ("_low", "_high")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve, with its band where there is one.
+
+    Attributes:
+        label: Name in the legend.
+        steps: (points,), abscissas: a tensor, array or list.
+        values: (points,); NaN leaves a gap.
+        low: (points,), lower end of the band.
+        high: (points,), upper end of the band.
+        color: Any matplotlib color; `None` takes the next of the palette.
+        dash: Any matplotlib line style.
+    """
+
+    label: str
+    steps: Any
+    values: Any
+    low: Any = None
+    high: Any = None
+    color: str | None = None
+    dash: str = "-"
+
+
+def lines_figure(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    floors: Sequence[float] = (),
+    x_label: str = "optimizer step",
+    log_x: bool = False,
+    legend: bool = True,
+) -> "Figure":
+    """One panel with curves, bands, and floors dashed.
+
+    Args:
+        lines: The curves.
+        title: What they show.
+        floors: Chance levels; one that would flatten the curves becomes a note.
+        x_label: What the abscissa is.
+        log_x: Abscissa linear up to 1 and logarithmic above, so that step 0 stays on it.
+        legend: Name the curves below the panel.
+
+    Example:
+        >>> figure = lines_figure([Line("a vs b", [0, 10], [1.0, 0.8])], title="cka", floors=[0.0])
+        >>> figure.axes[0].get_title()
+        'cka'
+    """
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(lines) / 2) if legend else 0
+    height = PANEL[1] + 0.2 + 0.18 * rows
+    figure = Figure(figsize=(PANEL[0], height), dpi=110)
+    bottom = (0.5 + 0.18 * rows) / height
+    ax = figure.add_axes((0.145, bottom, 0.83, 1 - bottom - 0.25 / height))
+    draw_lines(ax, lines, title=title, floors=floors, log_x=log_x)
+    ax.set_xlabel(x_label, fontsize=8, color=INK)
+    if legend:
+        handles, labels = ax.get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="lower center", ncols=2, fontsize=7, frameon=False, labelcolor=INK
+        )
+    return figure
+
+
+def plot_values(
+    values: Any, *, title: str, floor: float | None = None, ax: "Axes | None" = None
+) -> "tuple[Figure, Axes]":
+    """The values of one metric as it was computed again and again; what a `.plot()` returns.
+
+    Args:
+        values: One number, or a sequence of numbers, as `Metric.compute` or `Metric.forward` gave.
+        title: Name of the metric.
+        floor: Its chance level.
+        ax: Where to draw; the default is a figure of its own.
+
+    Returns:
+        Figure and axes, as torchmetrics' own `.plot()`.
+
+    Example:
+        >>> figure, ax = plot_values([0.5, 0.75], title="cka", floor=0.0)
+        >>> ax.lines[0].get_ydata().tolist()
+        [0.5, 0.75]
+    """
+    from matplotlib.figure import Figure
+
+    if ax is None:
+        ax = Figure(figsize=PANEL, dpi=110, layout="constrained").subplots()
+    numbers = [plain(v) for v in values] if isinstance(values, (list, tuple)) else plain(values)
+    numbers = numbers if isinstance(numbers, list) else [numbers]
+    line = Line(title, range(len(numbers)), numbers)
+    draw_lines(ax, [line], title=title, floors=[] if floor is None else [floor])
+    ax.set_xlabel("computation", fontsize=8, color=INK)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure, ax
+
+
+def curves_figure(
+    history: Sequence[Mapping[str, Any]],
+    *,
+    group: str = "similarity",
+    where: str | None = None,
+    log_x: bool = False,
+) -> "Figure":
+    """One panel per metric, one line per comparison, floors dashed, bands shaded.
+
+    Args:
+        history: What `read_history` returns.
+        group: First part of the tags to draw.
+        where: The place whose values are drawn; the default is `output`, or else the last one.
+        log_x: See `lines_figure`.
+
+    Returns:
+        A figure that no global state knows.
+
+    Raises:
+        ValueError: When the history holds nothing to draw.
+    """
+    series = _series(history, group)
+    places = list(dict.fromkeys(place for _, _, place in series))
+    if not places:
+        raise ValueError(f"history: expected values under {group!r}, found none")
+    where = where or ("output" if "output" in places else places[-1])
+    here = [(metric, comparison) for metric, comparison, place in series if place == where]
+    metrics = list(dict.fromkeys(m for m, _ in here if not m.endswith(_SUFFIXES)))
+    comparisons = list(dict.fromkeys(c for _, c in here))
+    floors = _floors(history, group)
+    place = "on held-out pairs" if where == "held_out" else f"at {where}"
+    panels = [
+        (
+            metric.replace("_", " "),
+            [
+                _line(series, metric, comparison, where, index)
+                for index, comparison in enumerate(comparisons)
+            ],
+            [floors.get((metric, comparison, where), math.nan) for comparison in comparisons],
+        )
+        for metric in metrics
+    ]
+    title = f"{group} {place}, by optimizer step"
+    return panels_figure(panels, title=title, log_x=log_x, legend=comparisons != [""])
+
+
+def panels_figure(
+    panels: Sequence[tuple[str, Sequence[Line], Sequence[float]]],
+    *,
+    title: str,
+    log_x: bool = False,
+    legend: bool = True,
+) -> "Figure":
+    """Several panels with the same lines and one legend.
+
+    Args:
+        panels: Title, lines and floors of each.
+        title: Of the whole figure.
+        log_x: See `lines_figure`.
+        legend: Name the lines of the first panel below all.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(_MOST_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    wide = PANEL[0] + 0.3
+    in_legend = min(4, max(1, int(columns * wide / 2.2)))
+    legend_rows = math.ceil(len(panels[0][1]) / in_legend) if legend else 0
+    height = rows * (PANEL[1] + 0.3) + 0.5 + 0.25 * legend_rows
+    figure = Figure(figsize=(columns * wide, height), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (name, lines, floors) in zip(axes, panels, strict=False):
+        draw_lines(ax, lines, title=name, floors=floors, log_x=log_x)
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    figure.suptitle(title, fontsize=11, color=INK)
+    if legend:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=in_legend, fontsize=8, frameon=False
+        )
+    # Finding the layout is half the time of drawing; it holds for every later drawing.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def draw_lines(
+    ax: "Axes",
+    lines: Sequence[Line],
+    *,
+    title: str,
+    floors: Sequence[float] = (),
+    log_x: bool = False,
+) -> None:
+    """Draw curves, bands and floors into a panel and style it."""
+    from matplotlib.ticker import MaxNLocator
+
+    for index, line in enumerate(lines):
+        color = line.color or COLORS[index % len(COLORS)]
+        steps, values = plain(line.steps), plain(line.values)
+        marker = "o" if len(steps) < _MOST_MARKED else ""
+        ax.plot(
+            steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=color, label=line.label
+        )
+        if line.low is not None and line.high is not None:
+            low, high = plain(line.low), plain(line.high)
+            ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
+    draw_floors(ax, floors)
+    style_axes(ax, title)
+    ax.margins(x=0.02, y=0.08)
+    ax.ticklabel_format(axis="y", useOffset=False)
+    if log_x:
+        ax.set_xscale("symlog", linthresh=1.0)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _line(
+    series: Mapping[tuple[str, str, str], list[tuple[int, float]]],
+    metric: str,
+    comparison: str,
+    where: str,
+    index: int,
+) -> Line:
+    points = dict(series.get((metric, comparison, where), []))
+    low, high = (dict(series.get((metric + end, comparison, where), [])) for end in _SUFFIXES)
+    return Line(
+        comparison.replace("_vs_", " vs "),
+        list(points),
+        list(points.values()),
+        low=[low.get(step, math.nan) for step in points] if low else None,
+        high=[high.get(step, math.nan) for step in points] if high else None,
+        color=COLORS[index % len(COLORS)],
+        dash=DASHES[index // len(COLORS) % len(DASHES)],
+    )
+
+
+def _series(
+    history: Sequence[Mapping[str, Any]], group: str
+) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
+    # Here, because it loads torch, which plain numbers do not need.
+    from hrsa_lightning.representations.history import split_tag
+
+    series: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    for record in history:
+        for tag, value in record["values"].items():
+            head, metric, comparison, where = split_tag(tag)
+            if head == group and where:
+                series.setdefault((metric, comparison, where), []).append((record["step"], value))
+    return series
+
+
+def _floors(history: Sequence[Mapping[str, Any]], group: str) -> dict[tuple[str, str, str], float]:
+    from hrsa_lightning.representations.history import split_tag
+
+    floors = {}
+    for record in history:
+        for tag, value in record.get("floors", {}).items():
+            head, metric, comparison, where = split_tag(tag)
+            if head == group:
+                floors[(metric, comparison, where)] = value
+    return floors

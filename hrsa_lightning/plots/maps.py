@@ -1,0 +1,128 @@
+"""Similarity over layers: against the layers of another model, and over the steps of a run."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hrsa_lightning.plots.style import INK, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MOST_LABELED_CELLS = 144
+_MOST_LABELS = 14
+
+
+def heatmap_figure(
+    values: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    row_label: str = "",
+    column_label: str = "",
+    label: str = "linear CKA, debiased",
+) -> "Figure":
+    """A layer-by-layer similarity map, 0 to 1, with the first layer at the bottom left.
+
+    Args:
+        values: (rows, columns), a tensor, array or nested list; a value that is not finite is left
+            blank.
+        rows: Layer names of the live model.
+        columns: Layer names of the reference.
+        title: What is shown.
+        row_label: Name of the live model.
+        column_label: Name of the reference.
+        label: Of the color bar.
+    """
+    from matplotlib.figure import Figure
+
+    values = plain(values)
+    size = 2.4 + 0.34 * min(max(len(rows), len(columns)), 20)
+    figure = Figure(figsize=(size + 0.9, size), dpi=110, layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(
+        values,
+        origin="lower",
+        cmap="viridis",
+        vmin=0.0,
+        vmax=1.0,
+        aspect="equal",
+        interpolation="none",
+    )
+    ax.set_xticks(*_some(columns), rotation=45, ha="right", fontsize=8)
+    ax.set_yticks(*_some(rows), fontsize=8)
+    ax.set_xlabel(column_label, fontsize=9, color=INK)
+    ax.set_ylabel(row_label, fontsize=9, color=INK)
+    _finish_map(ax, title)
+    if len(rows) * len(columns) <= _MOST_LABELED_CELLS:
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                if math.isfinite(value):
+                    color = "white" if value < 0.6 else "black"
+                    text = f"{value:.2f}"
+                    ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    bar = figure.colorbar(image, ax=ax, shrink=0.8)
+    bar.set_label(label, fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    return figure
+
+
+def layer_steps_figure(
+    values: Any,
+    layers: Sequence[str],
+    steps: Sequence[int],
+    *,
+    title: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+    reverse: bool = False,
+) -> "Figure":
+    """One metric over layers (upward) and evaluations (rightward).
+
+    Args:
+        values: (layers, steps), a tensor, array or nested list; a value that is not finite is left
+            blank.
+        layers: Names, the first one at the bottom.
+        steps: Optimizer step of each evaluation; columns are evaluations, whatever lies between.
+        title: What is shown.
+        limits: Values of the darkest and the brightest color.
+        reverse: Brightest is the lowest value, for metrics where less is more similar.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 1.1 + 0.09 * min(max(len(layers), 8), 24)), dpi=110)
+    ax = figure.add_axes((0.19, 0.2, 0.66, 0.66))
+    image = ax.imshow(
+        plain(values),
+        origin="lower",
+        aspect="auto",
+        interpolation="none",
+        cmap="viridis_r" if reverse else "viridis",
+        vmin=limits[0],
+        vmax=limits[1],
+    )
+    places = sorted({round(i * (len(steps) - 1) / 4) for i in range(5)})
+    ax.set_xticks(places, [str(steps[i]) for i in places], fontsize=7)
+    ax.set_yticks(*_some(layers), fontsize=7)
+    _finish_map(ax, title)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.88, 0.2, 0.03, 0.66)))
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    bar.outline.set_edgecolor(INK)
+    return figure
+
+
+def _finish_map(ax: "Axes", title: str) -> None:
+    ax.set_title(title, fontsize=9, color=INK)
+    ax.tick_params(colors=INK)
+    for spine in ax.spines.values():
+        spine.set_color(INK)
+
+
+def _some(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Ticks that do not run into each other: all names, or every so many and the last."""
+    every = math.ceil(len(names) / _MOST_LABELS)
+    chosen = list(range(0, len(names), every))
+    if len(names) - 1 - chosen[-1] >= every / 2:
+        chosen.append(len(names) - 1)
+    return chosen, [names[index] for index in chosen]

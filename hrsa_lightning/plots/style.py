@@ -1,0 +1,67 @@
+"""One look for all pictures."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+DASHES = ("-", "--", "-.", ":")
+INK = "#333333"
+FAINT = "#D9D9D9"
+MUTED = "#777777"
+PANEL = (3.4, 2.3)
+"""Width and height of one panel in inches."""
+_FAR = 2.0  # a floor this many spans of the curves away would flatten them
+_SAME_FLOOR = 5e-3  # floors nearer than this are one line
+
+
+def plain(values: Any) -> Any:
+    """Nested lists of what may be a tensor (of any device, with or without graph) or an array."""
+    for method in ("detach", "cpu", "tolist"):
+        values = getattr(values, method)() if hasattr(values, method) else values
+    return values
+
+
+def style_axes(ax: "Axes", title: str) -> None:
+    """Title, grid and spines of a panel."""
+    ax.set_title(title, fontsize=9, color=INK)
+    ax.tick_params(labelsize=8, colors=INK)
+    ax.grid(color=FAINT, lw=0.6)
+    ax.set_axisbelow(True)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+
+
+def draw_floors(ax: "Axes", floors: Sequence[float], name: str = "chance") -> None:
+    """A dashed line where it leaves the curves readable, else a note of where it would be."""
+    low, high = ax.dataLim.y0, ax.dataLim.y1
+    distinct: list[float] = []
+    for floor in floors:
+        if math.isfinite(floor) and all(abs(floor - other) >= _SAME_FLOOR for other in distinct):
+            distinct.append(floor)
+    if not distinct or not (math.isfinite(low) and math.isfinite(high)):
+        return
+    reach = _FAR * max(high - low, 1e-3)
+    near = [floor for floor in distinct if low - reach <= floor <= high + reach]
+    for floor in near:
+        ax.axhline(floor, ls=(0, (4, 3)), lw=1.1, color=MUTED, zorder=0)
+    if near:
+        text, at, offset, units = name, (1.0, max(near)), (-3, 2), ("axes fraction", "data")
+    else:
+        side, edge = ("below", 0.0) if distinct[0] < low else ("above", 1.0)
+        text, at = f"{name} {distinct[0]:.2f}, far {side}", (1.0, edge)
+        offset, units = (-3, 3 if side == "below" else -10), ("axes fraction", "axes fraction")
+    ax.annotate(
+        text,
+        at,
+        xycoords=units,
+        xytext=offset,
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=MUTED,
+    )
