@@ -16,9 +16,11 @@ from hrsa_lightning.functional.procrustes import (
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.functional.reference import Reference
+from hrsa_lightning.functional.uncertainty import JackknifeResult, jackknife
 
 __all__ = [
     "DimensionCorrelationResult",
+    "JackknifeResult",
     "ProbeTransferResult",
     "ProcrustesResult",
     "Reference",
@@ -26,6 +28,7 @@ __all__ = [
     "chance_overlap",
     "dimension_correlation",
     "inverse_row_entropy",
+    "jackknife",
     "knn_overlap",
     "linear_cka",
     "linear_cka_heatmap",

@@ -24,6 +24,7 @@ from hrsa_lightning.functional._inputs import (
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
 from hrsa_lightning.functional.probe_transfer import check_labels
+from hrsa_lightning.functional.uncertainty import check_num_groups, jackknife
 
 PARTS = ("moments", "rows", "labels")
 ROW_STATES = ("rows_x", "rows_y", "row_ids")
@@ -44,6 +45,10 @@ class PairMetric(Metric):
 
     Args:
         state: parts to keep in addition to those the metric needs.
+        num_jackknife_groups: if given, ``compute`` also gives the standard error of each value
+            under ``{key}_se``, from that many groups of samples; the value is then a dict, and the
+            rows are kept until ``reset``. See `hrsa_lightning.functional.jackknife`. The value of
+            one batch in ``forward`` has NaN there.
         chunk_bytes: bound of the working memory beside inputs and state.
         kwargs: see `torchmetrics.Metric`; ``dist_sync_fn`` is not used.
     """
@@ -55,6 +60,8 @@ class PairMetric(Metric):
 
     needs: tuple[str, ...]
     min_samples: int
+    scalar = False
+    """Whether the value is one tensor (without standard errors) instead of a dict."""
     equal_width: ClassVar[bool] = False
 
     count: Tensor
@@ -69,12 +76,17 @@ class PairMetric(Metric):
         self,
         *,
         state: Collection[str] = (),
+        num_jackknife_groups: int | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         for part in state:
             check_choice(part, "state", PARTS)
+        if num_jackknife_groups is not None:
+            check_num_groups(num_jackknife_groups)
+            state = (*state, "rows")
+        self.num_jackknife_groups = num_jackknife_groups
         self.parts = tuple(part for part in PARTS if part in self.needs or part in state)
         self.chunk_bytes = chunk_bytes
         self._floors: dict[str, float] = {}
@@ -175,17 +187,32 @@ class PairMetric(Metric):
             ValueError: if there are fewer samples than the metric is defined for.
         """
         in_forward = self._enable_grad
+        nan = torch.full((), torch.nan, dtype=torch.float64, device=self.device)
+        keys = self.keys()
         if in_forward and self.num_samples() < self.min_samples:
-            nan = torch.full((), torch.nan, dtype=torch.float64, device=self.device)
-            keys = self.keys()
             return nan if keys is None else dict.fromkeys(keys, nan)
         check_count(self.num_samples(), self.min_samples, self._described())
         with full_precision(self.device):
-            return self._value()
+            value = self._value()
+            if keys is None or self.num_jackknife_groups is None:
+                return value
+            values = self._by_key(value)
+            errors = dict.fromkeys(values, nan) if in_forward else self._standard_errors()
+            return values | {f"{key}_se": error for key, error in errors.items()}
 
     def keys(self) -> tuple[str, ...] | None:
         """Keys of the value; None for a metric whose value is one tensor."""
-        return None
+        names = self._names()
+        if self.num_jackknife_groups is None:
+            return None if self.scalar else names
+        return (*names, *(f"{name}_se" for name in names))
+
+    @abstractmethod
+    def _names(self) -> tuple[str, ...]:
+        """Keys of the values and their floors; a single one if the value is one tensor."""
+
+    def _by_key(self, value: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        return {self._names()[0]: value} if isinstance(value, Tensor) else value
 
     def _described(self) -> str:
         return type(self).__name__
@@ -193,6 +220,27 @@ class PairMetric(Metric):
     @abstractmethod
     def _value(self) -> Tensor | dict[str, Tensor]:
         """Compute the value and record the floors."""
+
+    @abstractmethod
+    def _value_of(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
+    ) -> Tensor | dict[str, Tensor]:
+        """Compute the value of some rows, in the order of their ids."""
+
+    def _standard_errors(self) -> dict[str, Tensor]:
+        """Standard error under each key of the value."""
+        x, y, ids, order = self._rows()
+        labels = torch.cat(self.row_labels)[order] if "labels" in self.parts else None
+        given = [part for part in (ids, labels) if part is not None]
+
+        def value(x: Tensor, y: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+            some_ids = None if ids is None else rest[0]
+            some_labels = None if labels is None else rest[-1]
+            return self._by_key(self._value_of(x, y, some_ids, some_labels))
+
+        groups = cast(int, self.num_jackknife_groups)
+        found = jackknife(value, x, y, *given, num_groups=groups, y_ids=ids)
+        return cast(dict[str, Tensor], found.standard_error)
 
     def floors(self) -> dict[str, float]:
         """Value of unrelated representations under each key, where one is known.

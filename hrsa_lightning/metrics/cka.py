@@ -29,6 +29,7 @@ class LinearCKA(PairMetric):
 
     needs = ("moments",)
     min_samples = MIN_SAMPLES
+    scalar = True
 
     def __init__(self, debiased: bool = True, *, standardize: bool = False, **kwargs: Any) -> None:
         if standardize:
@@ -37,12 +38,20 @@ class LinearCKA(PairMetric):
         self.debiased = debiased
         self.standardize = standardize
 
+    def _names(self) -> tuple[str, ...]:
+        return ("cka",) if self.debiased else ("cka_plain",)
+
     def _value(self) -> Tensor:
         if self.standardize:
             x, y, _, _ = self._rows()
             self._floors = {"cka": 0.0} if self.debiased else {}
-            return linear_cka(x, y, self.debiased, standardize=True, chunk_bytes=self.chunk_bytes)
+            return self._value_of(x, y, None, None)
         moments = self._moments()
         plain_floor = float(permutation_floor(moments))
         self._floors = {"cka": 0.0} if self.debiased else {"cka_plain": plain_floor}
         return cka_from_moments(moments, self.debiased)
+
+    def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
+        return linear_cka(
+            x, y, self.debiased, standardize=self.standardize, chunk_bytes=self.chunk_bytes
+        )

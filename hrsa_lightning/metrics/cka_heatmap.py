@@ -34,6 +34,7 @@ class LinearCKAHeatmap(PairMetric):
 
     needs = ("rows",)
     min_samples = MIN_SAMPLES
+    scalar = True
 
     widths_x: Tensor
     widths_y: Tensor
@@ -71,25 +72,27 @@ class LinearCKAHeatmap(PairMetric):
             setattr(self, name, widths)
         super().update(torch.cat(left, 1), torch.cat(right, 1), x_ids=x_ids, y_ids=y_ids)
 
-    def compute(self) -> Tensor:
-        """Heatmap over all samples of all ranks, (layers_x, layers_y)."""
-        value: Tensor = super().compute()  # type: ignore[assignment]
-        return value
-
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the value of ``compute``, or a given one, as a picture; needs matplotlib."""
         from matplotlib import pyplot  # only here: the metric itself must import without it
 
-        heatmap: Tensor = self.compute() if val is None else val
+        value = self.compute() if val is None else val
+        heatmap: Tensor = value[self._names()[0]] if isinstance(value, dict) else value
         figure, axes = (ax.figure, ax) if ax is not None else pyplot.subplots()
         image = axes.imshow(heatmap.tolist(), vmin=0, vmax=1, origin="lower")
         axes.set(xlabel="layer of y", ylabel="layer of x", title=type(self).__name__)
         figure.colorbar(image, ax=axes)
         return figure, axes
 
+    def _names(self) -> tuple[str, ...]:
+        return ("cka",) if self.debiased else ("cka_plain",)
+
     def _value(self) -> Tensor:
         x, y, _, _ = self._rows()
         self._floors = {"cka": 0.0} if self.debiased else {}
+        return self._value_of(x, y, None, None)
+
+    def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
         return linear_cka_heatmap(
             torch.split(x, self.widths_x.tolist(), dim=1),
             torch.split(y, self.widths_y.tolist(), dim=1),

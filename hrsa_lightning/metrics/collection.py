@@ -55,6 +55,7 @@ def hrsa_metrics(
     similarity: Similarity = "cosine",
     overlap: Overlap = "jaccard",
     protocol: Protocol = "held_out",
+    num_jackknife_groups: int | None = None,
     prefix: str | None = None,
     postfix: str | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -74,6 +75,7 @@ def hrsa_metrics(
         similarity: see `KNNOverlap`.
         overlap: see `KNNOverlap`.
         protocol: see `OrthogonalProcrustes`.
+        num_jackknife_groups: see `PairMetric`; adds ``{key}_se`` beside every key.
         prefix: put before every key.
         postfix: put after every key.
         chunk_bytes: see `PairMetric`.
@@ -110,8 +112,15 @@ def hrsa_metrics(
     if num_classes is not None and (everything or level == "function"):
         classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
     parts = {part for cls, options in classes.values() for part in cls(**options).parts}
+    if num_jackknife_groups is not None:
+        parts.add("rows")
     metrics: dict[str, Metric | MetricCollection] = {
-        name: cls(**options, state=parts, chunk_bytes=chunk_bytes)
+        name: cls(
+            **options,
+            state=parts,
+            num_jackknife_groups=num_jackknife_groups,
+            chunk_bytes=chunk_bytes,
+        )
         for name, (cls, options) in classes.items()
     }
     return HRSAMetrics(metrics, prefix=prefix, postfix=postfix, compute_groups=[sorted(metrics)])

@@ -2,7 +2,12 @@
 
 from torch import Tensor
 
-from hrsa_lightning.functional.dimension_correlation import MIN_SAMPLES, correlation_from_moments
+from hrsa_lightning.functional.dimension_correlation import (
+    MIN_SAMPLES,
+    DimensionCorrelationResult,
+    correlation_from_moments,
+    dimension_correlation,
+)
 from hrsa_lightning.metrics._base import PairMetric
 
 
@@ -29,10 +34,17 @@ class DimensionCorrelation(PairMetric):
     equal_width = True
     plot_lower_bound = -1.0
 
-    def keys(self) -> tuple[str, ...]:
+    def _names(self) -> tuple[str, ...]:
         return ("dimension_correlation", "dimension_correlation_median")
 
     def _value(self) -> dict[str, Tensor]:
-        result = correlation_from_moments(self._moments())
-        self._floors = dict.fromkeys(self.keys(), 0.0)
-        return dict(zip(self.keys(), (result.mean, result.median), strict=True))
+        self._floors = dict.fromkeys(self._names(), 0.0)
+        return self._summary(correlation_from_moments(self._moments()))
+
+    def _value_of(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self._summary(dimension_correlation(x, y))
+
+    def _summary(self, result: DimensionCorrelationResult) -> dict[str, Tensor]:
+        return dict(zip(self._names(), (result.mean, result.median), strict=True))

@@ -62,6 +62,7 @@ class KNNOverlap(PairMetric):
         check_choice(similarity, "similarity", SIMILARITIES)
         check_choice(overlap, "overlap", OVERLAPS)
         self.k = k if isinstance(k, int) else tuple(k)
+        self.scalar = isinstance(k, int)
         self.ks = (k,) if isinstance(k, int) else tuple(k)
         check_neighbor_counts(self.ks)
         self.similarity: Similarity = similarity
@@ -70,8 +71,8 @@ class KNNOverlap(PairMetric):
         self._reference: Reference | None = None
         self.min_samples = 1 + (min(self.ks) if skip_large_k else max(self.ks))
 
-    def keys(self) -> tuple[str, ...] | None:
-        return None if isinstance(self.k, int) else tuple(f"knn_overlap_{k}" for k in self.ks)
+    def _names(self) -> tuple[str, ...]:
+        return tuple(f"knn_overlap_{k}" for k in self.ks)
 
     def _described(self) -> str:
         return f"{type(self).__name__} with k = {self.min_samples - 1}"
@@ -84,13 +85,23 @@ class KNNOverlap(PairMetric):
 
     def _value(self) -> Tensor | dict[str, Tensor]:
         x, y, _, _ = self._rows()
-        n = x.shape[0]
-        ks = tuple(k for k in self.ks if k < n)
-        reference = self._reference_for(y)
+        values = self._overlaps(x, self._reference_for(y))
+        self._floors = {
+            f"knn_overlap_{k}": chance_overlap(k, x.shape[0], self.overlap)
+            for k in self.ks
+            if k < x.shape[0]
+        }
+        return next(iter(values.values())) if self.scalar else values
+
+    def _value_of(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self._overlaps(x, Reference(y))
+
+    def _overlaps(self, x: Tensor, reference: Reference) -> dict[str, Tensor]:
+        """Overlap at each k below the number of samples."""
+        ks = tuple(k for k in self.ks if k < x.shape[0])
         values = knn_overlap(
             x, reference, ks, self.similarity, self.overlap, chunk_bytes=self.chunk_bytes
         )
-        self._floors = {f"knn_overlap_{k}": chance_overlap(k, n, self.overlap) for k in ks}
-        if isinstance(self.k, int):
-            return values[self.k]
         return {f"knn_overlap_{k}": value for k, value in values.items()}

@@ -46,7 +46,7 @@ class LinearProbeTransfer(PairMetric):
         self.num_classes = num_classes
         self.regularization = regularization
 
-    def keys(self) -> tuple[str, ...]:
+    def _names(self) -> tuple[str, ...]:
         suffix = "r2" if self.num_classes is None else "accuracy"
         return tuple(f"probe_{name}_{suffix}" for name in ProbeTransferResult._fields)
 
@@ -58,9 +58,15 @@ class LinearProbeTransfer(PairMetric):
         else:
             _check_classes(labels, self.num_classes)
             floor = float(labels.bincount().max()) / len(labels)
+        self._floors = dict.fromkeys(self._names(), floor)
+        return self._value_of(x, y, ids, labels)
+
+    def _value_of(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        assert labels is not None
         result = linear_probe_transfer(x, y, labels, regularization=self.regularization, y_ids=ids)
-        self._floors = dict.fromkeys(self.keys(), floor)
-        return dict(zip(self.keys(), result, strict=True))
+        return dict(zip(self._names(), result, strict=True))
 
 
 def _check_classes(labels: Tensor, num_classes: int) -> None:

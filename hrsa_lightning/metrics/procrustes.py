@@ -9,11 +9,13 @@ from hrsa_lightning.functional._inputs import check_choice, halves, id_list, sam
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
+    ProcrustesResult,
     Protocol,
     fit_rotations,
     judge_rotations,
     mean_cosine,
     min_samples,
+    orthogonal_procrustes,
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.metrics._base import PairMetric
@@ -61,7 +63,7 @@ class OrthogonalProcrustes(PairMetric):
         self.mean_cosine = mean_cosine
         self.min_samples = min_samples(protocol)
 
-    def keys(self) -> tuple[str, ...]:
+    def _names(self) -> tuple[str, ...]:
         return KEYS if self.mean_cosine else tuple(key for key in KEYS if "mean" not in key)
 
     def _value(self) -> dict[str, Tensor]:
@@ -79,8 +81,18 @@ class OrthogonalProcrustes(PairMetric):
                 )
             )
         self._floors = self._known_floors(moments)
+        return self._chosen(result)
+
+    def _value_of(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        return self._chosen(
+            orthogonal_procrustes(x, y, self.protocol, y_ids=ids, chunk_bytes=self.chunk_bytes)
+        )
+
+    def _chosen(self, result: ProcrustesResult) -> dict[str, Tensor]:
         values = dict(zip(KEYS, result[:4], strict=True))
-        return {key: values[key] for key in self.keys()}
+        return {key: values[key] for key in self._names()}
 
     def _known_floors(self, moments: PairMoments) -> dict[str, float]:
         floors = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}
@@ -88,4 +100,4 @@ class OrthogonalProcrustes(PairMetric):
             size_x, size_y = moments.centered_trace().tolist()
             floors["procrustes_residual"] = 1 + size_x / size_y if size_y > 0 else math.nan
             floors |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
-        return {key: floor for key, floor in floors.items() if key in self.keys()}
+        return {key: floor for key, floor in floors.items() if key in self._names()}

@@ -117,6 +117,22 @@ def test_heatmap_with_a_rank_that_never_saw_a_batch(ddp_pool: DDPPool) -> None:
         torch.testing.assert_close(value, alone.compute(), rtol=1e-9, atol=0)
 
 
+def run_jackknife(rank: int, world_size: int, sizes: Sizes) -> dict[str, float]:
+    x, y, labels = labelled("ordinary")
+    metrics = hrsa_metrics(num_classes=2, k=(5,), num_jackknife_groups=4)
+    rows = shard(sizes, rank)
+    metrics.update(x[rows], y[rows], labels[rows])
+    return {key: value.item() for key, value in metrics.compute().items()}
+
+
+@pytest.mark.parametrize("sizes", [[50, 70], [0, 120]])
+def test_standard_errors_do_not_depend_on_ranks(ddp_pool: DDPPool, sizes: Sizes) -> None:
+    expected = run_jackknife(0, 1, [120])
+    assert expected["cka_se"] > 0
+    for values in ddp_pool.run(run_jackknife, sizes):
+        assert values == pytest.approx(expected, rel=1e-4)
+
+
 def run_peak(rank: int, world_size: int, d: int) -> tuple[int, int]:
     """Bytes that synchronizing allocates beyond the state, and those of the state."""
     metric = LinearCKA()

@@ -383,3 +383,68 @@ def test_neighbors_of_a_frozen_reference_are_kept_between_values(
     metric.reset()
     metric.update(x, y**2)
     assert metric.compute().item() == F.knn_overlap(x, y**2).item()
+
+
+JACKKNIFED = {
+    "cka": (LinearCKA, ["cka"]),
+    "cka_plain": (lambda **o: LinearCKA(debiased=False, **o), ["cka_plain"]),
+    "cka_standardized": (lambda **o: LinearCKA(standardize=True, **o), ["cka"]),
+    "knn": (KNNOverlap, ["knn_overlap_10"]),
+    "procrustes": (
+        OrthogonalProcrustes,
+        ["procrustes_residual", "procrustes_global_cosine", "procrustes_mean_cosine",
+         "inverse_row_entropy"],
+    ),
+    "dimension_correlation": (
+        DimensionCorrelation,
+        ["dimension_correlation", "dimension_correlation_median"],
+    ),
+    "probe": (
+        lambda **o: LinearProbeTransfer(2, **o),
+        ["probe_transfer_accuracy", "probe_source_accuracy", "probe_ceiling_accuracy"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JACKKNIFED)
+def test_standard_errors_are_those_of_the_function(name: str) -> None:
+    make, keys = JACKKNIFED[name]
+    function = CASES[name][1]
+    metric, (x, y, labels) = make(num_jackknife_groups=4), data()
+    order = torch.randperm(120)
+    for rows in order.split(50):
+        metric.update(x[rows], y[rows], labels[rows])
+    values = metric.compute()
+    assert metric.keys() == tuple(values)
+    assert list(values) == keys + [f"{key}_se" for key in keys]
+
+    def by_key(*arguments: Tensor) -> dict[str, Tensor]:
+        value = function(*arguments)
+        return value if isinstance(value, dict) else {keys[0]: value}
+
+    expected, errors = F.jackknife(by_key, x, y, labels, num_groups=4)
+    assert_equal({key: values[key] for key in keys}, expected)
+    assert all(error > 0 for error in errors.values())
+    assert_equal({key: values[f"{key}_se"] for key in keys}, errors, rel=1e-4)
+
+
+def test_standard_errors_stay_out_of_forward_and_refuse_one_group() -> None:
+    x, y, _ = data()
+    metric = LinearCKA(num_jackknife_groups=4)
+    batch = metric(x, y)
+    assert batch["cka"].item() == pytest.approx(F.linear_cka(x, y).item(), rel=1e-6)
+    assert math.isnan(batch["cka_se"].item())
+    assert metric(x[:1], y[:1]).keys() == batch.keys()
+    with pytest.raises(ValueError, match="`num_groups` to be at least 2, got 1"):
+        LinearCKA(num_jackknife_groups=1)
+
+
+def test_heatmap_has_standard_errors_of_its_shape() -> None:
+    x, y, _ = data()
+    metric = LinearCKAHeatmap(num_jackknife_groups=4)
+    metric.update([x, y], [y])
+    value = metric.compute()
+    expected = F.jackknife(F.linear_cka, x, y, num_groups=4).standard_error
+    assert value["cka_se"].shape == (2, 1)
+    # The groups of a heatmap follow the rows of all layers of y together: here the same.
+    assert value["cka_se"][0, 0].item() == pytest.approx(expected.item(), rel=1e-5)
