@@ -1,0 +1,106 @@
+"""The model card: what was trained, on what, and what was measured on the way."""
+
+import shutil
+from pathlib import Path
+
+from hrsa_lightning.config import to_yaml
+from hrsa_lightning.exporting.folder import Form
+from hrsa_lightning.exporting.source import Source
+from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.summary import HISTORIES, summary_lines
+
+__all__ = ["write_card"]
+
+
+def write_card(folder: Path, source: Source, form: Form, facts: list[str]) -> None:
+    """Write README.md, and copy the run's curves beside it.
+
+    Args:
+        folder: The export.
+        source: What is exported.
+        form: How it is loaded.
+        facts: Sentences about this export, such as the differences that were measured.
+    """
+    config = source.config
+    title = f"{config.name}: {source.label}"
+    attention = config.model.attention
+    parts = [
+        _front_matter(source),
+        f"# {title}",
+        f"An embedding model made of `{source.backbone}` by contrastive training with"
+        " [hrsa_lightning]. Attention is"
+        f" {attention}, pooling is {config.model.pooling}"
+        f"{', embeddings have length 1' if config.model.normalize else ''}.",
+        "## Use",
+        _usage(form),
+        *facts,
+        "## Training",
+        _training(source),
+        "## Measured while it trained",
+        *_measurements(folder, source),
+        "## The whole recipe",
+        f"```yaml\n{to_yaml(config).rstrip()}\n```",
+        "[hrsa_lightning]: https://pypi.org/project/hrsa-lightning/",
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _front_matter(source: Source) -> str:
+    lines = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+    lines += ["tags:", "- sentence-transformers", "- feature-extraction", "- hrsa-lightning"]
+    named = source.backbone
+    on_hub = not named.startswith("embedded:") and not Path(resolve_backbone(named)).is_dir()
+    if on_hub:
+        lines.append(f"base_model: {named}")
+    return "\n".join([*lines, "---"])
+
+
+def _usage(form: Form) -> str:
+    trusted = "" if form == "standard" else ", trust_remote_code=True"
+    text = f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/of/this/folder"{trusted})
+queries = model.encode_query(["..."])
+passages = model.encode_document(["..."])
+scores = model.similarity(queries, passages)
+```"""
+    if form == "standard":
+        return text
+    return (
+        f"{text}\n\nThe module that runs is `hrsa_lightning.exporting.modules.TrainedEmbedding` of"
+        " the installed package hrsa-lightning; this folder holds no code."
+    )
+
+
+def _training(source: Source) -> str:
+    config = source.config
+    lora = config.model.lora
+    trained = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}" if lora else "all weights"
+    step = "the end of the run" if source.step is None else f"step {source.step}"
+    rows = [
+        ("backbone", f"`{source.backbone}`"),
+        ("trained", trained),
+        ("weights of", step),
+        ("data", ", ".join(f"`{name}`" for name in config.data.train)),
+        ("queries in a batch", config.data.batch_size),
+        ("passages per query", config.data.train_group_size),
+        ("temperature", config.loss.temperature),
+        ("learning rate", f"{config.optimizer.lr:g}, {config.optimizer.schedule}"),
+        ("most tokens", f"{config.data.query_length} (queries), {config.data.passage_length}"),
+        ("seed", config.seed),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _measurements(folder: Path, source: Source) -> list[str]:
+    tables = "\n".join(summary_lines(source.run)).strip("\n")
+    parts = [f"```text\n{tables}\n```"] if tables else ["The run measured nothing."]
+    if source.step is not None and tables:
+        parts.insert(0, "These are of the whole run, not of this checkpoint alone.")
+    for history in HISTORIES:
+        picture = (source.run / history).with_suffix(".png")
+        if picture.is_file():
+            shutil.copyfile(picture, folder / picture.name)
+            parts.append(f"![{picture.stem} over training steps]({picture.name})")
+    return parts

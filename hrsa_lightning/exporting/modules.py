@@ -1,0 +1,119 @@
+"""A module for sentence-transformers that is an `EmbeddingModel`: the same tokens, masks, pooling.
+
+sentence-transformers' own modules count an instruction's tokens once per batch, which cannot say
+for each text where its first word begins. Where a model needs that, or is an adapter on a
+backbone, an export's modules.json names this class, and sentence-transformers imports it when it
+is asked to with `trust_remote_code=True`; the code is that of the installed package.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from sentence_transformers.base.modules import InputModule
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.models.adapters import load_adapter_state
+from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.tokenization import EmbeddingTokenizer
+
+__all__ = ["ADAPTER", "SETTINGS", "TrainedEmbedding"]
+
+SETTINGS = "hrsa_embedding.json"
+"""How the model was trained; the file's `backbone` is null where the folder has all weights."""
+
+ADAPTER = "hrsa_adapter.safetensors"
+"""LoRA weights. Not under peft's file name: peft alone would put them on a causal backbone."""
+
+
+class TrainedEmbedding(InputModule):
+    """Encodes texts as they were encoded in training.
+
+    Args:
+        model: The embedding model.
+        query_length: Most tokens of a query, the prompt included.
+        passage_length: Most tokens of a passage; the larger of both where the task is not said.
+        source: Folder that the model came from, which `save` copies.
+    """
+
+    def __init__(
+        self, model: EmbeddingModel, query_length: int, passage_length: int, source: Path
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model = model
+        self.query_length = query_length
+        self.passage_length = passage_length
+        self.max_seq_length = max(query_length, passage_length)
+        self._source = source
+        own = model.tokenizer
+        # sentence-transformers hands prompts over as whole texts.
+        self._encoder = EmbeddingTokenizer(
+            own.tokenizer,
+            "{instruction}",
+            own.instruction_mask,
+            own.characters_per_token,
+            own.add_eos,
+        )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:  # type: ignore[override]
+        return self.model.tokenizer.tokenizer
+
+    def get_embedding_dimension(self) -> int:
+        return self.model.embedding_dim
+
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        """Texts to `input_ids`, `attention_mask` and `pool_mask`, each (texts, tokens)."""
+        lengths = {"query": self.query_length, "document": self.passage_length}
+        texts = [(prompt, text) for text in inputs] if prompt else list(inputs)
+        length = min(self.max_seq_length, lengths.get(str(task), self.max_seq_length))
+        tokens = self._encoder.encode(texts, length)
+        return tokens.pad(self._encoder.pad_token_id)
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        names = ("input_ids", "attention_mask", "pool_mask")
+        features["sentence_embedding"] = self.model(**{name: features[name] for name in names})
+        return features
+
+    def save(self, output_path: str, *_: Any, **__: Any) -> None:
+        """Copies the module's files; its weights are those it was loaded with."""
+        for path in self._source.iterdir():
+            if path.is_file() and path.name not in ("README.md", "modules.json"):
+                shutil.copy2(path, output_path)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **_: Any,
+    ) -> "TrainedEmbedding":
+        """Loads what `hrsa_lightning.export` wrote, from a folder or from the hub."""
+        found = cls.load_dir_path(
+            model_name_or_path, subfolder, token, cache_folder, revision, local_files_only
+        )
+        folder = Path(str(found))
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        query_length, passage_length = settings.pop("query_length"), settings.pop("passage_length")
+        backbone = settings.pop("backbone")
+        model = EmbeddingModel.from_pretrained(folder if backbone is None else backbone, **settings)
+        if backbone is not None:
+            try:
+                load_adapter_state(model, load_file(folder / ADAPTER))
+            except (ValueError, RuntimeError) as error:
+                raise BackboneError(
+                    f"{os.fspath(folder)}: its adapter is not one for {backbone}: {error}"
+                ) from error
+        return cls(model.eval(), query_length, passage_length, folder)
