@@ -1,0 +1,175 @@
+"""Runs models over the texts, one after the other, and keeps their representations on disk."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hrsa_lightning.comparison.loading import (
+    KnownModel,
+    capture_options,
+    open_model,
+    wanted_layers,
+)
+from hrsa_lightning.comparison.options import Look
+from hrsa_lightning.comparison.sources import fingerprint
+from hrsa_lightning.comparison.store import Representations, RepresentationWriter
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.models.tokenization import EmbeddingTokenizer
+from hrsa_lightning.representations.capture import capture
+from hrsa_lightning.representations.isolation import untouched
+from hrsa_lightning.representations.probes import ProbeSet
+
+__all__ = ["Viewer"]
+
+_FLOAT_BYTES = 4
+
+
+class Viewer:
+    """Makes representations of the texts, or finds those of an earlier call.
+
+    Args:
+        probes: The texts, ordered by length.
+        look: How models are looked at.
+        folder: Where representations are kept, one folder per model.
+        device: Where models run.
+        resume: Use what an earlier call kept of the same weights, texts and look.
+    """
+
+    def __init__(
+        self, probes: ProbeSet, look: Look, folder: Path, device: torch.device, resume: bool
+    ) -> None:
+        self._probes = probes
+        self._look = look
+        self._folder = folder
+        self._device = device
+        self._resume = resume
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts in the order of the rows."""
+        return self._probes.texts or []
+
+    def num_rows(self, models: Sequence[KnownModel]) -> int:
+        """Rows that every layer will have.
+
+        Raises:
+            DataError: At token level, when two models cut the texts into different tokens.
+        """
+        if self._look.level == "sentence":
+            return self._probes.num_samples
+        first, *others = models
+        ids, counts = self._tokens(first.tokenizer)
+        for other in others:
+            if other.tokenizer == first.tokenizer:
+                continue
+            found, _ = self._tokens(other.tokenizer)
+            odd = next(
+                (i for i, pair in enumerate(zip(ids, found, strict=True)) if len(set(pair)) > 1),
+                None,
+            )
+            if odd is not None:
+                raise DataError(
+                    f"--level token: {first.name} and {other.name} cut texts into different "
+                    f"tokens, such as {self.texts[odd]!r:.80}; compare them with --level sentence"
+                )
+        return sum(counts)
+
+    def is_kept(self, known: KnownModel) -> bool:
+        """Whether an earlier call left the representations."""
+        return self._resume and Representations.is_complete(self._home(known))
+
+    def check_space(self, models: Sequence[KnownModel], num_rows: int) -> None:
+        """Refuse before any model runs when the disk cannot hold what they will write.
+
+        Raises:
+            ConfigError: There is not enough free space.
+        """
+        missing = [known for known in models if not self.is_kept(known)]
+        places = [known.num_layers + 1 if self._look.layers == ("all",) else 2 for known in missing]
+        needed = sum(
+            _FLOAT_BYTES * num_rows * count * known.width
+            for known, count in zip(missing, places, strict=True)
+        )
+        free = shutil.disk_usage(_existing(self._folder)).free
+        if needed > free:
+            raise ConfigError(
+                f"--out {self._folder.parent}: representations need {needed / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} GB are free there; choose fewer --layers or texts (--limit)"
+            )
+
+    def look_at(self, known: KnownModel) -> Representations:
+        """Run one model, unless that was done before, and let it go.
+
+        Raises:
+            BackboneError: It cannot be loaded.
+            ConfigError: It has no such layers.
+        """
+        home = self._home(known)
+        if not self.is_kept(known):
+            self._run(known, home)
+        return Representations(home)
+
+    def remove(self) -> None:
+        """Delete all representations."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, known: KnownModel, home: Path) -> None:
+        model = open_model(known, self._device)
+        layers = wanted_layers(model, self._look, known.name)
+        writer = RepresentationWriter(home, layers.names)
+        snapshots = capture(
+            model,
+            self._batches(known.tokenizer),
+            layers,
+            capture_options(self._look),
+            device=self._device,
+            store_on=torch.device("cpu"),
+        )
+        total = len(self._probes.order)
+        try:
+            with untouched(model):
+                for snapshot in tqdm(snapshots, known.name, total, unit="batch", disable=None):
+                    writer.add(snapshot)
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.finish({"model": known.source.spec, "look": asdict(self._look)})
+
+    def _batches(self, tokenizer: EmbeddingTokenizer) -> Iterator[dict[str, Any]]:
+        for tokens in self._encoded(tokenizer):
+            yield tokens.pad(tokenizer.pad_token_id)
+
+    def _encoded(self, tokenizer: EmbeddingTokenizer) -> Iterator[Any]:
+        size = self._probes.size
+        for start in range(0, len(self.texts), size):
+            yield tokenizer.encode(self.texts[start : start + size], self._look.max_length)
+
+    def _tokens(self, tokenizer: EmbeddingTokenizer) -> tuple[list[tuple[int, ...]], list[int]]:
+        """Token ids of every text, and how many of them become rows."""
+        ids: list[tuple[int, ...]] = []
+        for tokens in self._encoded(tokenizer):
+            ids += [tuple(row.tolist()) for row in tokens.input_ids.split(tokens.lengths.tolist())]
+        skipped = int(self._look.exclude_first_token)
+        return ids, [max(1, len(row) - skipped) for row in ids]
+
+    def _home(self, known: KnownModel) -> Path:
+        content = {
+            "weights": known.identity,
+            "texts": self._probes.fingerprint,
+            "look": {
+                k: v for k, v in asdict(self._look).items() if k not in ("attention", "dtype")
+            },
+            "as": [known.attention, known.pooling, known.normalize, known.dtype],
+        }
+        return self._folder / f"{known.name}-{fingerprint(content)[:12]}"
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
