@@ -156,3 +156,15 @@ def test_a_reference_is_searched_once_and_gives_the_same_value(
     assert knn_overlap(x, reference, (5, 10)) == expected
     assert len(searched) == 1
     assert torch.equal(searched[0], x)
+
+
+@pytest.mark.parametrize("columns", [96, 131, 400])
+def test_the_largest_of_a_row_are_found_by_groups(columns: int) -> None:
+    scores = torch.randn(50, columns, generator=torch.Generator().manual_seed(0))
+    scores[:, ::3] = -math.inf
+    values, found = knn._largest(scores, 3)
+    expected = scores.topk(3)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(found, expected.indices)
+    across = scores.mT.contiguous().mT  # as strided as the products of earlier blocks
+    assert torch.equal(knn._largest(across, 3)[1], expected.indices)
