@@ -1,0 +1,357 @@
+"""Mining from end to end: embed, search, choose, write; an interrupted call is taken up again."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from hrsa_lightning.data.pairs import read_pairs
+from hrsa_lightning.data.sources import PairSource
+from hrsa_lightning.encoders import Encoder
+from hrsa_lightning.errors import DataError
+from hrsa_lightning.mining.choice import Kept, choose_negatives, keep_pairs
+from hrsa_lightning.mining.embeddings import embed_file, to_unit_rows
+from hrsa_lightning.mining.options import MiningOptions
+from hrsa_lightning.mining.output import (
+    complete_files,
+    output_files,
+    summary_file,
+    training_line,
+)
+from hrsa_lightning.mining.search import nearest_passages, pair_scores
+from hrsa_lightning.mining.texts import PairTexts, SearchedCorpus
+
+PAIRS_PER_BLOCK = 1024
+"""Pairs that are searched and written together."""
+
+_FORMAT = 1
+_EMBEDDING_OPTIONS = ("corpus",)
+_SEARCH_OPTIONS = ("num_negatives", "rank_range", "max_relative", "keep_existing")
+
+
+def mine(
+    pairs: Sequence[str | Path | PairSource],
+    encoder: Encoder,
+    out: str | Path,
+    options: MiningOptions | None = None,
+    *,
+    work: str | Path | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Give contrastive pairs hard negatives.
+
+    Args:
+        pairs: As `read_pairs` takes them.
+        encoder: Embeds the texts, see `hrsa_lightning.encoders`.
+        out: A `.jsonl` file for all pairs, or a folder for one file per source.
+        options: Which negatives, and which pairs.
+        work: Folder of embeddings and intermediate results, which stays; the default lies beside
+            `out` and is removed at the end. An interrupted call goes on from there.
+        progress: Show progress bars.
+
+    Returns:
+        The summary, which is also written beside `out`: what was kept, what was dropped and why.
+
+    Raises:
+        ConfigError: See `MiningOptions` and `output_files`.
+        DataError: The pairs are malformed, there are too few passages, no pair is left, or the
+            disk is full.
+    """
+    return Mining(pairs, out, options, work=work, progress=progress).run(encoder)
+
+
+class Mining:
+    """What `mine` does, with everything checked before a model is loaded.
+
+    Args:
+        pairs: See `mine`.
+        out: See `mine`.
+        options: See `mine`.
+        work: See `mine`.
+        progress: See `mine`.
+
+    Raises:
+        ConfigError: See `mine`.
+        DataError: See `mine`.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[str | Path | PairSource],
+        out: str | Path,
+        options: MiningOptions | None = None,
+        *,
+        work: str | Path | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.options = options or MiningOptions()
+        self.progress = progress
+        self._out = Path(out)
+        self._work = Path(f"{out}.work") if work is None else Path(work)
+        self._keeps_work = work is not None
+        sources = read_pairs(pairs)
+        self._names = [source.name for source in sources]
+        self._files = output_files(self._out, self._names)
+        self._texts = PairTexts(sources, self.options.corpus, progress)
+        self._check_corpora()
+
+    def run(self, encoder: Encoder) -> dict[str, Any]:
+        """Mine with this model; see `mine`."""
+        with _space_explained(self._work):
+            queries, passages = self._embed(encoder)
+            found = self._search(queries, passages)
+            summary = self._write(found)
+        if not self._keeps_work:
+            del queries, passages, found
+            shutil.rmtree(self._work)
+        return summary
+
+    def _check_corpora(self) -> None:
+        needed = self.options.rank_range[0] + self.options.num_negatives
+        for corpus in self._texts.corpora:
+            available = corpus.num_passages - 1  # a pair's positive is none of its negatives
+            if available < needed:
+                first = int(np.searchsorted(self._texts.first_pairs, corpus.first_pair, "right"))
+                raise DataError(
+                    f"{self._names[first - 1]}: {corpus.num_passages} different passages are too "
+                    f"few for {self.options.num_negatives} negatives from rank "
+                    f"{self.options.rank_range[0]} on; add pairs, or search several files together "
+                    "with corpus='shared'"
+                )
+
+    def _embed(self, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        texts = self._texts
+        probe = to_unit_rows(encoder.encode_queries(texts.read_queries(0, 1)), 1, None, "queries")
+        dim = probe.shape[1]
+        self._prepare_work(encoder, dim)
+        return (
+            embed_file(
+                self._work / "queries.f32",
+                texts.num_queries,
+                lambda begin, end: encoder.encode_queries(texts.read_queries(begin, end)),
+                dim=dim,
+                name="queries",
+                progress=self.progress,
+            ),
+            embed_file(
+                self._work / "passages.f32",
+                texts.num_passages,
+                lambda begin, end: encoder.encode_passages(texts.read_passages(begin, end)),
+                dim=dim,
+                name="passages",
+                progress=self.progress,
+            ),
+        )
+
+    def _prepare_work(self, encoder: Encoder, dim: int) -> None:
+        """Drop what an earlier call left behind, as far as it has no place in this one."""
+        options = asdict(self.options)
+        embedded = [_FORMAT, encoder.identity, self._texts.digest, dim]
+        embedded += [options[name] for name in _EMBEDDING_OPTIONS]
+        searched = [options[name] for name in _SEARCH_OPTIONS]
+        state = {"embeddings": _fingerprint(embedded), "search": _fingerprint(searched)}
+        self._work.mkdir(exist_ok=True)
+        state_file = self._work / "state.json"
+        try:
+            old = json.loads(state_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            old = {}
+        if old.get("embeddings") != state["embeddings"]:
+            for name in ("queries", "passages"):
+                (self._work / f"{name}.f32").unlink(missing_ok=True)
+        if old != state:
+            self._found_file.unlink(missing_ok=True)
+            with complete_files([state_file]) as opened:
+                opened[state_file].write(json.dumps(state) + "\n")
+        rows = self._texts.num_queries + self._texts.num_passages
+        needed = rows * dim * 4 + len(self._texts) * self._record.itemsize
+        needed -= sum(path.stat().st_size for path in self._work.iterdir())
+        free = shutil.disk_usage(self._work).free
+        if needed > free:
+            raise DataError(
+                f"{self._work}: embeddings need {needed / 1e9:.1f} GB more, and "
+                f"{free / 1e9:.1f} GB are free; name another folder with work"
+            )
+
+    @property
+    def _found_file(self) -> Path:
+        return self._work / "negatives.bin"
+
+    @property
+    def _record(self) -> np.dtype[Any]:
+        """What is found for one pair."""
+        return np.dtype(
+            [
+                ("negatives", np.int64, (self.options.num_negatives,)),
+                ("positive", np.float64),
+                ("hardest", np.float64),
+                ("candidates", np.int64),
+                ("too_similar", np.int64),
+            ]
+        )
+
+    def _search(self, queries: NDArray[np.float32], passages: NDArray[np.float32]) -> NDArray[Any]:
+        """Find the negatives of all pairs, from where an earlier call stopped."""
+        blocks = [
+            (corpus, begin, min(begin + PAIRS_PER_BLOCK, corpus.num_pairs))
+            for corpus in self._texts.corpora
+            for begin in range(0, corpus.num_pairs, PAIRS_PER_BLOCK)
+        ]
+        path, itemsize = self._found_file, self._record.itemsize
+        written = path.stat().st_size // itemsize if path.exists() else 0
+        ends = [corpus.first_pair + end for corpus, _, end in blocks]
+        skipped = int(np.searchsorted(ends, written, side="right"))
+        done = ends[skipped - 1] if skipped else 0
+        bar = tqdm(
+            None,
+            "searching",
+            len(self._texts),
+            initial=done,
+            unit="pair",
+            disable=None if self.progress else True,
+        )
+        with bar, path.open("r+b" if path.exists() else "w+b") as file:
+            file.truncate(done * itemsize)
+            file.seek(done * itemsize)
+            for corpus, begin, end in blocks[skipped:]:
+                pairs = np.arange(begin, end)
+                found = self._search_block(corpus, pairs, queries, passages)
+                file.write(found.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(end - begin)
+        return np.memmap(path, dtype=self._record, mode="r", shape=(len(self._texts),))
+
+    def _search_block(
+        self,
+        corpus: SearchedCorpus,
+        pairs: NDArray[np.int64],
+        queries: NDArray[np.float32],
+        passages: NDArray[np.float32],
+    ) -> NDArray[Any]:
+        """Find the negatives of some pairs; `pairs` counts from the corpus' first."""
+        texts, options = self._texts, self.options
+        numbers = corpus.first_pair + pairs
+        asked = np.array(queries[texts.query[numbers]])
+        begin = corpus.first_passage
+        searched = passages[begin : begin + corpus.num_passages]
+        row, own = corpus.own.take(corpus.query_text[pairs])
+        old_row, old = texts.negatives.take(numbers)
+        if not options.keep_existing:
+            old_row, old = old_row[:0], old[:0]
+        old = old - begin
+        excluded = (np.concatenate([row, old_row]), np.concatenate([own, old]))
+        scores, rows = nearest_passages(
+            asked, searched, options.rank_range[1], excluded, options.backend
+        )
+        right_row, right = texts.positives.take(numbers)
+        positive = np.full(len(pairs), np.inf)
+        np.minimum.at(positive, right_row, pair_scores(asked, searched, right_row, right - begin))
+        lacking = options.num_negatives - np.bincount(old_row, minlength=len(pairs))
+        choice = choose_negatives(scores, rows, positive, np.maximum(lacking, 0), options)
+        hardest = choice.hardest
+        np.maximum.at(hardest, old_row, pair_scores(asked, searched, old_row, old))
+        found = np.empty(len(pairs), dtype=self._record)
+        found["negatives"] = np.where(choice.negatives < 0, -1, choice.negatives + begin)
+        found["positive"] = positive
+        found["hardest"] = hardest
+        found["candidates"] = choice.candidates
+        found["too_similar"] = choice.too_similar
+        return found
+
+    def _write(self, found: NDArray[Any]) -> dict[str, Any]:
+        texts, options = self._texts, self.options
+        counts = (found["negatives"] >= 0).sum(1)
+        if options.keep_existing:
+            counts = counts + np.diff(texts.negatives.offsets)
+        margins = found["positive"] - found["hardest"]
+        decided = keep_pairs(counts, margins, texts.first_pairs, options)
+        summary = self._summary(found, counts, decided)
+        if not summary["kept"]:
+            dropped = ", ".join(f"{n} {why}" for why, n in summary["dropped"].items() if n)
+            raise DataError(f"no pair is left, and nothing is written ({dropped})")
+        written = summary_file(self._out)
+        pairs = tqdm(
+            np.flatnonzero(decided.kept),
+            "writing",
+            unit="pair",
+            disable=None if self.progress else True,
+        )
+        with complete_files([*self._files, written]) as opened:
+            for number in pairs:
+                pair = texts.pair(int(number))
+                negatives = list(pair.negatives) if options.keep_existing else []
+                mined = found["negatives"][number]
+                negatives += [texts.passage(int(passage)) for passage in mined if passage >= 0]
+                source = int(np.searchsorted(texts.first_pairs, number, side="right")) - 1
+                opened[self._files[source]].write(training_line(pair, negatives))
+            opened[written].write(json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    def _summary(
+        self, found: NDArray[Any], counts: NDArray[np.int64], decided: Kept
+    ) -> dict[str, Any]:
+        texts, kept = self._texts, decided.kept
+        edges = zip(self._names, texts.first_pairs[:-1], texts.first_pairs[1:], strict=True)
+        files = {
+            name: {"pairs": int(end - begin), "kept": int(kept[begin:end].sum())}
+            for name, begin, end in edges
+        }
+        mined = (found["negatives"][kept] >= 0).sum()
+        existing = np.diff(texts.negatives.offsets)[kept].sum()
+        return {
+            "pairs": len(texts),
+            "kept": int(kept.sum()),
+            "dropped": {
+                f"with fewer than {self.options.min_negatives} negatives": int(
+                    decided.too_few.sum()
+                ),
+                f"with a margin not {self.options.keep or 'filtered'} {self.options.margin}": int(
+                    decided.wrong_margin.sum()
+                ),
+                "over the cap": int(decided.over_cap.sum()),
+            },
+            "kept_with_fewer_negatives_than_asked": int(
+                (counts[kept] < self.options.num_negatives).sum()
+            ),
+            "negatives_mined": int(mined),
+            "negatives_kept": int(existing) if self.options.keep_existing else 0,
+            "queries": texts.num_queries,
+            "passages": texts.num_passages,
+            "candidates": int(found["candidates"].sum()),
+            "candidates_too_similar": int(found["too_similar"].sum()),
+            "similarity_of_positives": _mean(found["positive"][kept]),
+            "similarity_of_hardest_negatives": _mean(found["hardest"][kept]),
+            "files": files,
+            "options": asdict(self.options),
+        }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return round(float(values.mean()), 6) if len(values) else None
+
+
+def _fingerprint(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _space_explained(folder: Path) -> Iterator[None]:
+    """Say in one line that the disk is full, or that a folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = error.filename or folder
+        raise DataError(f"{where}: {os.strerror(error.errno)}") from error

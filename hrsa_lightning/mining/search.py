@@ -1,0 +1,206 @@
+"""Exact nearest passages in bounded memory: the same whoever multiplies, in blocks of any size.
+
+A first pass in float32 selects somewhat more passages than are asked for; these are scored again
+in float64, one dot product at a time. Where rounding of the first pass could have hidden a passage,
+a second pass looks for all those that come into question.
+
+Shapes: Q queries, N passages, D features, W selected passages.
+"""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrsa_lightning.mining.options import Backend
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Own = tuple[Integers, Integers]
+Best = tuple[Floats, Integers]
+
+BLOCK_BYTES = 64 * 2**20
+SPARE = 16
+"""Passages that the first pass selects beyond those asked for."""
+
+
+def nearest_passages(
+    queries: Floats,
+    passages: Floats,
+    depth: int,
+    own: Own,
+    backend: Backend = "auto",
+    block: int | None = None,
+) -> tuple[Doubles, Integers]:
+    """The passages most similar to each query.
+
+    Args:
+        queries: (Q, D), rows of length 1.
+        passages: (N, D), rows of length 1; may be memory-mapped.
+        depth: How many are wanted.
+        own: Passages that are not wanted: rows of `queries` and of `passages`.
+        backend: See `MiningOptions`.
+        block: Passages taken at once; the default fills some 64 MiB. It does not change the result.
+
+    Returns:
+        Similarities in descending order, (Q, depth), and rows of `passages`, (Q, depth); of equal
+        similarities the lower row comes first. Where fewer than `depth` are left, similarities are
+        -inf and rows -1.
+    """
+    if block is None:
+        block = max(1, BLOCK_BYTES // (4 * max(queries.shape)))
+    select = _select_with_faiss if _use_faiss(backend) else _select_with_torch
+    width = min(depth + SPARE, len(passages))
+    found, rows = select(queries, passages, width, own, block)
+    scores = _exact_scores(queries, passages, rows)
+    scores, rows = _in_order(scores, rows)
+    if width < len(passages):
+        # Cauchy-Schwarz bounds what summing D products of unit vectors in float32 can be off by.
+        error = (queries.shape[1] + 4) * 2.0**-24
+        last = scores[:, min(depth, width) - 1]
+        unsure = np.flatnonzero(found[:, -1] + error >= last)
+        unsure = unsure[np.isfinite(found[unsure, -1])]
+        if len(unsure):
+            floors = (last[unsure] - error).astype(np.float64)
+            candidates = _rows_above(queries[unsure], passages, floors, block)
+            forbidden = _forbidden(own, len(queries), len(passages))
+            for query, close in zip(unsure, candidates, strict=True):
+                close = close[~_contains(forbidden, query * len(passages) + close)]
+                again = _exact_scores(queries[query : query + 1], passages, close[None])
+                ordered, kept = _in_order(again, close[None])
+                scores[query, :depth] = ordered[0, :depth]
+                rows[query, :depth] = kept[0, :depth]
+    return _to_width(scores, depth, -np.inf), _to_width(rows, depth, -1)
+
+
+def pair_scores(queries: Floats, passages: Floats, rows: Integers, numbers: Integers) -> Doubles:
+    """Similarities of single (query, passage) pairs, the same as in `nearest_passages`.
+
+    Args:
+        queries: (Q, D).
+        passages: (N, D).
+        rows: Rows of `queries`, (P,).
+        numbers: Rows of `passages`, (P,).
+    """
+    scores = np.empty(len(rows))
+    step = max(1, BLOCK_BYTES // (16 * queries.shape[1]))
+    for begin in range(0, len(rows), step):
+        part = slice(begin, begin + step)
+        product = passages[numbers[part]].astype(np.float64)
+        product *= queries[rows[part]]
+        scores[part] = product.sum(-1)
+    return scores
+
+
+def _use_faiss(backend: Backend) -> bool:
+    return backend == "faiss" or (backend == "auto" and find_spec("faiss") is not None)
+
+
+def _exact_scores(queries: Floats, passages: Floats, rows: Integers) -> Doubles:
+    """Float64 similarities of each query to its own `rows` (Q, W); -inf where the row is -1."""
+    flat = rows.ravel()
+    owner = np.repeat(np.arange(len(rows)), rows.shape[1])
+    there = flat >= 0
+    scores = np.full(len(flat), -np.inf)
+    scores[there] = pair_scores(queries, passages, owner[there], flat[there])
+    return scores.reshape(rows.shape)
+
+
+def _in_order(scores: Doubles, rows: Integers) -> tuple[Doubles, Integers]:
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _to_width(values: NDArray[Any], width: int, fill: float) -> NDArray[Any]:
+    missing = width - values.shape[1]
+    if missing <= 0:
+        return values[:, :width]
+    return np.pad(values, ((0, 0), (0, missing)), constant_values=fill)
+
+
+def _blocks(passages: Floats, block: int) -> Iterator[tuple[int, Floats]]:
+    for begin in range(0, len(passages), block):
+        yield begin, passages[begin : begin + block]
+
+
+def _forbidden(own: Own, num_queries: int, num_passages: int) -> Integers:
+    """Sorted numbers `query * num_passages + passage` of what is not wanted."""
+    return np.unique(own[0] * num_passages + own[1])
+
+
+def _contains(ordered: Integers, values: Integers) -> NDArray[np.bool_]:
+    if not len(ordered):
+        return np.zeros(values.shape, dtype=bool)
+    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[place] == values)
+
+
+def _select_with_torch(queries: Floats, passages: Floats, width: int, own: Own, block: int) -> Best:
+    """About the best `width` passages of each query: scores in descending order, and rows."""
+    import torch
+
+    asked = torch.from_numpy(np.ascontiguousarray(queries))
+    best = torch.full((len(queries), width), -torch.inf)
+    best_rows = torch.full((len(queries), width), -1)
+    by_passage = np.argsort(own[1], kind="stable")
+    own_queries, own_passages = own[0][by_passage], own[1][by_passage]
+    for begin, part in _blocks(passages, block):
+        scores = asked @ torch.from_numpy(part).T
+        mine = slice(*np.searchsorted(own_passages, (begin, begin + len(part))))
+        scores[own_queries[mine], own_passages[mine] - begin] = -torch.inf
+        # Few scores of a later block are among the best so far; only these have to be sorted.
+        better = scores > best[:, -1:]
+        counts = better.sum(1)
+        most = int(counts.max())
+        if most > min(width, len(part)):
+            found, columns = scores.topk(min(width, len(part)))
+        else:
+            query, column = better.nonzero(as_tuple=True)
+            place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+            found = torch.full((len(queries), most), -torch.inf)
+            columns = torch.full((len(queries), most), -1 - begin)
+            found[query, place] = scores[query, column]
+            columns[query, place] = column
+        both = torch.cat([best, found], 1)
+        both_rows = torch.cat([best_rows, columns + begin], 1)
+        best, order = both.topk(width)
+        best_rows = both_rows.gather(1, order)
+    best_rows[best == -torch.inf] = -1
+    return best.numpy(), best_rows.numpy()
+
+
+def _select_with_faiss(queries: Floats, passages: Floats, width: int, own: Own, block: int) -> Best:
+    """As `_select_with_torch`."""
+    import faiss
+
+    forbidden = _forbidden(own, len(queries), len(passages))
+    spare = int(np.bincount(own[0], minlength=1).max()) if len(own[0]) else 0
+    best = np.full((len(queries), width), -np.inf, dtype=np.float32)
+    best_rows = np.full((len(queries), width), -1, dtype=np.int64)
+    first = np.arange(len(queries))[:, None] * len(passages)
+    asked = np.ascontiguousarray(queries)
+    for begin, part in _blocks(passages, block):
+        found, columns = faiss.knn(
+            asked, part, min(width + spare, len(part)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        rows = columns + begin
+        found[_contains(forbidden, first + rows)] = -np.inf
+        both = np.concatenate([best, found], 1)
+        both_rows = np.concatenate([best_rows, rows], 1)
+        order = np.argsort(-both, axis=1, kind="stable")[:, :width]
+        best = np.take_along_axis(both, order, 1)
+        best_rows = np.take_along_axis(both_rows, order, 1)
+    best_rows[best == -np.inf] = -1
+    return best, best_rows
+
+
+def _rows_above(queries: Floats, passages: Floats, floors: Doubles, block: int) -> list[Integers]:
+    """For each query, all passages whose float32 score reaches its floor."""
+    rows: list[list[Integers]] = [[] for _ in queries]
+    for begin, part in _blocks(passages, block):
+        for query, close in enumerate(queries @ part.T >= floors[:, None]):
+            rows[query].append(np.flatnonzero(close) + begin)
+    return [np.concatenate(parts) for parts in rows]

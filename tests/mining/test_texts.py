@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+
+from hrsa_lightning.data import read_pairs
+from hrsa_lightning.mining.texts import PairTexts, Ragged
+
+
+def _write(path, *pairs):
+    keys = ("query", "pos", "neg")
+    path.write_text("".join(json.dumps(dict(zip(keys, p, strict=True))) + "\n" for p in pairs))
+    return path
+
+
+def _texts(tmp_path, corpus):
+    first = _write(
+        tmp_path / "first.jsonl",
+        (["do", "Q one"], ["a", "B"], ["c", "A "]),
+        (["or", "q  ONE"], ["d"], []),
+        ("q two", ["b"], ["q one"]),
+    )
+    second = _write(tmp_path / "second.jsonl", ("q two", ["a"], ["e", "d"]), ("x", ["e"], []))
+    return PairTexts(read_pairs([first, second]), corpus)
+
+
+def _own(texts, corpus, pair):
+    _, rows = corpus.own.take(corpus.query_text[[pair - corpus.first_pair]])
+    return {texts.passage(corpus.first_passage + int(row)) for row in rows}
+
+
+def test_numbers_follow_first_appearance(tmp_path):
+    texts = _texts(tmp_path, "shared")
+    assert len(texts) == 5
+    assert texts.read_queries(0, 4) == [("do", "Q one"), ("or", "q  ONE"), "q two", "x"]
+    assert texts.query.tolist() == [0, 1, 2, 2, 3]
+    assert texts.read_passages(0, 6) == ["a", "B", "c", "d", "q one", "e"]
+    assert texts.num_passages == 6
+    positions, positives = texts.positives.take(np.arange(5))
+    assert positions.tolist() == [0, 0, 1, 2, 3, 4]
+    assert positives.tolist() == [0, 1, 3, 1, 0, 5]
+    assert texts.negatives.take(np.arange(5))[1].tolist() == [2, 0, 4, 5, 3]
+
+
+def test_a_file_is_a_corpus_of_its_own(tmp_path):
+    texts = _texts(tmp_path, "file")
+    assert [(c.first_passage, c.num_passages) for c in texts.corpora] == [(0, 5), (5, 3)]
+    assert texts.read_passages(5, 8) == ["a", "e", "d"]
+    assert texts.positives.take(np.array([3, 4]))[1].tolist() == [5, 6]
+
+
+def test_own_passages_are_those_of_the_same_query_text_anywhere(tmp_path):
+    texts = _texts(tmp_path, "shared")
+    (corpus,) = texts.corpora
+    assert _own(texts, corpus, 0) == _own(texts, corpus, 1) == {"a", "B", "d", "q one"}
+    assert _own(texts, corpus, 2) == _own(texts, corpus, 3) == {"B", "a"}
+    assert _own(texts, corpus, 4) == {"e"}
+    texts = _texts(tmp_path, "file")
+    assert _own(texts, texts.corpora[0], 2) == {"B", "a"}
+    assert _own(texts, texts.corpora[1], 3) == {"a"}
+
+
+def test_digest_changes_with_every_text(tmp_path):
+    def digest(*pairs):
+        return PairTexts(read_pairs([_write(tmp_path / "p.jsonl", *pairs)])).digest
+
+    base = (["do", "q"], ["a", "b"], ["c"])
+    digests = [
+        digest(base),
+        digest((["do", "Q"], ["a", "b"], ["c"])),
+        digest(("q", ["a", "b"], ["c"])),
+        digest((["do", "q"], ["a"], ["b", "c"])),
+        digest((["do", "q"], ["a", "b"], ["d"])),
+        digest(base, base),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert digest(base) == digests[0]
+
+
+def test_ragged_rows_may_be_empty_or_repeat():
+    rows = Ragged(np.array([0, 2, 2, 3]), np.array([7, 8, 9]))
+    position, values = rows.take(np.array([2, 1, 0, 0]))
+    assert position.tolist() == [0, 2, 2, 3, 3]
+    assert values.tolist() == [9, 7, 8, 7, 8]
