@@ -6,8 +6,20 @@ are histories as `read_history` returns them, plain tensors, arrays or lists. Co
 Okabe and Ito, which readers with color-vision deficiency can tell apart.
 """
 
-from hrsa_lightning.plots.curves import Line, curves_figure, lines_figure, plot_values
-from hrsa_lightning.plots.maps import heatmap_figure, layer_steps_figure
+from hrsa_lightning.plots.curves import (
+    Line,
+    curves_figure,
+    draw_lines,
+    lines_figure,
+    plot_values,
+)
+from hrsa_lightning.plots.maps import (
+    draw_heatmap,
+    draw_layer_steps,
+    heatmap_figure,
+    layer_steps_figure,
+    layer_steps_height,
+)
 from hrsa_lightning.plots.output import inline_svg, save_figure
 from hrsa_lightning.plots.style import COLORS, DASHES, INK, MUTED
 
@@ -18,9 +30,13 @@ __all__ = [
     "MUTED",
     "Line",
     "curves_figure",
+    "draw_heatmap",
+    "draw_layer_steps",
+    "draw_lines",
     "heatmap_figure",
     "inline_svg",
     "layer_steps_figure",
+    "layer_steps_height",
     "lines_figure",
     "plot_values",
     "save_figure",

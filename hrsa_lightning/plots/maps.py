@@ -9,6 +9,7 @@ from hrsa_lightning.plots.style import INK, plain
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _MOST_LABELED_CELLS = 144
 _MOST_LABELS = 14
@@ -38,10 +39,26 @@ def heatmap_figure(
     """
     from matplotlib.figure import Figure
 
-    values = plain(values)
     size = 2.4 + 0.34 * min(max(len(rows), len(columns)), 20)
     figure = Figure(figsize=(size + 0.9, size), dpi=110, layout="constrained")
     ax = figure.subplots()
+    draw_heatmap(ax, values, rows, columns, title=title, label=label)
+    ax.set_xlabel(column_label, fontsize=9, color=INK)
+    ax.set_ylabel(row_label, fontsize=9, color=INK)
+    return figure
+
+
+def draw_heatmap(
+    ax: "Axes",
+    values: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    label: str = "",
+) -> None:
+    """Draw a layer-by-layer map into axes; arguments as of `heatmap_figure`."""
+    values = plain(values)
     image = ax.imshow(
         values,
         origin="lower",
@@ -53,9 +70,7 @@ def heatmap_figure(
     )
     ax.set_xticks(*_some(columns), rotation=45, ha="right", fontsize=8)
     ax.set_yticks(*_some(rows), fontsize=8)
-    ax.set_xlabel(column_label, fontsize=9, color=INK)
-    ax.set_ylabel(row_label, fontsize=9, color=INK)
-    _finish_map(ax, title)
+    _finish_map(ax, title, image, label)
     if len(rows) * len(columns) <= _MOST_LABELED_CELLS:
         for row, line in enumerate(values):
             for column, value in enumerate(line):
@@ -63,16 +78,12 @@ def heatmap_figure(
                     color = "white" if value < 0.6 else "black"
                     text = f"{value:.2f}"
                     ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-    bar = figure.colorbar(image, ax=ax, shrink=0.8)
-    bar.set_label(label, fontsize=8, color=INK)
-    bar.ax.tick_params(labelsize=7, colors=INK)
-    return figure
 
 
 def layer_steps_figure(
     values: Any,
     layers: Sequence[str],
-    steps: Sequence[int],
+    steps: Any,
     *,
     title: str,
     limits: tuple[float, float] = (0.0, 1.0),
@@ -84,15 +95,39 @@ def layer_steps_figure(
         values: (layers, steps), a tensor, array or nested list; a value that is not finite is left
             blank.
         layers: Names, the first one at the bottom.
-        steps: Optimizer step of each evaluation; columns are evaluations, whatever lies between.
+        steps: (steps,), optimizer step of each evaluation; columns are evaluations, whatever lies
+            between.
         title: What is shown.
         limits: Values of the darkest and the brightest color.
         reverse: Brightest is the lowest value, for metrics where less is more similar.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4, 1.1 + 0.09 * min(max(len(layers), 8), 24)), dpi=110)
-    ax = figure.add_axes((0.19, 0.2, 0.66, 0.66))
+    size = (3.4, layer_steps_height(len(layers)))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    draw_layer_steps(
+        figure.subplots(), values, layers, steps, title=title, limits=limits, reverse=reverse
+    )
+    return figure
+
+
+def layer_steps_height(num_layers: int) -> float:
+    """Inches that a map of so many layers needs."""
+    return 1.1 + 0.09 * min(max(num_layers, 8), 24)
+
+
+def draw_layer_steps(
+    ax: "Axes",
+    values: Any,
+    layers: Sequence[str],
+    steps: Any,
+    *,
+    title: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+    reverse: bool = False,
+) -> None:
+    """Draw a map of layers over steps into axes; arguments as of `layer_steps_figure`."""
+    steps = plain(steps)
     image = ax.imshow(
         plain(values),
         origin="lower",
@@ -103,20 +138,20 @@ def layer_steps_figure(
         vmax=limits[1],
     )
     places = sorted({round(i * (len(steps) - 1) / 4) for i in range(5)})
-    ax.set_xticks(places, [str(steps[i]) for i in places], fontsize=7)
+    ax.set_xticks(places, [f"{steps[i]:g}" for i in places], fontsize=7)
     ax.set_yticks(*_some(layers), fontsize=7)
-    _finish_map(ax, title)
-    bar = figure.colorbar(image, cax=figure.add_axes((0.88, 0.2, 0.03, 0.66)))
-    bar.ax.tick_params(labelsize=7, colors=INK)
-    bar.outline.set_edgecolor(INK)
-    return figure
+    _finish_map(ax, title, image)
 
 
-def _finish_map(ax: "Axes", title: str) -> None:
+def _finish_map(ax: "Axes", title: str, image: "AxesImage", label: str = "") -> None:
     ax.set_title(title, fontsize=9, color=INK)
     ax.tick_params(colors=INK)
     for spine in ax.spines.values():
         spine.set_color(INK)
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.9, pad=0.03)
+    bar.set_label(label, fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    bar.outline.set_edgecolor(INK)
 
 
 def _some(names: Sequence[str]) -> tuple[list[int], list[str]]:

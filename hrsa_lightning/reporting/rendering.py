@@ -1,0 +1,188 @@
+"""Blocks as one HTML file, and as Markdown with pictures beside it."""
+
+import html
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hrsa_lightning.plots import COLORS, INK, MUTED, inline_svg, save_figure
+from hrsa_lightning.reporting.document import (
+    Block,
+    Cell,
+    Gallery,
+    Heading,
+    Panel,
+    Swatch,
+    Table,
+    Text,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["gallery_figure", "to_html", "to_markdown", "write_pictures"]
+
+# Nothing may be fetched and nothing runs: the page is the same on every machine and in every mail.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_DASHES = {"-": "", "--": "5 3", "-.": "6 3 1.5 3", ":": "1.5 2.5"}
+_MARGINS = (0.165, 0.175, 0.81, 0.72)
+_LONG_TEXT = 28
+
+
+def to_html(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
+    """The whole page: no script, no request, light and dark.
+
+    Args:
+        title: Of the page.
+        subtitle: One line below it.
+        blocks: The content.
+    """
+    sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
+    links = "".join(
+        f'<a href="#s{index}">{html.escape(text)}</a>' for index, text in enumerate(sections)
+    )
+    style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    body = []
+    number = -1
+    for index, block in enumerate(blocks):
+        if isinstance(block, Heading):
+            number += block.level == 2
+            anchor = f' id="s{number}"' if block.level == 2 else ""
+            body.append(f"<h{block.level}{anchor}>{html.escape(block.text)}</h{block.level}>")
+        elif isinstance(block, Text):
+            kind = ' class="note"' if block.is_note else ""
+            body.append(f"<p{kind}>{html.escape(block.text)}</p>")
+        elif isinstance(block, Table):
+            body.append(_html_table(block))
+        else:
+            body.append(_html_gallery(block, f"g{index}"))
+    content = "\n".join(body)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{html.escape(title)}</h1>\n<p>{html.escape(subtitle)}</p>\n"
+        f'<nav aria-label="sections">{links}</nav>\n{content}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def to_markdown(title: str, subtitle: str, blocks: Sequence[Block], pictures: str) -> str:
+    """The same content for places that show Markdown.
+
+    Args:
+        title: Of the page.
+        subtitle: One line below it.
+        blocks: The content.
+        pictures: Folder of the pictures, relative to the file.
+    """
+    parts = [f"# {title}", subtitle]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"{'#' * block.level} {block.text}")
+        elif isinstance(block, Text):
+            parts.append(f"*{block.text}*" if block.is_note else block.text)
+        elif isinstance(block, Table):
+            lines = [block.header, ["---"] * len(block.header), *block.rows]
+            parts.append(block.caption)
+            parts.append(
+                "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
+            )
+        else:
+            parts.append(f"![{block.title}]({pictures}/{block.name}.png)")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_pictures(blocks: Sequence[Block], folder: Path) -> None:
+    """Every gallery as one PNG and one SVG file."""
+    for block in blocks:
+        if isinstance(block, Gallery):
+            figure = gallery_figure(block)
+            for suffix in ("png", "svg"):
+                save_figure(figure, folder / f"{block.name}.{suffix}")
+
+
+def gallery_figure(gallery: Gallery) -> "Figure":
+    """All pictures of a gallery on one sheet, with its legend below."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    columns = min(gallery.columns, len(gallery.panels))
+    rows = math.ceil(len(gallery.panels) / columns)
+    width = max(panel.size[0] for panel in gallery.panels)
+    height = max(panel.size[1] for panel in gallery.panels) + 0.15
+    per_row = max(1, int(columns * width / 1.9))
+    below = 0.1 + 0.22 * math.ceil(len(gallery.legend) / per_row)
+    total = rows * height + 0.35 + below
+    figure = Figure(figsize=(columns * width, total), dpi=110)
+    figure.suptitle(gallery.title, fontsize=11, color=INK, y=1 - 0.1 / total, va="top")
+    for index, panel in enumerate(gallery.panels):
+        row, column = divmod(index, columns)
+        left = (column + _MARGINS[0]) / columns
+        bottom = (below + (rows - 1 - row + _MARGINS[1]) * height) / total
+        box = (left, bottom, _MARGINS[2] / columns, _MARGINS[3] * height / total)
+        panel.draw(figure.add_axes(box))
+    if gallery.legend:
+        handles = [Line2D([], [], color=s.color, ls=s.dash, lw=1.6) for s in gallery.legend]
+        labels = [s.label for s in gallery.legend]
+        figure.legend(handles, labels, loc="lower center", ncols=per_row, fontsize=8, frameon=False)
+    return figure
+
+
+def _panel_figure(panel: Panel) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=panel.size, dpi=110)
+    panel.draw(figure.add_axes(_MARGINS))
+    return figure
+
+
+def _html_table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in table.header)
+    body = []
+    for first, *others in table.rows:
+        name = html.escape(first if isinstance(first, str) else first.text)
+        cells = "".join(map(_html_cell, others))
+        body.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(table.caption)}">'
+        f"<table>\n<caption>{html.escape(table.caption)}</caption>\n"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(body)}\n</tbody>\n</table></div>"
+    )
+
+
+def _html_cell(cell: str | Cell) -> str:
+    if isinstance(cell, str):
+        kind = ' class="w"' if len(cell) > _LONG_TEXT else ""
+        return f"<td{kind}>{html.escape(cell)}</td>"
+    return f'<td class="n"><data value="{cell.value!r}">{html.escape(cell.text)}</data></td>'
+
+
+def _html_gallery(gallery: Gallery, prefix: str) -> str:
+    figures = "\n".join(
+        f"<figure>{inline_svg(_panel_figure(panel), f'{prefix}p{index}', panel.title)}</figure>"
+        for index, panel in enumerate(gallery.panels)
+    )
+    legend = "".join(
+        f"<li>{_swatch(entry)}{html.escape(entry.label)}</li>" for entry in gallery.legend
+    )
+    listed = f'<ul class="legend">{legend}</ul>\n' if legend else ""
+    return f'{listed}<div class="gallery">\n{figures}\n</div>'
+
+
+def _swatch(entry: Swatch) -> str:
+    names = {color: f"c{index}" for index, color in enumerate(COLORS)} | {MUTED: "muted"}
+    color = f"var(--{names[entry.color]})" if entry.color in names else entry.color
+    dashes = _DASHES[entry.dash]
+    return (
+        '<svg viewBox="0 0 32 11" aria-hidden="true"><line x1="0" y1="6" x2="32" y2="6" '
+        f'style="stroke:{color};stroke-width:2.4;stroke-dasharray:{dashes or "none"}"/></svg>'
+    )
+
+
+def _markdown_cell(cell: str | Cell) -> str:
+    text = cell if isinstance(cell, str) else cell.text
+    return text.replace("|", "\\|").replace("\n", " ")
