@@ -1,0 +1,177 @@
+"""The documentation does what it says: its Python runs, its commands parse, its links lead on."""
+
+import argparse
+import dataclasses
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pytest
+import yaml
+
+from hrsa_lightning.schema import ArmConfig, Config
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# ([\w./-]+\.\w+)\n")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [code for kind, code in BLOCK.findall(text) if kind == language]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Arguments of every command of this package, its module first, without what starts it."""
+    found = []
+    for block in blocks(text, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if "hrsa" in line else []
+            for index, word in enumerate(words):
+                if word.startswith("hrsa_lightning.") and words[index - 1] == "-m":
+                    found.append([word, *words[index + 1 :]])
+                elif word == "hrsa" and all("=" in before for before in words[:index]):
+                    found.append(["hrsa_lightning.cli", *words[index + 1 :]])
+    return found
+
+
+COMMANDS = [(page, words) for page, text in PAGES.items() for words in commands(text)]
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "python")])
+@pytest.mark.filterwarnings("ignore::hrsa_lightning.errors.HRSAWarning")
+@pytest.mark.filterwarnings("ignore::hrsa_lightning.functional.SimilarityWarning")
+@pytest.mark.filterwarnings("ignore:.*TensorBoard.*")
+def test_python_runs_as_it_stands(page, tmp_path, monkeypatch):
+    """Blocks of a page share a namespace; one that names a file of the package becomes it."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for code in blocks(PAGES[page], "python"):
+        name = FILE_NAME.match(code)
+        if name and name[1].startswith("hrsa_lightning/"):
+            module = ModuleType(name[1].removesuffix(".py").replace("/", "."))
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+            run(code, page, module.__dict__)
+        else:
+            run(code, page, namespace)
+    for name, value in list(namespace.items()):
+        if name.startswith("test_"):
+            value()
+
+
+def run(code: str, page: str, namespace: dict[str, Any]) -> None:
+    # Line numbers of an error are those of the page.
+    before = PAGES[page][: PAGES[page].index(code)].count("\n")
+    exec(compile("\n" * before + code, page, "exec"), namespace)
+
+
+class Parsed(BaseException):
+    """Ends a command whose arguments were understood, before it does anything."""
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=[" ".join(words)[:60] for _, words in COMMANDS]
+)
+def test_commands_are_understood(page, words, tmp_path, monkeypatch, capsys):
+    """`train` has its settings resolved as well; the page's YAML files are there."""
+    monkeypatch.chdir(tmp_path)
+    for code in blocks(PAGES[page], "yaml"):
+        if name := FILE_NAME.match(code):
+            Path(name[1]).write_text(code, encoding="utf-8")
+    module, *arguments = words
+    if module == "hrsa_lightning.cli":
+        module, *arguments = f"hrsa_lightning.{arguments[0]}", *arguments[1:]
+    main = importlib.import_module(module).main
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+    elif module == "hrsa_lightning.train":
+        assert main([*arguments, "--print-config"]) == 0, capsys.readouterr().err
+    else:
+        parse = argparse.ArgumentParser.parse_args
+
+        def parse_and_stop(*given: Any, **named: Any) -> NoReturn:
+            parse(*given, **named)
+            raise Parsed
+
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        with pytest.raises(Parsed):
+            main(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    """Files exist, and sections are headings of the page that they are on."""
+    for target, section in re.findall(r"\]\((?!http)([^)#\s]*)(?:#([^)]*))?\)", PAGES[page]):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if section:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            known = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in headings]
+            assert section in known, f"{target}#{section}"
+
+
+def test_every_page_is_in_the_site():
+    class Loader(yaml.SafeLoader):
+        """Reads mkdocs.yml, whose tags name Python objects of its extensions."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    listed = set(re.findall(r"[\w/-]+\.md", str(site["nav"])))
+    assert listed == {page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")}
+
+
+REFERENCES = {
+    module: text
+    for page, text in PAGES.items()
+    if page.startswith("docs/reference/")
+    for module in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)
+}
+
+
+def test_the_reference_has_every_public_package():
+    packages = "callbacks data functional losses metrics models modules plots representations"
+    assert {f"hrsa_lightning.{name}" for name in packages.split()} <= set(REFERENCES)
+
+
+@pytest.mark.parametrize("module", REFERENCES)
+def test_the_reference_lists_every_public_name(module):
+    """Constants aside; a page reads well where it is not built, too."""
+    names = getattr(importlib.import_module(module), "__all__", ())
+    listed = re.findall(r"^\| `(\w+)` \|", REFERENCES[module], re.MULTILINE)
+    assert [name for name in names if not name.isupper() and name not in listed] == []
+    assert [name for name in listed if names and name not in names] == []
+
+
+def test_every_key_of_a_recipe_is_in_its_table():
+    recipe = dataclasses.asdict(Config(arms={"NAME": ArmConfig()}))
+    keys = {key.removeprefix("trainer.") for key in dotted(recipe)}
+    assert sorted(key for key in keys if f"`{key}`" not in PAGES["docs/reference/recipes.md"]) == []
+
+
+def dotted(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_figures_of_the_comparison_were_measured():
+    section = PAGES["docs/alternatives.md"].split("## Speed and memory")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    measured = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    figures = {cell for row in rows for cell in row.strip("| ").split(" | ")[-2:]} - {"---"}
+    numbers = {cell for cell in figures if re.fullmatch(r"[\d.,]+", cell)}
+    assert len(numbers) > 10
+    assert {number for number in numbers if f"| {number} |" not in measured} == set()
