@@ -1,0 +1,1 @@
+"""Scores of embedding models on retrieval and MTEB tasks, and whether models differ."""
