@@ -3,12 +3,6 @@
 import numpy as np
 import pytest
 
-mteb = pytest.importorskip("mteb", reason="the extra `eval` is not installed")
-
-from datasets import Dataset
-from mteb.abstasks.retrieval import AbsTaskRetrieval
-from mteb.abstasks.task_metadata import TaskMetadata
-
 from hrsa_lightning.data import read_retrieval_set
 from hrsa_lightning.encoders import find_models
 from hrsa_lightning.errors import ConfigError, DataError
@@ -20,55 +14,16 @@ from tests.evaluation.runs import write_pairs
 # mteb warns on its own account, about models that are on no hub
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
-INSTRUCTION = "Find it"
 
-
-class LocalRetrieval(AbsTaskRetrieval):
-    """The pairs of `write_pairs` as one of mteb's retrieval tasks."""
-
-    metadata = TaskMetadata(
-        name="LocalRetrieval",
-        description="Local pairs",
-        type="Retrieval",
-        dataset={"path": "local", "revision": "1"},
-        reference=None,
-        category="t2t",
-        modalities=["text"],
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="ndcg_at_10",
-        prompt={"query": INSTRUCTION},
-        date=None,
-        domains=None,
-        task_subtypes=None,
-        license=None,
-        annotations_creators=None,
-        dialect=None,
-        sample_creation=None,
-        bibtex_citation="",
-    )
-    pairs = None
-
-    def load_data(self, **_):
-        task = read_retrieval_set([self.pairs])
-        split = {
-            "queries": Dataset.from_list(
-                [{"id": f"q{n}", "text": query[1]} for n, query in enumerate(task.queries)]
-            ),
-            "corpus": Dataset.from_list(
-                [{"id": f"d{n}", "text": text, "title": ""} for n, text in enumerate(task.corpus)]
-            ),
-            "relevant_docs": {
-                f"q{n}": {f"d{row}": 1 for row in right} for n, right in enumerate(task.relevance)
-            },
-            "top_ranked": None,
-        }
-        self.dataset = {"default": {"test": split}}
-        self.data_loaded = True
+@pytest.fixture(autouse=True, scope="module")
+def _mteb():
+    pytest.importorskip("mteb", reason="the extra `eval` is not installed")
 
 
 @pytest.fixture
 def task(tmp_path):
+    from tests.evaluation.local_task import LocalRetrieval
+
     local = LocalRetrieval()
     local.pairs = write_pairs(tmp_path / "pairs.jsonl", 9)
     return local
@@ -104,7 +59,7 @@ def test_instructions_and_cache(task, tmp_path):
     encoder = Recorder()
     (scores,) = score_benchmarks([task], "a/model", "v1", lambda: encoder, tmp_path)
     pairs = read_retrieval_set([task.pairs])
-    assert encoder.queries == [(INSTRUCTION, text) for _, text in pairs.queries]
+    assert encoder.queries == [("Find it", text) for _, text in pairs.queries]
     assert {text.strip() for text in encoder.passages} == set(pairs.corpus)
 
     def never():
@@ -120,7 +75,7 @@ def test_names_are_those_of_benchmarks_and_tasks():
     names = [task.metadata.name for task in find_tasks(["BRIGHT", "SciFact", "SciFact"])]
     assert "SciFact" in names
     assert len(names) == len(set(names)) > 1
-    with pytest.raises(ConfigError, match="'SciFac' is neither a benchmark nor a task.*SciFact"):
+    with pytest.raises(ConfigError, match=r"'SciFac' is neither a benchmark nor a task.*SciFact"):
         find_tasks(["SciFac"])
 
 
