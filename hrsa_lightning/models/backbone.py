@@ -12,7 +12,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -21,16 +20,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
 from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.tokenizers import read_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
-
-_GENERAL_TOKENIZERS = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 
 
 def load_backbone(
@@ -91,10 +88,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a backbone.
 
-    Where tokenizer_config.json names no class of its own but the general one, tokenizer.json is
-    taken as it is: AutoTokenizer would put the family's rules for splitting words in the place of
-    the checkpoint's.
-
+    It is read as `hrsa_lightning.tokenizers.read_tokenizer` does, with the checkpoint's own rules.
     A tokenizer without a pad token pads with its end-of-sequence token: padding is masked out, so
     that any token would do.
 
@@ -104,12 +98,7 @@ def load_tokenizer(
     """
     source = resolve_backbone(path)
     try:
-        settings = get_tokenizer_config(source, revision=revision)
-        general = settings.get("tokenizer_class") in _GENERAL_TOKENIZERS
-        loader: Any = PreTrainedTokenizerFast if general else AutoTokenizer
-        tokenizer = loader.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise BackboneError(
             f"backbone {str(path)!r}: its tokenizer cannot be loaded: {_first_sentence(error)}"

@@ -16,6 +16,7 @@ from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.representations.layers import clean_name
 from hrsa_lightning.representations.probes import Tokenizer, tokenizer_of
 from hrsa_lightning.representations.trace import RepresentationTrace
+from hrsa_lightning.tokenizers import read_tokenizer
 
 __all__ = [
     "CheckpointModel",
@@ -81,7 +82,8 @@ class PretrainedModel(FrozenModel):
     """A folder or hub id that transformers' `AutoModel` loads, safetensors only.
 
     Raises:
-        ConfigError: When `path` looks like a folder and is none with a `config.json`.
+        ConfigError: When `path` looks like a folder and is none with a `config.json`, or later,
+            when there is no such model.
     """
 
     def __init__(self, path: str) -> None:
@@ -98,12 +100,15 @@ class PretrainedModel(FrozenModel):
     def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
         from transformers import AutoModel
 
-        yield AutoModel.from_pretrained(self._path, use_safetensors=True).to(device)
+        try:
+            model = AutoModel.from_pretrained(self._path, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"reference: {self._path!r} cannot be loaded: {reason}") from error
+        yield model.to(device)
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self._path)
+        tokenizer = read_tokenizer(self._path)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return lambda texts: dict(
@@ -255,9 +260,11 @@ def _add(references: References, name: str | None, item: Any) -> None:
     elif isinstance(item, str) and item.startswith("arm:"):
         references.arms.append(item.removeprefix("arm:"))
     elif isinstance(item, RepresentationTrace):
-        references.traces[name or _plain(item.folder.name)] = item
+        name = _new_name(references, name or _plain(item.folder.name))
+        references.traces[name] = item
     elif isinstance(item, nn.Module):
-        references.frozen[name or f"reference{len(references.frozen) or ''}"] = GivenModel(item)
+        name = _new_name(references, name or f"reference{len(references.frozen) or ''}")
+        references.frozen[name] = GivenModel(item)
     elif isinstance(item, (str, Path)):
         _add_path(references, name, str(item))
     else:
@@ -269,13 +276,21 @@ def _add(references: References, name: str | None, item: Any) -> None:
 
 def _add_path(references: References, name: str | None, text: str) -> None:
     path = Path(text.removeprefix("trace:")).expanduser()
-    name = name or _plain(path.name)
-    if text.startswith("trace:") or (path / "trace.json").is_file():
+    is_trace = text.startswith("trace:") or (path / "trace.json").is_file()
+    is_checkpoint = not is_trace and path.suffix in _CHECKPOINT_SUFFIXES
+    name = _new_name(references, name or _plain(path.stem if is_checkpoint else path.name))
+    if is_trace:
         references.traces[name] = RepresentationTrace(path)
-    elif path.suffix in _CHECKPOINT_SUFFIXES:
-        references.frozen[_plain(path.stem)] = CheckpointModel(text)
     else:
-        references.frozen[name] = PretrainedModel(text)
+        references.frozen[name] = CheckpointModel(text) if is_checkpoint else PretrainedModel(text)
+
+
+def _new_name(references: References, name: str) -> str:
+    if name in references.frozen or name in references.traces:
+        raise ConfigError(
+            f"reference: two are called {name!r}; name them with a mapping of names to references"
+        )
+    return name
 
 
 def _plain(text: str) -> str:

@@ -2,9 +2,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.models import load_tokenizer
 from hrsa_lightning.representations.reference import CheckpointModel, parse_references
+from tests.tiny import make_backbone
 
 CPU = torch.device("cpu")
 
@@ -45,6 +48,34 @@ def test_mistakes_are_named(reference, message):
         parse_references(reference)
     with pytest.raises(ConfigError, match="no arm 'x'; the module has a, b"):
         names("arm:x", ["a", "b"])
+
+
+def test_checkpoints_of_one_file_name_have_to_be_named(tmp_path):
+    paths = [tmp_path / run / "last.ckpt" for run in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        torch.save({}, path)
+    assert names({"a": paths[0], "b": str(paths[1])}, ["x"]) == ["x_vs_a", "x_vs_b"]
+    with pytest.raises(ConfigError, match="two are called 'last'; name them with a mapping"):
+        parse_references(paths)
+
+
+def test_a_pretrained_reference_keeps_its_own_rules_for_splitting_words(tmp_path):
+    """AutoTokenizer would put those of the family in their place, and other tokens come out."""
+    path, text = make_backbone(tmp_path / "model"), "cafe\u0301"
+    tokenize = parse_references(str(path)).frozen["model"].tokenizer(max_length=16)
+    ids = tokenize([text])["input_ids"][0].tolist()
+    assert ids == load_tokenizer(path)(text).input_ids
+    assert ids != AutoTokenizer.from_pretrained(path)(text).input_ids
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path):
+    model = parse_references("nobody/nothing").frozen["nothing"]
+    with (
+        pytest.raises(ConfigError, match="'nobody/nothing' cannot be loaded"),
+        model.opened(nn.Identity(), CPU, ""),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
