@@ -1,6 +1,5 @@
 """What every monitor shares: when it looks, that looking changes nothing, and that errors pass."""
 
-import math
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -10,6 +9,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hrsa_lightning.callbacks.budget import Budget
+from hrsa_lightning.callbacks.charts import show_charts
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.callbacks.sinks import log_values
 from hrsa_lightning.errors import ConfigError, HRSAWarning
@@ -17,12 +18,9 @@ from hrsa_lightning.representations.exchange import Exchange
 from hrsa_lightning.representations.history import append_record, cut_history
 from hrsa_lightning.representations.isolation import untouched
 
-__all__ = ["DRAWING_SECONDS", "Monitor", "OnError"]
+__all__ = ["Monitor", "OnError"]
 
 OnError = Literal["warn", "raise"]
-
-DRAWING_SECONDS = 3.0
-"""What pictures may take, importing matplotlib included (measured: 1 to 3 s of one core)."""
 
 
 class Monitor(Callback, ABC):
@@ -38,6 +36,10 @@ class Monitor(Callback, ABC):
         history: File name in the run's folder, or a path; `None` writes no file.
         on_error: Whether a failed evaluation warns and training goes on, or raises.
 
+    Attributes:
+        folder: The run's folder, where it has one.
+        first_step: Optimizer step at which the current fit began; above 0 where it resumed.
+
     Raises:
         ConfigError: When `on_error` is neither `warn` nor `raise`.
     """
@@ -49,11 +51,13 @@ class Monitor(Callback, ABC):
             raise ConfigError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
         self.name = name
         self.schedule = schedule
+        self.budget = Budget(schedule.max_overhead)
         self.exchange = Exchange()
         self._history = history
         self._on_error = on_error
         self._restored: dict[str, Any] | None = None
         self._warned: set[str] = set()
+        self._preparing = 0.0
         self._forget()
 
     @abstractmethod
@@ -64,8 +68,8 @@ class Monitor(Callback, ABC):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Evaluate, with the module in isolation; return values by tag, the same on all ranks."""
 
-    def extras(self) -> dict[str, Any]:
-        """Further entries for the history record of the latest evaluation."""
+    def floors(self) -> dict[str, float]:
+        """Chance or null values by tag, as far as they are known after an evaluation."""
         return {}
 
     def publish(self, trainer: Trainer, step: int) -> None:
@@ -85,7 +89,15 @@ class Monitor(Callback, ABC):
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if any(kind.__name__ == "FSDPStrategy" for kind in type(trainer.strategy).__mro__):
+            raise ConfigError(
+                f"{self.name}: FSDPStrategy keeps weights where a call of the module itself does "
+                "not find them; shard with ModelParallelStrategy (FSDP2) instead"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        started = time.perf_counter()
         sampler: dict[str, int] = (
             getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         )
@@ -98,23 +110,26 @@ class Monitor(Callback, ABC):
         )
         with untouched(pl_module):
             self.prepare(trainer, pl_module)
+        self._preparing = time.perf_counter() - started
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        started = time.perf_counter()
         step = trainer.global_step
         if step == 0:
             self._forget()
             self._restored = None
-        self._open_folder(trainer, step)
-        self._train_started = time.perf_counter()
-        self._spent_before = self._spent
-        self._first_step = step
+        restored, self._restored = self._restored or {}, None
+        self.first_step = step
+        self._open_folder(trainer, restored)
+        opening = time.perf_counter() - started
+        self.budget.start(step, restored, spent=self._preparing + opening)
         if self._last_step < 0:
             self._evaluate(trainer, pl_module, starts=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
+        step = self.budget.step = trainer.global_step
         if step != self._last_step and self.schedule.is_due(step) and self._permitted(step):
             self._evaluate(trainer, pl_module)
 
@@ -127,6 +142,11 @@ class Monitor(Callback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._last_step:
             self._evaluate(trainer, pl_module)
+        if not self.budget.affords():
+            self.warn_once(
+                f"took more than max_overhead={self.budget.share} of the training time: the run is "
+                "short for the first and the last evaluation, which are always made"
+            )
         self._finish(trainer)
 
     def on_exception(
@@ -136,10 +156,8 @@ class Monitor(Callback, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            **self.budget.state(),
             "last_step": self._last_step,
-            "spent": self._spent,
-            "train_seconds": self._train_seconds(),
-            "train_steps": self._train_steps,
             "next_step": self.schedule.next_step,
             "history": None if self.history_path is None else str(self.history_path),
             **self.remember(),
@@ -154,42 +172,31 @@ class Monitor(Callback, ABC):
             self._warned.add(message)
             warnings.warn(f"{self.name}: {message}{details}", HRSAWarning, stacklevel=2)
 
-    def affords(self, seconds: float) -> bool:
-        """Whether so many seconds more stay within `max_overhead`; always without one."""
-        share = self.schedule.max_overhead
-        return share is None or self._spent + seconds <= share * self._train_seconds()
-
     def _forget(self) -> None:
         self.folder: Path | None = None
         self.history_path: Path | None = None
+        self.first_step = 0
         self._last_step = -1
-        self._spent = self._spent_before = self._cost = 0.0
-        self._train_before = 0.0
-        self._train_started = math.nan
-        self._train_steps = self._first_step = 0
-        self.schedule.next_step = 0
+        self._written_floors: dict[str, float] = {}
+        self.schedule.put_off(0)
         self.begin({})
 
-    def _open_folder(self, trainer: Trainer, step: int) -> None:
-        restored, self._restored = self._restored or {}, None
+    def _open_folder(self, trainer: Trainer, restored: dict[str, Any]) -> None:
+        log_dir = trainer.log_dir  # talks to all ranks, so every rank has to ask
+        if not getattr(trainer, "fast_dev_run", False):
+            self.folder = Path(log_dir or trainer.default_root_dir)
         if restored:
             self._last_step = restored["last_step"]
-            self._spent = restored["spent"]
-            self._train_before = restored["train_seconds"]
-            self._train_steps = restored["train_steps"]
-            self.schedule.next_step = restored["next_step"]
+            self.schedule.put_off(restored["next_step"])
             self.begin(restored)
-        log_dir = trainer.log_dir  # talks to all ranks, so every rank has to ask
-        if getattr(trainer, "fast_dev_run", False):
-            return
-        self.folder = Path(log_dir or trainer.default_root_dir)
-        if self._history is None:
+        if self.folder is None or self._history is None:
             return
         self.history_path = self.folder / self._history
         with self.exchange.together():
             if trainer.is_global_zero:
                 source = Path(restored.get("history") or self.history_path)
-                kept = cut_history(source, self.history_path, step if step else -1)
+                last = self.first_step or -1
+                kept = cut_history(source, self.history_path, last)
                 self._last_step = max([self._last_step, *(record["step"] for record in kept)])
         self._last_step = self.exchange.first(self._last_step)
 
@@ -198,79 +205,68 @@ class Monitor(Callback, ABC):
     ) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # else training's queue counts as our time
-        started = time.perf_counter()
-        step = trainer.global_step
-        self._train_steps += step - self._first_step
-        self._first_step = step
-        try:
-            with untouched(pl_module):
-                values = self.measure(trainer, pl_module)
-            seconds = self.exchange.first(time.perf_counter() - started)
-            values[f"{self.name}/seconds"] = seconds
-            with self.exchange.together():
-                self._write(trainer, pl_module, values, step, seconds)
-        except Exception as error:
-            # Before the first step a mistake of the user can still be mended at no loss.
-            if self._on_error == "raise" or (starts and isinstance(error, ConfigError)):
-                raise
-            warnings.warn(
-                f"{self.name}: no values at step {step}, training goes on "
-                f"({type(error).__name__}: {error})",
-                HRSAWarning,
-                stacklevel=2,
-            )
+        step = self.budget.step = trainer.global_step
+        with self.budget.spending():
+            started = time.perf_counter()
+            try:
+                with untouched(pl_module):
+                    values = self.measure(trainer, pl_module)
+                seconds = self.exchange.first(time.perf_counter() - started)
+                values[f"{self.name}/seconds"] = seconds
+                with self.exchange.together():
+                    self._write(trainer, pl_module, values, seconds)
+            except Exception as error:
+                # Before the first step a mistake of the user can still be mended at no loss.
+                if self._on_error == "raise" or (starts and isinstance(error, ConfigError)):
+                    raise
+                warnings.warn(
+                    f"{self.name}: no values at step {step}, training goes on "
+                    f"({type(error).__name__}: {error})",
+                    HRSAWarning,
+                    stacklevel=2,
+                )
         self._last_step = step
         self.schedule.advance(step)
-        self._cost = time.perf_counter() - started
-        self._spent += self._cost
 
     def _write(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        values: dict[str, float],
-        step: int,
-        seconds: float,
+        self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float], seconds: float
     ) -> None:
+        step = trainer.global_step
         log_values(trainer, values, step, pl_module.device)
         if not trainer.is_global_zero:
             return
+        floors = self.floors()
         if self.history_path is not None:
-            record = {
+            record: dict[str, Any] = {
                 "step": step,
                 "epoch": trainer.current_epoch,
                 "time": time.time(),
                 "seconds": seconds,
                 "values": values,
-                **self.extras(),
             }
+            news = {tag: floors[tag] for tag in floors if tag not in self._written_floors}
+            if news:
+                self._written_floors |= news
+                record["floors"] = news
             append_record(self.history_path, record)
+        show_charts(trainer, values, floors, step)
         self.publish(trainer, step)
 
     def _permitted(self, step: int) -> bool:
-        if self.schedule.max_overhead is None:
+        if self.budget.share is None:
             return True
-        steps = self._train_steps + step - self._first_step
-        wait = self.exchange.first(
-            self.schedule.steps_to_wait(self._spent, self._cost, self._train_seconds(), steps)
-        )
+        wait = self.exchange.first(self.budget.steps_to_wait())
         if wait:
-            self.schedule.next_step = step + wait
+            self.schedule.put_off(step + wait)
             self.warn_once(
-                f"evaluations are put off to stay within max_overhead={self.schedule.max_overhead}"
+                f"evaluations are put off to stay within max_overhead={self.budget.share}"
             )
         return not wait
-
-    def _train_seconds(self) -> float:
-        if math.isnan(self._train_started):
-            return self._train_before
-        evaluating = self._spent - self._spent_before
-        return self._train_before + time.perf_counter() - self._train_started - evaluating
 
     def _finish(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or self.folder is None:
             return
-        if not self.affords(DRAWING_SECONDS):
+        if not self.budget.affords(self.budget.drawing):
             self.warn_once("no pictures, to stay within max_overhead; the history has their values")
             return
         try:

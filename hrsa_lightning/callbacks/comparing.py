@@ -1,16 +1,17 @@
 """From two representations of the same samples to values, whatever the metrics are."""
 
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MetricCollection
 
+from hrsa_lightning.callbacks.metric_sets import fit_widths, metric_set
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.metrics import hrsa_metrics
+from hrsa_lightning.functional import jackknife
 
 __all__ = ["Comparer", "Result", "variance_shares"]
 
@@ -37,9 +38,8 @@ class Comparer:
     """Applies a set of metrics to pairs of representations.
 
     Args:
-        metrics: `None` for the HRSA set, a list of its keys to keep only those, a torchmetrics
-            metric or collection with `update(x, y)`, or a list or mapping of metrics.
-        num_classes: Number of classes of the labels, for the probe of the HRSA set.
+        metrics: See `metric_set`.
+        num_classes: See `metric_set`.
         num_groups: Leave each of so many groups of samples out once, for a jackknife band around
             every value; 0 for none.
 
@@ -54,8 +54,7 @@ class Comparer:
             raise ConfigError(
                 f"num_jackknife_groups: expected 0 or at least {MIN_GROUPS}, got {num_groups}"
             )
-        self._keys: list[str] | None = None
-        self._metrics = self._collection(metrics, num_classes)
+        self._metrics, self._keys = metric_set(metrics, num_classes)
         self._num_groups = num_groups
         self._fitting: dict[Hashable, tuple[MetricCollection, list[str]]] = {}
 
@@ -94,28 +93,8 @@ class Comparer:
             return result
         result.values = self._run(metrics, x, y, labels, result)
         if self._num_groups:
-            result.values |= self._band(metrics, x, y, labels, result.values)
+            result.values |= self._band(metrics, x, y, labels, result)
         return result
-
-    def _collection(self, metrics: Any, num_classes: int | None) -> MetricCollection:
-        if metrics is None:
-            return hrsa_metrics(num_classes=num_classes)
-        if isinstance(metrics, MetricCollection):
-            return metrics.clone()
-        if isinstance(metrics, Metric):
-            return MetricCollection([metrics.clone()])
-        if isinstance(metrics, Mapping) and metrics:
-            return MetricCollection({name: metric.clone() for name, metric in metrics.items()})
-        if isinstance(metrics, Sequence) and metrics and not isinstance(metrics, str):
-            if all(isinstance(metric, str) for metric in metrics):
-                self._keys = list(metrics)
-                return _named(self._keys, num_classes)
-            if all(isinstance(metric, Metric) for metric in metrics):
-                return MetricCollection([metric.clone() for metric in metrics])
-        raise ConfigError(
-            "metrics: expected null, a list of names of HRSA metrics, or torchmetrics metrics, "
-            f"got {metrics!r}"
-        )
 
     def _metrics_for(
         self, x: Tensor, y: Tensor, key: Hashable
@@ -123,24 +102,7 @@ class Comparer:
         """The metrics that can take these widths; the others are left out and named."""
         widths = (x.shape[1], y.shape[1])
         if (widths, key) not in self._fitting:
-            metrics, notes = self._metrics.clone(), []
-            if widths[0] != widths[1]:
-                kept: dict[str, Any] = {}
-                for name, metric in self._metrics.items(keep_base=True):
-                    if _takes(metric, x[:MIN_SAMPLES], y[:MIN_SAMPLES]):
-                        kept[name] = metric.clone()
-                    else:
-                        notes.append(
-                            f"{name} needs equal widths and is left out "
-                            f"({widths[0]} against {widths[1]} features)"
-                        )
-                if not kept:
-                    raise DataError(notes[0])
-                metrics = MetricCollection(kept)
-            for metric in metrics.values(copy_state=False):
-                # Every rank holds all rows when it compares, so there is nothing to add up.
-                metric.distributed_available_fn = _alone
-            self._fitting[widths, key] = (metrics, notes)
+            self._fitting[widths, key] = fit_widths(self._metrics, x, y)
         return self._fitting[widths, key]
 
     def _run(
@@ -164,29 +126,24 @@ class Comparer:
         return {key: values[key] for key in self._keys if key in values}
 
     def _band(
-        self,
-        metrics: MetricCollection,
-        x: Tensor,
-        y: Tensor,
-        labels: Tensor | None,
-        values: Mapping[str, float],
+        self, metrics: MetricCollection, x: Tensor, y: Tensor, labels: Tensor | None, result: Result
     ) -> dict[str, float]:
-        """95 % band of a grouped jackknife.
+        """95 % band around every value, from the standard errors of a grouped jackknife."""
 
-        Samples drawn with replacement would meet their own copies as nearest neighbors, and
-        duplicates move debiased CKA; leaving groups out has neither flaw.
-        """
-        groups = torch.arange(len(x), device=x.device) % self._num_groups
-        runs = []
-        for group in range(self._num_groups):
-            keep = groups != group
-            part = None if labels is None else labels[keep]
-            runs.append(self._run(metrics, x[keep], y[keep], part, Result()))
+        def values_of(x: Tensor, y: Tensor, *labels: Tensor) -> dict[str, Tensor]:
+            values = self._run(metrics, x, y, labels[0] if labels else None, Result())
+            return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
+
+        others = [] if labels is None else [labels]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            errors = jackknife(values_of, x, y, *others, num_groups=self._num_groups)[1]
+        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
+        assert isinstance(errors, dict)
+        width = _student_quantile(self._num_groups - 1)
         band: dict[str, float] = {}
-        for key, value in values.items():
-            left_out = torch.tensor([run.get(key, float("nan")) for run in runs]).double()
-            spread = (left_out - left_out.mean()).square().sum() * (1 - 1 / self._num_groups)
-            half = _student_quantile(self._num_groups - 1) * float(spread.sqrt())
+        for key, value in result.values.items():
+            half = width * float(errors[key])
             band |= {f"{key}_low": value - half, f"{key}_high": value + half}
         return band
 
@@ -208,7 +165,8 @@ def variance_shares(x: Tensor) -> dict[str, float]:
         >>> round(shares["variance_share_dimension"], 3)
         0.988
     """
-    squares = (x.double() - x.double().mean(0)).square()
+    centered = x.double()
+    squares = (centered - centered.mean(0)).square_()
     total = squares.sum()
     return {
         "variance_share_sample": float(squares.sum(1).max() / total),
@@ -222,41 +180,6 @@ def _student_quantile(freedom: int) -> float:
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + first / freedom + second / freedom**2
-
-
-def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
-    """The metrics of the HRSA set that give these keys, without those that need absent labels."""
-    ks = [int(key[12:]) for key in keys if key.startswith("knn_overlap_") and key[12:].isdigit()]
-    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
-    owners = {
-        key: name
-        for name, metric in hrsa_metrics(num_classes=2, k=ks or (10,)).items(keep_base=True)
-        for key in metric.keys() or (name,)  # type: ignore[operator]
-    }
-    unknown = [key for key in keys if key not in owners]
-    if unknown:
-        raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
-    names = dict.fromkeys(owners[key] for key in keys)
-    chosen: dict[str, Any] = {
-        name: metric for name, metric in available.items(keep_base=True) if name in names
-    }
-    if not chosen:
-        raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
-    return MetricCollection(chosen, compute_groups=[list(chosen)])
-
-
-def _takes(metric: Metric, x: Tensor, y: Tensor) -> bool:
-    trial = metric.clone().to(x.device)
-    trial.reset()
-    try:
-        trial.update(x, y)
-    except (ValueError, RuntimeError):
-        return False
-    return True
-
-
-def _alone() -> bool:
-    return False
 
 
 def _number(name: str, value: Any) -> float:

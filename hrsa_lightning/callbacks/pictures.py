@@ -1,12 +1,12 @@
-"""Curves, heatmaps and the TensorBoard layout of a similarity monitor."""
+"""Curves and heatmaps of a similarity monitor."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning.pytorch import Trainer
 
-from hrsa_lightning.callbacks.sinks import log_floors, log_layout, log_picture
+from hrsa_lightning.callbacks.sinks import log_picture
 from hrsa_lightning.functional import linear_cka_heatmap
 from hrsa_lightning.plots import curves_figure, heatmap_figure, save_figure
 from hrsa_lightning.representations.capture import Snapshot
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["LayerMap", "Pictures"]
-
-
-CHANCE = "chance"
 
 
 class LayerMap(NamedTuple):
@@ -47,32 +44,22 @@ class Pictures:
         """Drop what was kept, for a new fit."""
         self._maps: list[LayerMap] = []
         self._values: dict[str, float] = {}
-        self._floors: dict[str, float] = {}
         self._drawn_at = -1
-        self._has_layout = False
 
-    def keep(
-        self, maps: list[LayerMap], values: Mapping[str, float], floors: Mapping[str, float]
-    ) -> None:
+    def keep(self, maps: list[LayerMap], values: Mapping[str, float]) -> None:
         """Take over the results of an evaluation."""
         self._maps = [m for m in maps if len(m.live) > 1 or len(m.reference) > 1]
         self._values = dict(values)
-        self._floors = {}
-        for tag, floor in floors.items():
-            group, metric, _, where = split_tag(tag)
-            shared = f"{group}/{metric}/{CHANCE}/{where}"
-            self._floors[shared] = max(floor, self._floors.get(shared, floor))
 
-    def publish(self, trainer: Trainer, step: int, evaluation: int, *, draws: bool) -> None:
-        """Send to the loggers what is due at an evaluation."""
-        if not self._has_layout:
-            self._has_layout = True
-            log_layout(trainer, self._layout())
-        log_floors(trainer, self._floors, step)
-        if draws and self._every and evaluation % self._every == 0:
-            self._drawn_at = step
-            for tag, figure in self._heatmaps():
-                log_picture(trainer, tag, figure, step)
+    def is_due(self, evaluation: int) -> bool:
+        """Whether heatmaps are wanted at an evaluation, counted from 0."""
+        return bool(self._every and self._maps) and evaluation % self._every == 0
+
+    def publish(self, trainer: Trainer, step: int) -> None:
+        """Send the heatmaps to the loggers."""
+        self._drawn_at = step
+        for tag, figure in self._heatmaps():
+            log_picture(trainer, tag, figure, step)
 
     def finish(self, trainer: Trainer, history: Path | None, folder: Path | None) -> None:
         """Write PNG files beside the history, and log them."""
@@ -120,14 +107,3 @@ class Pictures:
             parts = (group, "heatmap", comparison)
             found.append(("/".join(part for part in parts if part), figure))
         return found
-
-    def _layout(self) -> dict[str, dict[str, list[Any]]]:
-        """One section per place, the output first; one chart per metric, with all comparisons."""
-        charts: dict[str, dict[str, list[Any]]] = {}
-        for tag in sorted(self._values, key=lambda tag: not tag.endswith("/output")):
-            group, metric, _, where = split_tag(tag)
-            if not where or metric.endswith(("_low", "_high")):
-                continue
-            section = charts.setdefault(f"{group} at {where}", {})
-            section.setdefault(metric, ["Multiline", []])[1].append(tag)
-        return charts

@@ -1,39 +1,49 @@
 """The part that monitors and recorders share: probes, layers and arms of the module in training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.representations.capture import CaptureOptions, Snapshot
+from hrsa_lightning.representations.capture import CaptureOptions, Forward, Snapshot
 from hrsa_lightning.representations.exchange import Exchange
 from hrsa_lightning.representations.isolation import untouched
 from hrsa_lightning.representations.layers import LayerSelection, select_layers
 from hrsa_lightning.representations.observer import Observer, Shares
+from hrsa_lightning.representations.pooling import POOLINGS, PoolingMethod
 from hrsa_lightning.representations.probes import ProbeSet, Tokenizer, load_probes, tokenizer_of
 
-__all__ = ["Probing"]
+__all__ = ["Probing", "find_arms"]
 
 
 class Probing:
     """Looks at the module in training, or at each of its arms, through the probe sets.
 
+    Its arguments are those that `SimilarityMonitor` and `RepresentationRecorder` share.
+
     Args:
-        probes: See `SimilarityMonitor`.
+        probes: See `SimilarityMonitor`, as for all but the last.
         layers: Patterns of `select_layers`.
         arms: Attribute of the LightningModule that holds several models by name; `None` looks at
             the LightningModule itself.
-        options: Forward call, pooling and mask.
+        forward: Forward call.
+        pooling: From activations to rows.
+        mask: Which tokens count.
+        exclude_first_token: Whether each sample's first token does not.
         tokenizer: Turns texts into a batch; `None` asks each model for its `probe_batch`.
         max_length: Most tokens of a text.
         batch_size: Samples per batch of texts.
         label_key: Where batches hold labels.
         limit_batches: At most so many batches of each probe set.
         keep_on_device: Keep representations where the model is and not on the CPU.
+
+    Raises:
+        ConfigError: When an argument has no meaning.
     """
 
     def __init__(
@@ -41,18 +51,29 @@ class Probing:
         probes: Any,
         layers: Sequence[str],
         arms: str | None,
-        options: CaptureOptions,
+        *,
+        forward: Forward | None,
+        pooling: PoolingMethod | Mapping[str, PoolingMethod],
+        mask: str | Callable[[Any], Tensor] | None,
+        exclude_first_token: bool,
         tokenizer: Tokenizer | None,
         max_length: int,
         batch_size: int,
-        label_key: str | int | None,
+        label_key: str | int | None = None,
         limit_batches: int | None,
-        keep_on_device: bool,
+        keep_on_device: bool = False,
     ) -> None:
+        if probes is None:
+            raise ConfigError("probes: expected the inputs to look at models through, got none")
         if isinstance(layers, str) or not layers:
             raise ConfigError(f"layers: expected a list of names or globs, got {layers!r}")
         if batch_size < 1 or (limit_batches is not None and limit_batches < 1):
             raise ConfigError("batch_size and limit_probe_batches: expected positive numbers")
+        for method in pooling.values() if isinstance(pooling, Mapping) else [pooling]:
+            if not (callable(method) or method in POOLINGS):
+                raise ConfigError(
+                    f"pooling: expected {', '.join(POOLINGS)} or a function, got {method!r}"
+                )
         self.patterns = list(layers)
         self.arms = arms
         self.modules: dict[str, nn.Module] = {}
@@ -60,7 +81,7 @@ class Probing:
         self.observer: Observer
         self.device = torch.device("cpu")
         self._probes = probes
-        self._options = options
+        self._options = CaptureOptions(forward, pooling, mask, exclude_first_token)
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._batch_size = batch_size
@@ -81,7 +102,7 @@ class Probing:
             DataError: When a probe set holds no samples.
         """
         self.device = pl_module.device
-        self.modules = self._find_arms(pl_module)
+        self.modules = find_arms(pl_module, self.arms)
         self.layers = {
             arm: select_layers(module, self.patterns, owner=f"arm {arm!r}" if arm else "the module")
             for arm, module in self.modules.items()
@@ -105,15 +126,7 @@ class Probing:
                         "probes: texts need tokenizer=, or a method probe_batch(texts, max_length) "
                         f"of {f'arm {arm!r}' if arm else 'the module'}"
                     )
-        options = self._options
-        if options.context is CaptureOptions.context:
-            options = CaptureOptions(
-                options.forward,
-                options.pooling,
-                options.mask,
-                options.exclude_first_token,
-                trainer.precision_plugin.forward_context,
-            )
+        options = replace(self._options, context=trainer.precision_plugin.forward_context)
         store_on = self.device if self._keep_on_device else torch.device("cpu")
         self.observer = Observer(loaded, options, exchange, store_on)
 
@@ -155,6 +168,23 @@ class Probing:
                 module, layers, self.device, owner, tokenize or self.tokenizer_for(live)
             )
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Whether the rows of a layer are tokens."""
+        return any(
+            self._options.pooling_of(name) == "none"
+            for selection in self.layers.values()
+            for name in selection.names
+        )
+
+    def text_cut_differently(self, owner: str, other: str) -> str | None:
+        """A text of which two owners have other tokens; `None` when there is none known."""
+        found = (
+            probes.text_cut_differently(owner, other, self._options.mask_of)
+            for probes in self.probes.values()
+        )
+        return next((text for text in found if text is not None), None)
+
     def tokenizer_for(self, module: nn.Module) -> Tokenizer | None:
         """The user's tokenizer, or the module's own."""
         return self._tokenizer or tokenizer_of(module, self._max_length)
@@ -164,16 +194,26 @@ class Probing:
         """Most tokens of a text."""
         return self._max_length
 
-    def _find_arms(self, pl_module: LightningModule) -> dict[str, nn.Module]:
-        if self.arms is None:
-            return {"": pl_module}
-        holder = getattr(pl_module, self.arms, None)
-        if not isinstance(holder, (nn.ModuleDict, Mapping)) or not len(holder):
-            raise ConfigError(
-                f"arms: expected {self.arms!r} to name an nn.ModuleDict of the LightningModule, "
-                f"got {type(holder).__name__}"
-            )
-        return dict(holder.items())
+
+def find_arms(pl_module: LightningModule, holder: str | None) -> dict[str, nn.Module]:
+    """The models to look at: the LightningModule as a whole, or several that it holds by name.
+
+    Args:
+        pl_module: The module in training.
+        holder: The attribute that holds them; `None` for the module itself, named ``""``.
+
+    Raises:
+        ConfigError: When the attribute holds no models.
+    """
+    if holder is None:
+        return {"": pl_module}
+    arms = getattr(pl_module, holder, None)
+    if not isinstance(arms, (nn.ModuleDict, Mapping)) or not len(arms):
+        raise ConfigError(
+            f"arms: expected {holder!r} to name an nn.ModuleDict of the LightningModule, "
+            f"got {type(arms).__name__}"
+        )
+    return dict(arms.items())
 
 
 def _resolve(source: Any, trainer: Trainer, pl_module: LightningModule) -> Any:

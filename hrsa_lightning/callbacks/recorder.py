@@ -10,8 +10,7 @@ from torch import Tensor
 from hrsa_lightning.callbacks.base import Monitor, OnError
 from hrsa_lightning.callbacks.probing import Probing
 from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.representations.capture import CaptureOptions, Forward
+from hrsa_lightning.representations.capture import Forward
 from hrsa_lightning.representations.pooling import PoolingMethod
 from hrsa_lightning.representations.probes import Tokenizer
 from hrsa_lightning.representations.trace import TraceWriter
@@ -24,6 +23,7 @@ class RepresentationRecorder(Monitor):
 
     The folder it writes is a `reference` for the `SimilarityMonitor` of another run, which compares
     itself with this one step for step. It holds safetensors and JSON, complete after every step.
+    A run that resumes goes on with its trace, also where its logger makes a new folder.
     The arguments that it shares with `SimilarityMonitor` mean the same.
 
     Args:
@@ -70,20 +70,19 @@ class RepresentationRecorder(Monitor):
         on_error: OnError = "warn",
         name: str = "recorder",
     ) -> None:
-        if probes is None:
-            raise ConfigError("probes: expected the inputs to record, got none")
         self._target = Path(folder)
         self._probing = Probing(
             probes,
             layers,
             arms,
-            CaptureOptions(forward, pooling, mask, exclude_first_token),
+            forward=forward,
+            pooling=pooling,
+            mask=mask,
+            exclude_first_token=exclude_first_token,
             tokenizer=tokenizer,
             max_length=max_length,
             batch_size=batch_size,
-            label_key=None,
             limit_batches=limit_probe_batches,
-            keep_on_device=False,
         )
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced)
         super().__init__(name, schedule, None, on_error)
@@ -93,16 +92,29 @@ class RepresentationRecorder(Monitor):
 
     def begin(self, restored: dict[str, Any]) -> None:
         self._writer: TraceWriter | None = None
+        self._restored_trace: str | None = restored.get("trace")
+
+    def remember(self) -> dict[str, Any]:
+        written = None if self._writer is None else str(self._writer.folder)
+        return {"trace": written or self._restored_trace}
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         recording = self._probing.look()
-        step = trainer.global_step
         with self.exchange.together():
             if self.exchange.rank == 0 and self.folder is not None:
-                if self._writer is None:
-                    fingerprints = {n: p.fingerprint for n, p in self._probing.probes.items()}
-                    self._writer = TraceWriter(
-                        self.folder / self._target, fingerprints, keep_until=step - 1
-                    )
-                self._writer.add(step, recording)
+                self._writer = self._writer or self._open(self.folder / self._target)
+                self._writer.add(trainer.global_step, recording)
         return {}
+
+    def _open(self, folder: Path) -> TraceWriter:
+        fingerprints = {name: probes.fingerprint for name, probes in self._probing.probes.items()}
+        writer = TraceWriter(folder, fingerprints)
+        if self.first_step > 0:
+            source = Path(self._restored_trace or folder)
+            taken = writer.take_over(source, until=self.first_step)
+            if self._restored_trace and not taken:
+                self.warn_once(
+                    f"the trace begins at step {self.first_step}: {str(source)!r} is gone or was "
+                    "recorded on other probes"
+                )
+        return writer

@@ -12,7 +12,7 @@ from hrsa_lightning.representations.layers import LayerSelection, select_layers
 from hrsa_lightning.representations.reference import Comparison, FrozenModel, References
 from hrsa_lightning.representations.trace import Recording
 
-__all__ = ["ReferenceBook"]
+__all__ = ["INITIAL", "Live", "ReferenceBook"]
 
 INITIAL = "initial"
 Live = dict[str, dict[str, Snapshot]]
@@ -120,6 +120,38 @@ class ReferenceBook:
             or None
         )
 
+    def kept_under(self, comparison: Comparison) -> tuple[str, ...] | None:
+        """Names the representations that `rows` gives, where they stay the same from now on.
+
+        Arms that are compared with one frozen model share them.
+        """
+        if comparison.source == "initial":
+            return comparison.source, comparison.arm
+        if comparison.source == "frozen":
+            per_arm = self._references.frozen[comparison.of].per_arm
+            return comparison.source, comparison.of, *([comparison.arm] if per_arm else [])
+        return None
+
+    def check_tokens(self, comparison: Comparison) -> None:
+        """Refuse to compare token by token what two tokenizers cut differently.
+
+        Where only one side has token ids, the number of rows has to tell.
+
+        Raises:
+            ConfigError: When both sides have token ids and they differ.
+        """
+        if not self._probing.compares_tokens or comparison.source not in ("arm", "frozen"):
+            return
+        frozen = comparison.source == "frozen"
+        other = _owner(comparison.of) if frozen else comparison.of
+        text = self._probing.text_cut_differently(comparison.arm, other)
+        if text is not None:
+            sides = comparison.name.replace("_vs_", " and ") or f"the module and {comparison.of}"
+            raise ConfigError(
+                f"pooling: 'none' compares token by token, and the tokenizers of {sides} cut "
+                f"{text[:40]!r} differently; choose another pooling, such as 'mean'"
+            )
+
     def _fingerprints(self) -> dict[str, str]:
         return {name: probes.fingerprint for name, probes in self._probing.probes.items()}
 
@@ -137,7 +169,7 @@ class ReferenceBook:
             ):
                 layers = self._layers_of(module, name, arm)
                 own = model.tokenizer(probing.max_length)
-                owner = f"reference {name}" if own else arm
+                owner = _owner(name) if own else arm
                 shares = probing.look_at(module, layers, owner, own, live)
             found[arm if model.per_arm else ""] = probing.observer.gather(shares)
         return {
@@ -161,3 +193,8 @@ class ReferenceBook:
             dict(zip(live.modules, found.modules.values(), strict=True)),
             dict(zip(live.outputs, found.outputs.values(), strict=True)),
         )
+
+
+def _owner(reference: str) -> str:
+    """Whose tokens those of a reference with its own tokenizer are."""
+    return f"reference {reference}"

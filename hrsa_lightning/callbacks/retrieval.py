@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hrsa_lightning.callbacks.base import Monitor, OnError
+from hrsa_lightning.callbacks.probing import find_arms
+from hrsa_lightning.callbacks.ranking import chance_scores, ranking_scores
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.callbacks.sinks import log_picture
 from hrsa_lightning.errors import ConfigError, DataError
@@ -18,7 +20,7 @@ from hrsa_lightning.plots import curves_figure, save_figure
 from hrsa_lightning.representations.capture import is_sharded
 from hrsa_lightning.representations.history import read_history
 
-__all__ = ["RetrievalMonitor", "ranking_scores", "read_retrieval_pairs"]
+__all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
 
 Text = str | tuple[str, str]
 Encode = Callable[[nn.Module, list[Text]], Tensor]
@@ -38,7 +40,9 @@ class RetrievalMonitor(Monitor):
             the LightningModule itself.
         ks: Depths of recall; MRR and nDCG are taken at the largest.
         encode: `encode(module, texts) -> (texts, features)`; the default is the model's own
-            `embed(texts, max_length=…, batch_size=…)`.
+            `embed(texts, max_length=…, batch_size=…)`, or its two halves where it has them,
+            `tokenize(texts, max_length)` and `encode_texts(tokens, max_tokens)`, of which the first
+            is called once in a fit.
         max_length: Most tokens of a text, for the default encoding.
         batch_size: Texts per batch, for the default encoding.
         limit: Use at most so many queries; the corpus is that of these.
@@ -81,6 +85,7 @@ class RetrievalMonitor(Monitor):
         self._queries, self._corpus, self._relevant = _index(records[:limit])
         self._arms = arms
         self._ks = sorted(ks)
+        self._chance = chance_scores([*map(len, self._relevant)], len(self._corpus), self._ks)
         self._encode = encode
         self._max_length = max_length
         self._batch_size = batch_size
@@ -88,15 +93,8 @@ class RetrievalMonitor(Monitor):
         super().__init__(name, schedule, history, on_error)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        holder = pl_module if self._arms is None else getattr(pl_module, self._arms, None)
-        if self._arms is not None and not isinstance(holder, (nn.ModuleDict, Mapping)):
-            raise ConfigError(
-                f"arms: expected {self._arms!r} to name an nn.ModuleDict of the LightningModule, "
-                f"got {type(holder).__name__}"
-            )
-        self._modules: dict[str, nn.Module] = (
-            {"": pl_module} if self._arms is None else dict(holder.items())  # type: ignore[union-attr, operator]
-        )
+        self._modules = find_arms(pl_module, self._arms)
+        self._tokens: dict[tuple[str, str], Any] = {}
         for arm, module in self._modules.items():
             if self._encode is None and not callable(getattr(module, "embed", None)):
                 raise ConfigError(
@@ -107,8 +105,8 @@ class RetrievalMonitor(Monitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         values: dict[str, float] = {}
         for arm, module in self._modules.items():
-            queries = self._embed(module, self._queries)
-            corpus = self._embed(module, list(self._corpus))
+            queries = self._embed(arm, module, "queries", self._queries)
+            corpus = self._embed(arm, module, "corpus", list(self._corpus))
             with self.exchange.together():
                 scores = ranking_scores(queries, corpus, self._relevant, self._ks)
             if any(math.isnan(score) for score in scores.values()):
@@ -119,6 +117,10 @@ class RetrievalMonitor(Monitor):
             values |= {f"{tag}/{metric}": score for metric, score in scores.items()}
         return values
 
+    def floors(self) -> dict[str, float]:
+        tags = ["/".join(part for part in (self.name, arm) if part) for arm in self._modules]
+        return {f"{tag}/{metric}": score for tag in tags for metric, score in self._chance.items()}
+
     def finish(self, trainer: Trainer) -> None:
         if self.history_path is None or not self.history_path.is_file():
             return
@@ -126,67 +128,36 @@ class RetrievalMonitor(Monitor):
         log_picture(trainer, f"{self.name}/curves", figure, trainer.global_step)
         save_figure(figure, self.history_path.parent / f"{self.name}.png")
 
-    def _embed(self, module: nn.Module, texts: list[Text]) -> Tensor:
+    def _embed(self, arm: str, module: nn.Module, which: str, texts: list[Text]) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""
         # Weights that are spread over ranks need every rank in every forward pass.
         shards = 1 if is_sharded(module) else self.exchange.num_shards
         with self.exchange.together():
             share = texts[self.exchange.shard % shards :: shards]
-            if not share:
-                own = {}
-            elif self._encode is not None:
-                own = {self.exchange.shard % shards: self._encode(module, share)}
-            else:
-                embedded = module.embed(  # type: ignore[operator]
-                    share, max_length=self._max_length, batch_size=self._batch_size
-                )
-                own = {self.exchange.shard % shards: embedded}
-            own = {shard: rows.detach().float().cpu() for shard, rows in own.items()}
+            own = {}
+            if share:
+                rows = self._encode_share(arm, module, which, share)
+                own[self.exchange.shard % shards] = rows.detach().float().cpu()
         used = list(range(min(shards, len(texts))))
         rows = self.exchange.rows(own, used)
         order = torch.cat([torch.arange(shard, len(texts), shards) for shard in used])
         return rows[order.argsort()]
 
-
-def ranking_scores(
-    queries: Tensor, corpus: Tensor, relevant: Sequence[Sequence[int]], ks: Sequence[int]
-) -> dict[str, float]:
-    """MRR and nDCG at the largest depth, and recall at each, by cosine similarity.
-
-    Args:
-        queries: (queries, features).
-        corpus: (passages, features).
-        relevant: For each query, the rows of `corpus` that answer it.
-        ks: Depths.
-
-    Returns:
-        Means over queries, in [0, 1]; NaN when an embedding is not finite.
-
-    Example:
-        >>> ranking_scores(torch.eye(2), torch.eye(2), [[0], [1]], [1])
-        {'mrr@1': 1.0, 'ndcg@1': 1.0, 'recall@1': 1.0}
-    """
-    depth = max(ks)
-    names = [f"mrr@{depth}", f"ndcg@{depth}", *(f"recall@{k}" for k in ks)]
-    if not (bool(queries.isfinite().all()) and bool(corpus.isfinite().all())):
-        return dict.fromkeys(names, math.nan)
-    corpus = torch.nn.functional.normalize(corpus.float(), dim=1)
-    queries = torch.nn.functional.normalize(queries.float(), dim=1)
-    totals = dict.fromkeys(names, 0.0)
-    for query, answers in zip(queries, relevant, strict=True):
-        scores = corpus @ query
-        found = scores[list(answers)].sort(descending=True).values
-        wrong = scores.clone()
-        wrong[list(answers)] = -math.inf
-        before = (wrong[None, :] >= found[:, None]).sum(1)
-        ranks = (before + torch.arange(1, len(found) + 1)).tolist()
-        gain = sum(1 / math.log2(1 + rank) for rank in ranks if rank <= depth)
-        ideal = sum(1 / math.log2(2 + place) for place in range(min(depth, len(ranks))))
-        totals[names[0]] += 1 / ranks[0] if ranks[0] <= depth else 0.0
-        totals[names[1]] += gain / ideal
-        for k in ks:
-            totals[f"recall@{k}"] += sum(rank <= k for rank in ranks) / len(ranks)
-    return {name: total / len(queries) for name, total in totals.items()}
+    def _encode_share(self, arm: str, module: Any, which: str, texts: list[Text]) -> Tensor:
+        if self._encode is not None:
+            return self._encode(module, texts)
+        embeddings: Tensor
+        if not (hasattr(module, "tokenize") and hasattr(module, "encode_texts")):
+            embeddings = module.embed(
+                texts, max_length=self._max_length, batch_size=self._batch_size
+            )
+            return embeddings
+        if (arm, which) not in self._tokens:
+            self._tokens[arm, which] = module.tokenize(texts, self._max_length)
+        embeddings = module.encode_texts(
+            self._tokens[arm, which], self._max_length * self._batch_size
+        )
+        return embeddings
 
 
 def read_retrieval_pairs(path: str | Path) -> list[dict[str, Any]]:

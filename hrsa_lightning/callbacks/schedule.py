@@ -1,4 +1,4 @@
-"""When to evaluate: every so many steps or epochs, log-spaced, and under a share of the time."""
+"""When to evaluate: every so many steps or epochs, or log-spaced."""
 
 from math import ceil
 
@@ -71,24 +71,6 @@ class Schedule:
         if candidates:
             self.next_step = min(candidates)
 
-    def steps_to_wait(
-        self, spent: float, cost: float, train_seconds: float, train_steps: int
-    ) -> int:
-        """How many more steps the budget asks to wait before an evaluation; 0 means go.
-
-        Room for the evaluation at the end of the fit is kept free.
-
-        Args:
-            spent: Seconds of all evaluations so far.
-            cost: Seconds that one evaluation takes.
-            train_seconds: Seconds of training so far, evaluations left out.
-            train_steps: Steps in that time.
-        """
-        if self.max_overhead is None:
-            return 0
-        missing = (spent + 2 * cost) / self.max_overhead - train_seconds
-        if missing <= 0:
-            return 0
-        if train_seconds <= 0 or train_steps <= 0:
-            return 1
-        return max(1, ceil(missing * train_steps / train_seconds))
+    def put_off(self, step: int) -> None:
+        """Make no evaluation due before `step`."""
+        self.next_step = step

@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["PoolingMethod", "drop_first_token", "pool"]
+__all__ = ["POOLINGS", "PoolingMethod", "drop_first_token", "pool"]
+
+POOLINGS = ("none", "mean", "cls", "first", "last", "flatten")
 
 PoolingMethod = (
     Literal["none", "mean", "cls", "first", "last", "flatten"]
@@ -38,7 +40,7 @@ def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None
     """
     if callable(method):
         return _as_float(method(activation, mask))
-    if method not in ("none", "mean", "cls", "first", "last", "flatten"):
+    if method not in POOLINGS:
         raise ValueError(
             f"pooling: expected none, mean, cls, first, last, flatten or a function, got {method!r}"
         )
@@ -95,9 +97,12 @@ def _pool_masked(activation: Tensor, method: str, mask: Tensor) -> Tensor:
     if method == "mean":
         values = _as_float(activation)
         weights = (mask / counts.unsqueeze(1)).to(values.dtype)
-        # A masked position may hold inf or NaN, and 0 * inf is NaN: blank it, do not weight it.
-        values = values.masked_fill(~mask.unsqueeze(2), 0.0)
-        return torch.bmm(weights.unsqueeze(1), values).squeeze(1)
+        means = torch.bmm(weights.unsqueeze(1), values).squeeze(1)
+        if not bool(means.isfinite().all()):
+            # A masked position may hold inf or NaN, and 0 * inf is NaN: blank it, do not weight it.
+            values = values.masked_fill(~mask.unsqueeze(2), 0.0)
+            means = torch.bmm(weights.unsqueeze(1), values).squeeze(1)
+        return means
     positions = torch.arange(mask.shape[1], device=mask.device)
     if method == "last":
         index = torch.where(mask, positions, -1).amax(1)

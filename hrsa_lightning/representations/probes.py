@@ -72,6 +72,27 @@ class ProbeSet:
                 kept[number] = dict(tokenize(texts))
             yield kept[number]
 
+    def text_cut_differently(
+        self, owner: str, other: str, mask_of: Callable[[Any], Tensor | None]
+    ) -> str | None:
+        """The first text of which two owners have other token ids.
+
+        Args:
+            owner: See `batches`.
+            other: See `batches`.
+            mask_of: The (samples, tokens) mask of a batch, `None` where all tokens count.
+
+        Returns:
+            The text; `None` where all are equal, or where one of the two has no token ids here.
+        """
+        ours, theirs = self._tokenized.get(owner, {}), self._tokenized.get(other, {})
+        for number in sorted(ours.keys() & theirs.keys()):
+            sides = [_token_rows(kept[number], mask_of) for kept in (ours, theirs)]
+            for row, (first, second) in enumerate(zip(*sides, strict=False)):
+                if first != second and self.texts is not None:
+                    return self.texts[number * self.size + row]
+        return None
+
 
 def load_probes(
     source: Any,
@@ -215,6 +236,17 @@ def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
     if probe_batch is None:
         return None
     return lambda texts: dict(probe_batch(texts, max_length))
+
+
+def _token_rows(
+    batch: Mapping[str, Any], mask_of: Callable[[Any], Tensor | None]
+) -> list[list[int]]:
+    """The ids of the tokens that count, text by text; nothing where a batch has no ids."""
+    ids, mask = batch.get("input_ids"), mask_of(batch)
+    if not isinstance(ids, Tensor):
+        return []
+    keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
 
 
 def _is_record(item: Any) -> bool:

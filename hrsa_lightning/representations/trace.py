@@ -5,6 +5,7 @@ safetensors file. Nothing in it is executed when it is read.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,22 +99,41 @@ class TraceWriter:
     """Writes a trace step by step; what is on disk is complete after every step.
 
     Args:
-        folder: Made when missing. A trace that is already there is continued.
+        folder: Made when missing. A trace that is already there is begun anew, unless it is taken
+            over.
         fingerprints: Hash of each probe set.
-        keep_until: Recorded steps after this one are forgotten, when a run resumes before them.
     """
 
-    def __init__(
-        self, folder: str | Path, fingerprints: Mapping[str, str], keep_until: int = -1
-    ) -> None:
+    def __init__(self, folder: str | Path, fingerprints: Mapping[str, str]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._fingerprints = dict(fingerprints)
         self._steps: list[int] = []
-        index = self.folder / _INDEX
-        if index.is_file():
-            steps = json.loads(index.read_text(encoding="utf-8"))["steps"]
-            self._steps = [step for step in steps if step <= keep_until]
+
+    def take_over(self, source: Path, until: int) -> bool:
+        """Go on with a trace, for a run that resumes.
+
+        Files are shared with a trace in another folder where the file system allows it, which is
+        safe since a step's file is replaced and never changed.
+
+        Args:
+            source: The folder of the trace, which may be this one.
+            until: Later steps are left out: the run has yet to make them again.
+
+        Returns:
+            Whether there was a trace of the same probes.
+        """
+        index = source / _INDEX
+        if not index.is_file():
+            return False
+        description = json.loads(index.read_text(encoding="utf-8"))
+        if description["probes"] != self._fingerprints:
+            return False
+        self._steps = [step for step in description["steps"] if step <= until]
+        if source.resolve() != self.folder.resolve():
+            for step in self._steps:
+                _share(source / _file_name(step), self.folder / _file_name(step))
+        return True
 
     def add(self, step: int, recording: Recording) -> None:
         """Write one step; the index is replaced last and in one move."""
@@ -137,6 +157,14 @@ class TraceWriter:
         partial = (self.folder / _INDEX).with_suffix(".partial")
         partial.write_text(json.dumps(description, indent=1), encoding="utf-8")
         partial.replace(self.folder / _INDEX)
+
+
+def _share(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _file_name(step: int) -> str:

@@ -1,6 +1,7 @@
 """Every kind of reference, and that a frozen one is run once and let go."""
 
 import gc
+import json
 import weakref
 
 import pytest
@@ -137,6 +138,24 @@ def test_a_folder_of_transformers_with_its_own_tokenizer(tmp_path, pooling):
     for where in ("layer_0", "layer_1"):
         assert cka(watch, where)[0] == pytest.approx(1.0, abs=1e-5)
         assert cka(watch, where)[-1] < 0.9999
+
+
+def test_tokens_of_another_tokenizer_are_refused_even_where_there_are_as_many(tmp_path):
+    """The other tokenizer gives as many tokens, but names them in another order."""
+    make_backbone(tmp_path / "model", seed=1)
+    swapped = make_backbone(tmp_path / "other", seed=1) / "tokenizer.json"
+    content = json.loads(swapped.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["t"], vocabulary["e"] = vocabulary["e"], vocabulary["t"]
+    swapped.write_text(json.dumps(content), encoding="utf-8")
+    texts = [f"{'te'[n % 2]} {n}" for n in range(8)]
+    options = {"probes": texts, "layers": ["model.backbone.layers.*"], "on_error": "warn"}
+    watch = monitor(str(tmp_path / "other"), pooling="none", **options)
+    with pytest.raises(ConfigError, match="the tokenizers of the module and other cut 't 0' diff"):
+        fit([watch], tmp_path / "run", make=language_module(tmp_path / "model"), max_steps=1)
+    pooled = monitor(str(tmp_path / "other"), **options)
+    fit([pooled], tmp_path / "run", make=language_module(tmp_path / "model"), max_steps=1)
+    assert len(cka(pooled, "layer_0")) == 2
 
 
 def test_other_layer_names_are_matched_in_order(tmp_path):

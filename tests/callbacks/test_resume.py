@@ -132,12 +132,45 @@ def test_a_monitor_that_joins_later_starts_there(tmp_path):
     assert values(watch)[6]["similarity/cka/output"] == pytest.approx(1.0)
 
 
-def test_a_recording_goes_on(tmp_path):
-    def recorder():
-        return RepresentationRecorder(
-            tmp_path / "trace", probes=projects.INPUTS, every_n_train_steps=3, on_error="raise"
+def recorder(folder="trace", **options):
+    defaults = {"probes": projects.INPUTS, "every_n_train_steps": 3, "on_error": "raise"}
+    return RepresentationRecorder(folder, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("place", ["absolute", "in the run's folder"])
+def test_a_recording_goes_on(tmp_path, place):
+    target = tmp_path / "trace" if place == "absolute" else "trace"
+    whole, killed, resumed = (recorder(target) for _ in range(3))
+    if place != "absolute":
+        run(tmp_path / "whole", callbacks=[whole])
+    run(tmp_path, stop_at=12, callbacks=[killed])
+    run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt", callbacks=[resumed])
+    trace = RepresentationTrace(resumed.folder / target)
+    assert trace.steps == [0, 3, 6, 9, 12, 14]
+    if place != "absolute":
+        assert resumed.folder != killed.folder, "the logger made a new version"
+        assert RepresentationTrace(killed.folder / target).steps == [0, 3, 6, 9, 12], "untouched"
+        expected = RepresentationTrace(whole.folder / target)
+        for step in trace.steps:
+            left, right = (found.at(step)[""][""]["output"] for found in (trace, expected))
+            assert torch.allclose(left, right, atol=1e-6)
+
+
+def test_a_recording_that_cannot_go_on_says_so(tmp_path):
+    run(tmp_path, stop_at=12, callbacks=[recorder()])
+    with pytest.warns(HRSAWarning, match="the trace begins at step 10: .* other probes"):
+        run(
+            tmp_path,
+            ckpt_path=tmp_path / "saved/step=10.ckpt",
+            callbacks=[recorder(probes=projects.INPUTS[:20])],
         )
 
-    run(tmp_path, stop_at=12, callbacks=[recorder()])
-    run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt", callbacks=[recorder()])
-    assert RepresentationTrace(tmp_path / "trace").steps == [0, 3, 6, 9, 12, 14]
+
+def test_what_was_spent_goes_on(tmp_path):
+    killed = run(tmp_path, stop_at=12)
+    resumed = run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt", max_steps=11)
+    spent = torch.load(tmp_path / "saved/step=10.ckpt", weights_only=False)["callbacks"]
+    (own,) = [value for key, value in spent.items() if "SimilarityMonitor" in key]
+    assert 0 < own["spent"] < killed.budget.spent
+    assert resumed.budget.spent > own["spent"]
+    assert resumed.budget.state()["train_steps"] == 11

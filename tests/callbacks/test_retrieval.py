@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -6,10 +7,12 @@ import torch
 from torch import nn
 
 from hrsa_lightning.callbacks import RetrievalMonitor
-from hrsa_lightning.callbacks.retrieval import ranking_scores
+from hrsa_lightning.callbacks.ranking import chance_scores, ranking_scores
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
+from hrsa_lightning.models import EmbeddingModel
 from hrsa_lightning.representations import read_history
 from tests.callbacks.projects import fit, same, weights
+from tests.tiny import make_backbone
 
 PAIRS = [
     {"query": ["find", f"query {n}"], "pos": [f"right {n}"], "neg": [f"wrong {n}", "right 0"]}
@@ -47,6 +50,19 @@ def test_scores_follow_their_definitions(seed):
 def test_collapsed_embeddings_score_as_the_last():
     scores = ranking_scores(torch.ones(2, 3), torch.ones(20, 3), [[0], [1]], [10])
     assert set(scores.values()) == {0.0}
+
+
+def test_chance_is_the_mean_over_all_orders():
+    relevant, passages = [[0], [1, 3]], 4
+    found = []
+    for order in itertools.permutations(range(passages)):
+        # The embedding of a passage is as near to every query as its place in the order says.
+        angles = torch.tensor([0.3 * place for place in order])
+        corpus = torch.stack([angles.cos(), angles.sin()], dim=1)
+        queries = torch.tensor([[1.0, 0.0]] * 2)
+        found.append(ranking_scores(queries, corpus, relevant, [1, 3]))
+    means = {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    assert chance_scores([1, 2], passages, [1, 3]) == pytest.approx(means)
 
 
 def test_embeddings_that_are_not_finite_score_nan():
@@ -104,9 +120,70 @@ def test_arms_are_scored_while_they_train(tmp_path, given):
     assert values[-1]["retrieval/a/mrr@3"] == 1.0
     assert values[0]["retrieval/a/mrr@3"] < 1.0
     assert values[-1]["retrieval/b/ndcg@3"] == values[0]["retrieval/b/ndcg@3"]
+    assert records[0]["floors"]["retrieval/a/recall@3"] == pytest.approx(0.3), "3 of 10 passages"
     assert set(trainer.callback_metrics) >= set(values[0])
     assert (watch.folder / "retrieval.png").stat().st_size > 5000
     assert same(weights(trainer), weights(fit([], tmp_path, make=paired, max_steps=4)))
+
+
+class Halves(nn.Module):
+    """An embedding model that tokenizes apart from encoding."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.tokenized = 0
+
+    def tokenize(self, texts, max_length):
+        self.tokenized += 1
+        return self.model.tokenize(texts, max_length)
+
+    def encode_texts(self, tokens, max_tokens):
+        return self.model.encode_texts(tokens, max_tokens)
+
+    def embed(self, texts, max_length, batch_size):
+        raise AssertionError("the halves serve")
+
+
+def test_texts_are_tokenized_once_and_scores_are_those_of_embed(tmp_path):
+    model = EmbeddingModel.from_pretrained(make_backbone(tmp_path / "model"))
+    model.requires_grad_(False)
+
+    def project(arm):
+        def make(pl):
+            module = paired(pl)
+            module.arms["b"] = arm
+            type(module).training_step = lambda self, batch, i: -self.arms["a"].skill
+            return module
+
+        return make
+
+    halves = Halves(model)
+    monitors = [
+        RetrievalMonitor(
+            PAIRS,
+            arms="arms",
+            encode=encode,
+            every_n_train_steps=1,
+            on_error="raise",
+        )
+        for encode in (None, _embed)
+    ]
+    fit([monitors[0]], tmp_path / "a", make=project(halves), max_steps=2)
+    fit([monitors[1]], tmp_path / "b", make=project(model), max_steps=2)
+    assert halves.tokenized == 2, "queries and corpus, in three evaluations"
+    once, each_time = (
+        [{t: v for t, v in r["values"].items() if "/b/" in t} for r in read_history(m.history_path)]
+        for m in monitors
+    )
+    assert once == each_time
+    assert len(once) == 3
+
+
+def _embed(module, texts):
+    if isinstance(module, Arm):
+        return Arm.embed(module, texts, 128, 64)
+    return module.embed(texts, max_length=128, batch_size=64)
 
 
 def test_an_encoder_of_ones_own_and_the_corpus(tmp_path):

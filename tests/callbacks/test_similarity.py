@@ -3,6 +3,7 @@
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -289,7 +290,7 @@ def test_floors_are_recorded_once(tmp_path):
 
 def test_the_budget_spaces_evaluations_and_says_so(tmp_path):
     watch = monitor(every_n_train_steps=1, max_overhead=0.001, heatmap_every_n_evaluations=1)
-    with pytest.warns(HRSAWarning, match="to stay within max_overhead") as caught:
+    with pytest.warns(HRSAWarning, match="max_overhead") as caught:
         fit([watch], tmp_path, max_steps=20)
     said = [str(warning.message) for warning in caught]
     assert any("evaluations are put off" in text for text in said)
@@ -297,6 +298,20 @@ def test_the_budget_spaces_evaluations_and_says_so(tmp_path):
     assert not list(tmp_path.glob("*.png"))
     assert steps(watch) == [0, 20]
     assert all(record["values"]["similarity/seconds"] > 0 for record in history(watch))
+
+
+def test_what_is_over_the_share_whatever_is_put_off_is_said(tmp_path):
+    watch = monitor(max_overhead=0.001)
+    with pytest.warns(HRSAWarning, match="max_overhead") as caught:
+        fit([watch], tmp_path, max_steps=3)
+    assert len([w for w in caught if "took more than" in str(w.message)]) == 1
+
+
+def test_fsdp_of_the_first_kind_is_refused_at_setup():
+    pl = flavor()
+    trainer = SimpleNamespace(strategy=pl.strategies.FSDPStrategy())
+    with pytest.raises(ConfigError, match="shard with ModelParallelStrategy"):
+        monitor().setup(trainer, classifier(pl), "fit")
 
 
 def test_options_of_capture_reach_it(tmp_path):
@@ -324,6 +339,8 @@ def test_options_of_capture_reach_it(tmp_path):
         ({"every_n_train_steps": 0}, "every_n_train_steps"),
         ({"metrics": ["ckaa"]}, "no 'ckaa'"),
         ({"batch_size": 0}, "batch_size"),
+        ({"pooling": "max"}, "pooling: expected none, mean, .* got 'max'"),
+        ({"pooling": {"output": "max"}}, "pooling: expected"),
     ],
 )
 def test_mistakes_show_before_a_fit(options, message):

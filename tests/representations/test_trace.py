@@ -39,9 +39,39 @@ def test_arms_are_paired(folder):
         RepresentationTrace(folder).arm_for("rlvr")
 
 
+def resume(folder, source, fingerprint="abc", until=4):
+    writer = TraceWriter(folder, {"": fingerprint})
+    taken = writer.take_over(source, until=until)
+    writer.add(5, recording(5.0))
+    return taken
+
+
 def test_a_resumed_run_forgets_what_came_later(folder):
-    TraceWriter(folder, {"": "abc"}, keep_until=4).add(5, recording(5.0))
+    assert resume(folder, folder)
     assert RepresentationTrace(folder).steps == [0, 5]
+
+
+def test_a_resumed_run_takes_its_trace_to_another_folder(folder, tmp_path):
+    assert resume(tmp_path / "new", folder)
+    new = RepresentationTrace(tmp_path / "new")
+    assert new.steps == [0, 5]
+    assert torch.equal(new.at(0)[""]["base"]["layer_0"], ROWS)
+    assert RepresentationTrace(folder).steps == [0, 10], "as it was"
+
+
+def test_files_are_copied_where_they_cannot_be_shared(folder, tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError("another device")
+
+    monkeypatch.setattr(type(tmp_path), "hardlink_to", refuse)
+    assert resume(tmp_path / "new", folder)
+    assert torch.equal(RepresentationTrace(tmp_path / "new").at(0)[""]["base"]["layer_0"], ROWS)
+
+
+def test_a_trace_of_other_probes_or_none_is_not_taken_over(folder, tmp_path):
+    assert not resume(tmp_path / "new", folder, fingerprint="abd")
+    assert not resume(tmp_path / "newer", tmp_path / "nowhere")
+    assert RepresentationTrace(tmp_path / "new").steps == [5]
 
 
 def test_other_probes_are_refused(folder):
