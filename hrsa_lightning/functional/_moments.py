@@ -174,6 +174,11 @@ class PairMoments:
         s_x, s_y, n = self.sum_x.sum(0), self.sum_y.sum(0), self.count.sum()
         return torch.addr(self.cross.sum(0), s_x, s_y / n, alpha=-1)
 
+    def far_from_origin(self, deviations: float) -> bool:
+        """Whether a center lies this many root mean square deviations away from the origin."""
+        squares = torch.stack((self.center_x.square().sum(), self.center_y.square().sum()))
+        return bool((self.count.sum() * squares > deviations**2 * self.trace.sum(1)).any())
+
     def merge(self, other: "PairMoments") -> None:
         """Add the samples of another set of moments in place; ``other`` is moved to our center."""
         if not self.count.any():

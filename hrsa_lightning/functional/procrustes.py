@@ -28,7 +28,18 @@ PROTOCOLS = ("held_out", "in_sample", "paper")
 INVERSE_ITERATIONS = 4
 
 WELL_CONDITIONED = 1e-4
-"""Ratio of the extreme singular values above which a float32 rotation is good to 1e-6."""
+"""The mean of the two least singular values must be above this share of the largest for a float32
+rotation good to 1e-6: the condition of a polar factor is one over their sum (Higham 2008, Functions
+of Matrices, theorem 8.9)."""
+
+FULL_RANK = 1e-5
+"""The least singular value must be above this share of the largest, or its sign may be rounding."""
+
+ROWS_PER_PRODUCT = 512
+"""Few enough rows to stay in the cache between the steps of a cosine."""
+
+FAR = 2.0
+"""Judged as they are, means this many deviations off the origin need every digit of a rotation."""
 
 
 class ProcrustesResult(NamedTuple):
@@ -160,6 +171,8 @@ def fit_rotations(
     held_out = protocol == "held_out"
     if not bool(torch.isfinite(moments.trace).all()):
         return None
+    if quick and protocol == "paper" and moments.far_from_origin(FAR):
+        return None
     polar = _quick_polar if quick else _polar
     everything = polar(moments.centered_cross(), int(moments.count.sum()))
     if everything is None or not held_out:
@@ -227,6 +240,7 @@ def mean_cosine(
     rotation = rotation.to(x.dtype)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     step = rows_per_chunk(4 * sum(moments.widths) * x.element_size(), chunk_bytes)
+    step = min(step, ROWS_PER_PRODUCT) if x.device.type == "cpu" else step
     for start in range(0, x.shape[0], step):
         part = slice(start, start + step)
         left, right = x[part], y[part]
@@ -274,7 +288,7 @@ def _quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
     if not bool(scale > 0):
         return None
     u, s, v = torch.linalg.svd((cross / scale).float(), full_matrices=False)
-    if not bool(s[-1] > WELL_CONDITIONED * s[0]):
+    if not bool(s[-2:].mean() > WELL_CONDITIONED * s[0]) or not bool(s[-1] > FULL_RANK * s[0]):
         return None
     # Float32 factors are a little short, all in the same way; lengths are easily put right.
     return Polar(torch.nn.functional.normalize((u @ v).double()), True)
