@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair
-from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional._moments import (
+    FEATURES_PER_PRODUCT,
+    MASSIVE,
+    PairMoments,
+    location,
+    row_norms,
+)
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
@@ -70,10 +76,57 @@ def linear_cka(
         if x.shape[0] < x.shape[1] + y.shape[1]:
             plain, unbiased = linear_cka_heatmaps([x], [y], chunk_bytes=chunk_bytes)
             return (unbiased if debiased else plain)[0, 0]
+        if reference is None and (value := _cka_at_once(x, y, debiased, chunk_bytes)) is not None:
+            return value
         moments = PairMoments.zeros(x.shape[1], y.shape[1], 1, x.device)
         known = None if reference is None else _kept_moments(reference, y, chunk_bytes)
         moments.add(x, y, None, chunk_bytes, known_y=known)
         return cka_from_moments(moments, debiased)
+
+
+def _cka_at_once(x: Tensor, y: Tensor, debiased: bool, chunk_bytes: int) -> Tensor | None:
+    """`linear_cka` of ordinary rows that fit one chunk: no sums of size d squared in float64.
+
+    None where the way over `PairMoments` is needed: for more rows, massive ones, and whatever has
+    no value.
+    """
+    products = [x.shape[1] ** 2, y.shape[1] ** 2, x.shape[1] * y.shape[1]]
+    copies = x.shape[0] * (x.shape[1] + y.shape[1])
+    if (sum(products) + copies) * x.element_size() > chunk_bytes:
+        return None
+    x, y = _centered(x), _centered(y)
+    k, ell = row_norms(x), row_norms(y)
+    for norms in (k, ell):
+        if not bool(norms.max() <= MASSIVE * norms.median()):
+            return None
+    xx, yy = _squared_norm_of_self_product(x), _squared_norm_of_self_product(y)
+    xy = row_norms(x.mT @ y).sum()
+    if debiased:
+        n = x.shape[0]
+        trace_x, trace_y = k.sum(), ell.sum()
+        xx = hsic_unbiased(xx, k.dot(k), trace_x, trace_x, n)
+        yy = hsic_unbiased(yy, ell.dot(ell), trace_y, trace_y, n)
+        xy = hsic_unbiased(xy, k.dot(ell), trace_x, trace_y, n)
+    if not bool((xx > 0) & (yy > 0)):
+        return None
+    value: Tensor = xy / (xx.sqrt() * yy.sqrt())
+    return value
+
+
+def _centered(x: Tensor) -> Tensor:
+    """Rows around their mean, taken out in two steps so that a large one costs no digits."""
+    x = x - location(x).to(x.dtype)
+    return x.sub_(x.mean(0))
+
+
+def _squared_norm_of_self_product(x: Tensor) -> Tensor:
+    """||x'x||_F^2 from the blocks on and above the diagonal."""
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for top in range(0, x.shape[1], FEATURES_PER_PRODUCT):
+        end = min(top + FEATURES_PER_PRODUCT, x.shape[1])
+        block = x[:, top:end].mT @ x[:, top:]
+        total += 2 * row_norms(block).sum() - row_norms(block[:, : end - top]).sum()
+    return total
 
 
 def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMoments:
