@@ -1,0 +1,109 @@
+"""The forms in callbacks/README.md: what LightningCLI and Hydra make of them is watched."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader, TensorDataset
+
+from hrsa_lightning.callbacks import SimilarityMonitor
+from hrsa_lightning.callbacks.base import Monitor
+from hrsa_lightning.representations import read_history
+from hrsa_lightning.representations.trace import TraceWriter
+from hrsa_lightning.shelf import resolve_path, shelf_files, shelf_folder
+from tests.callbacks import projects
+from tests.callbacks.projects import classifier, fit, flavor
+
+PRESETS = shelf_files("callbacks")
+
+pytestmark = [
+    # A loader that only the monitor reads.
+    pytest.mark.filterwarnings("ignore:.*but have no `validation_step`"),
+    # Untrained dead units leave the alignment of so few features open.
+    pytest.mark.filterwarnings("ignore::hrsa_lightning.errors.HRSAWarning"),
+]
+
+
+def readme(language, heading):
+    text = (shelf_folder("callbacks") / "README.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    (block,) = re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+    return block
+
+
+class Project(type(classifier(flavor()))):
+    """The classifier as the README's user has it, with a validation loader."""
+
+    def train_dataloader(self):
+        return projects.train_loader()
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(projects.INPUTS, projects.TARGETS), batch_size=16)
+
+
+def project(pl):
+    return Project()
+
+
+def tags(watch):
+    return set(read_history(watch.history_path)[-1]["values"])
+
+
+def test_plain_lightning(tmp_path):
+    names = {"SimilarityMonitor": SimilarityMonitor}
+    lines = readme("python", "Plain Lightning").split("trainer =")[0]
+    exec(lines, names)
+    fit([names["monitor"]], tmp_path, make=project, max_steps=1)
+    assert {"similarity/cka/layer_0", "similarity/cka/output"} <= tags(names["monitor"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's calls of jsonargparse
+def test_lightning_cli(tmp_path):
+    pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    config = yaml.safe_load(readme("yaml", "LightningCLI"))
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    config["trainer"] |= dict.fromkeys(quiet, False)
+    config["trainer"] |= {"max_steps": 1, "accelerator": "cpu", "default_root_dir": str(tmp_path)}
+    cli = LightningCLI(Project, args=config, run=False, save_config_callback=None)
+    cli.trainer.fit(cli.model)
+    (watch,) = (found for found in cli.trainer.callbacks if isinstance(found, SimilarityMonitor))
+    assert watch.schedule.every_n_train_steps == 50
+    assert {"similarity/cka/layer_1", "similarity/cka/output"} <= tags(watch)
+
+
+def as_hydra_does(config):
+    """What `hydra.utils.instantiate` calls: the target with the nodes of the config as they are."""
+    config = OmegaConf.create(config)
+    module, _, name = config["_target_"].rpartition(".")
+    arguments = {key: config[key] for key in config if key != "_target_"}
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_hydra_instantiates_every_preset(name, tmp_path):
+    content = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))
+    if str(content.get("reference", "")).startswith("trace:"):
+        TraceWriter(tmp_path, {"": "abc"}).add(0, {"": {"": {"output": torch.ones(1, 1)}}})
+        content["reference"] = f"trace:{tmp_path}"
+    paths = {"probes", "pairs"} & content.keys()
+    content |= {key: resolve_path(content[key]) for key in paths}  # the user's own paths
+    assert isinstance(as_hydra_does(content), Monitor)
+
+
+def test_hydra_trains_with_a_preset(tmp_path):
+    content = yaml.safe_load(PRESETS["drift_from_start"].read_text(encoding="utf-8"))
+    content |= {
+        "layers": ["encoder.layers.*", "output"],
+        "metrics": ["cka"],
+        "reference": ["initial"],
+    }
+    watch = as_hydra_does({**content, "pooling": {"output": "flatten"}, "on_error": "raise"})
+    fit([watch], tmp_path, make=project, max_steps=1)
+    assert {"similarity/cka/layer_0", "similarity/cka/output"} <= tags(watch)
+    assert Path(watch.history_path).is_file()
