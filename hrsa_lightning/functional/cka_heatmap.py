@@ -168,6 +168,8 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
     diagonal = torch.empty(n, num, dtype=torch.float64, device=device)
     row = torch.empty_like(diagonal)
     step = min(n, rows_per_chunk(num * n * dtype.itemsize, chunk_bytes))
+    if step > ROWS_PER_PRODUCT:
+        step -= step % ROWS_PER_PRODUCT
     gram = torch.empty(num, step, n, dtype=dtype, device=device)
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
@@ -176,19 +178,27 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
             tail = layer[start:].to(dtype) - center
             if start == 0:
                 diagonal[:, index] = row_norms(tail)
-                total = tail.sum(0, dtype=torch.float64)
-                row[:, index] = (tail @ total.to(dtype)) - diagonal[:, index]
+                row[:, index] = (tail @ tail.sum(0)) - diagonal[:, index]
             _upper_gram(tail, block[index])
+            block[index].diagonal().zero_()
         _add_products(block, num_x, products)
     return _GramSums(products, diagonal, row)
 
 
 def _upper_gram(tail: Tensor, out: Tensor) -> None:
-    """Products of the first rows of ``tail`` with all of them, above the diagonal."""
-    for top in range(0, out.shape[0], ROWS_PER_PRODUCT):
-        end = min(top + ROWS_PER_PRODUCT, out.shape[0])
-        torch.matmul(tail[top:end], tail[top:].mT, out=out[top:end, top:])
-    out.diagonal().zero_()
+    """Products of the first rows of ``tail`` with all of them, above the diagonal.
+
+    Halved until few rows are left, so that most of the work is in wide products; what is below the
+    diagonal in between keeps its old content.
+    """
+    rows = out.shape[0]
+    if rows <= ROWS_PER_PRODUCT:
+        torch.matmul(tail[:rows], tail.mT, out=out)
+        return
+    half = -(-rows // (2 * ROWS_PER_PRODUCT)) * ROWS_PER_PRODUCT
+    _upper_gram(tail[:half], out[:half, :half])
+    torch.matmul(tail[:half], tail[half:].mT, out=out[:half, half:])
+    _upper_gram(tail[half:], out[half:, half:])
 
 
 def _add_products(gram: Tensor, num_x: int, products: Tensor) -> None:
