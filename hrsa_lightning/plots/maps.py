@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MOST_LABELED_CELLS = 144
 _MOST_LABELS = 14
+_DARK = "#111111"  # on bright cells; plain black would turn into the ink of a dark page
 
 
 def heatmap_figure(
@@ -75,7 +76,7 @@ def draw_heatmap(
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 if math.isfinite(value):
-                    color = "white" if value < 0.6 else "black"
+                    color = "white" if value < 0.6 else _DARK
                     text = f"{value:.2f}"
                     ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
 

@@ -68,7 +68,8 @@ def cell(found: Spread, *, digits: int = 3, signed: bool = False) -> Cell:
     """Mean ± standard deviation; the latter where it shows at so many digits."""
     if not found.num_values:
         return Cell("–", math.nan)
-    text = f"{found.mean:{'+' if signed else ''}.{digits}f}"
+    # Adding zero after rounding takes the sign off a zero.
+    text = f"{round(found.mean, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
     if found.std >= 0.5 * 10**-digits:
         text += f" ± {found.std:.{digits}f}"
     return Cell(text, found.mean)

@@ -141,7 +141,14 @@ def _panel_figure(panel: Panel) -> "Figure":
 
 
 def _html_table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in table.header)
+    numeric = {
+        column for row in table.rows for column, cell in enumerate(row) if isinstance(cell, Cell)
+    }
+    head = "".join(
+        f'<th scope="col"{" class=n" if column in numeric else ""}>{html.escape(text)}</th>'
+        for column, text in enumerate(table.header)
+    )
+    plain = "" if numeric else ' class="plain"'
     body = []
     for first, *others in table.rows:
         name = html.escape(first if isinstance(first, str) else first.text)
@@ -149,7 +156,7 @@ def _html_table(table: Table) -> str:
         body.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(table.caption)}">'
-        f"<table>\n<caption>{html.escape(table.caption)}</caption>\n"
+        f"<table{plain}>\n<caption>{html.escape(table.caption)}</caption>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(body)}\n</tbody>\n</table></div>"
     )
 

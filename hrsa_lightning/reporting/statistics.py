@@ -155,8 +155,8 @@ def half_life(steps: Sequence[float], values: Sequence[float]) -> HalfLife:
         NaN throughout where the whole change is smaller than `LEAST_CHANGE`.
 
     Example:
-        >>> half_life([0, 10, 20], [1.0, 0.875, 0.5])
-        HalfLife(step=13.333333333333334, low=10, high=20)
+        >>> half_life([0, 10, 20], [1.0, 1.0, 0.5])
+        HalfLife(step=15.0, low=10, high=20)
     """
     points = [
         (step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)

@@ -179,7 +179,8 @@ def derive(
             continue
         control = experiment.curve(key._replace(comparison=seeds[0])) if seeds else None
         halves = [
-            half_life(list(curve.steps), [fact.similarity(v) for v in row]) for row in curve.values
+            half_life(curve.steps.tolist(), [fact.similarity(v) for v in row])
+            for row in curve.values.tolist()
         ]
         reached = [half for half in halves if math.isfinite(half.step)]
         gaps = [
