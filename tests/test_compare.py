@@ -126,6 +126,7 @@ def test_writes_values_with_floors_pictures_and_a_page(place, tmp_path, capsys):
     )
     assert sorted(path.name for path in out.iterdir()) == [
         "cka_rlvr_vs_base.png",
+        "layers.png",
         "report.md",
         "results.csv",
         "results.json",
@@ -149,7 +150,9 @@ def test_writes_values_with_floors_pictures_and_a_page(place, tmp_path, capsys):
     assert floors["inverse_row_entropy"] == pytest.approx(0.199, abs=0.005)
     assert {value["label"] for value in comparison["values"]} == {"", "even", "odd"}
     page = (out / "report.md").read_text()
-    assert "cka_rlvr_vs_base.png" in page
+    for picture in ("cka_rlvr_vs_base.png", "layers.png"):
+        assert f"({picture})" in page
+        assert (out / picture).stat().st_size > 10_000
     assert "Within labels at output" in page
     cka = next(v for v in comparison["values"] if v["metric"] == "cka" and v["layer"] == "output")
     assert f"{cka['value']:.3f}" in page

@@ -7,18 +7,24 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hrsa_lightning.comparison.loading import KnownModel
 from hrsa_lightning.comparison.pairs import HEATMAP_ROWS, Value
 from hrsa_lightning.comparison.study import Comparison, Study
-from hrsa_lightning.plots import heatmap_figure, save_figure
+from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
+from hrsa_lightning.plots.curves import panels_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["summary_lines", "write_results"]
 
+_PROFILE = "layers.png"
+
 
 def write_results(study: Study, out: Path) -> None:
-    """Write `results.json`, `results.csv`, one picture per pair and `report.md`.
+    """Write `results.json`, `results.csv`, `report.md`, a map per pair and curves over layers.
 
     Every file appears in one move, the report last.
     """
@@ -33,6 +39,7 @@ def write_results(study: Study, out: Path) -> None:
             column_label=comparison.reference,
         )
         save_figure(figure, out / _picture(comparison))
+    save_figure(_profile(study), out / _PROFILE)
     _write(out / "results.json", json.dumps(_content(study), indent=1) + "\n")
     _write(out / "results.csv", _csv(study))
     _write(out / "report.md", "\n".join(_report(study)) + "\n")
@@ -53,6 +60,30 @@ def summary_lines(study: Study) -> list[str]:
         rows.append([metric, *numbers, _floor(found.values())])
     title = f"similarity at {_last_place(study)}, {study.num_rows} rows"
     return [title, "", *_table(["", *names, "chance"], rows)]
+
+
+def _profile(study: Study) -> "Figure":
+    """Every metric from the first pair of layers to the last, a line per comparison."""
+    lines: dict[str, list[Line]] = {}
+    floors: dict[str, list[float]] = {}
+    for index, comparison in enumerate(study.comparisons):
+        over_layers: dict[str, list[Value]] = {}
+        for value in comparison.values:
+            if not value.label:
+                over_layers.setdefault(value.metric, []).append(value)
+        for metric, values in over_layers.items():
+            line = Line(
+                f"{comparison.model} vs {comparison.reference}",
+                list(range(1, len(values) + 1)),
+                [value.value for value in values],
+                color=COLORS[index % len(COLORS)],
+                dash=DASHES[index // len(COLORS) % len(DASHES)],
+            )
+            lines.setdefault(metric, []).append(line)
+            last = values[-1].floor
+            floors.setdefault(metric, []).append(math.nan if last is None else last)
+    panels = [(metric.replace("_", " "), lines[metric], floors[metric]) for metric in lines]
+    return panels_figure(panels, title="similarity by pair of layers, first to last")
 
 
 def _content(study: Study) -> dict[str, Any]:
@@ -145,6 +176,7 @@ def _report(study: Study) -> list[str]:
         "",
         *_cautions(study),
     ]
+    lines += [f"![All metrics over layers]({_PROFILE})", ""]
     if len(study.models) > 2:
         lines += _matrices(study)
     for comparison in study.comparisons:
