@@ -32,6 +32,9 @@ class ContrastiveDataModule(LightningDataModule):
         drop_last: Leave out what does not fill a batch; else fill the last one up with examples
             that were already used in the epoch.
         missing_negatives: "error", or "drop" to leave out examples without hard negatives.
+        weights: How often batches come from each source, see `GlobalBatchSampler`.
+        source_temperature: Takes sizes to the power of its inverse as weights: 1 is in proportion
+            to sizes, and a large one is nearly alike for all. Excludes `weights`.
 
     Raises:
         DataError: If the pairs cannot be read, or are fewer than one batch takes.
@@ -49,6 +52,8 @@ class ContrastiveDataModule(LightningDataModule):
         seed: int = 0,
         drop_last: bool = True,
         missing_negatives: str = "error",
+        weights: Sequence[float] | None = None,
+        source_temperature: float | None = None,
     ) -> None:
         super().__init__()
         self.dataset = ContrastiveDataset(
@@ -59,6 +64,9 @@ class ContrastiveDataModule(LightningDataModule):
         self.drop_last = drop_last
         self._collator = ContrastiveCollator(tokenizers, query_length, passage_length)
         self._loader: ContrastiveLoader | None = None
+        self._weights = weights
+        if source_temperature is not None:
+            self._weights = [size ** (1 / source_temperature) for size in self.dataset.sizes]
         self._sampler(rank=0, world_size=1)  # answers a batch size that cannot be had at once
 
     def train_dataloader(self) -> ContrastiveLoader:
@@ -95,4 +103,5 @@ class ContrastiveDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
             drop_last=self.drop_last,
+            weights=self._weights,
         )

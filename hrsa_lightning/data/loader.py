@@ -84,9 +84,9 @@ class ContrastiveLoader:
             DataError: If the data, the seed or the batch size are not those of the checkpoint.
         """
         changed = [
-            f"{name} was {state['order'][name]} and is {value}"
+            f"{name} was {state['order'].get(name)} and is {value}"
             for name, value in self._order().items()
-            if state["order"][name] != value
+            if state["order"].get(name) != value
         ]
         if changed:
             raise DataError(
@@ -107,4 +107,5 @@ class ContrastiveLoader:
             "batch_size": self.sampler.batch_size,
             "examples": list(self.sampler.sizes),
             "drop_last": self.sampler.drop_last,
+            "weights": self.sampler.weights,
         }

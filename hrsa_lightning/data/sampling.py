@@ -19,7 +19,8 @@ from hrsa_lightning.errors import DataError, HRSAWarning
 Key = tuple[int, int]
 """(epoch, example): what a `ContrastiveDataset` is indexed with."""
 
-_ORDER, _LEFTOVERS, _BATCHES, _PASSAGES = range(4)  # keeps the streams of one seed apart
+# Keeps the streams of one seed apart.
+_ORDER, _LEFTOVERS, _BATCHES, _PASSAGES, _ROUNDS = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +135,15 @@ class GlobalBatchSampler:
         world_size: Number of processes.
         drop_last: Leave out what does not fill a batch; else fill the last batch up with examples
             that were already used in this epoch, so that all batches are of one size.
+        weights: How often batches of each source come, as parts of their sum. An epoch has as many
+            batches as without weights, `drop_last` being true; a source that has not enough begins
+            anew in another order, and of one that has too many other examples come in each epoch.
+            No batch is mixed.
 
     Raises:
-        DataError: If `batch_size` cannot be split evenly over the ranks, or if there are fewer
-            examples than one batch takes.
+        DataError: If `batch_size` cannot be split evenly over the ranks, if there are fewer
+            examples than one batch takes, also in a single source with a weight, or if `weights`
+            are not one per source, none negative.
 
     Example:
         >>> sampler = GlobalBatchSampler([5, 3], batch_size=2, seed=0)
@@ -155,6 +161,7 @@ class GlobalBatchSampler:
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise DataError(
@@ -163,7 +170,10 @@ class GlobalBatchSampler:
             )
         if sum(sizes) < batch_size:
             raise DataError(f"batch_size is {batch_size}, but there are only {sum(sizes)} examples")
+        if weights is not None:
+            _check_weights(weights, sizes, batch_size)
         self.sizes = list(sizes)
+        self.weights = None if weights is None else list(weights)
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -179,7 +189,7 @@ class GlobalBatchSampler:
     def __len__(self) -> int:
         """Number of batches in a whole epoch."""
         whole, rest = divmod(sum(self.sizes), self.batch_size)
-        return whole if self.drop_last or not rest else whole + 1
+        return whole if self.drop_last or not rest or self.weights else whole + 1
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield this rank's slices, from batch number `first_batch` on."""
@@ -191,6 +201,8 @@ class GlobalBatchSampler:
 
     def global_batches(self) -> NDArray[np.integer]:
         """Examples of every global batch of the epoch, `(num_batches, batch_size)`."""
+        if self.weights is not None:
+            return self._weighted_batches(self.weights)
         whole, leftovers = [], []
         first = 0
         dtype = np.int32 if sum(self.sizes) < 2**31 else np.int64  # ten million examples: 40 MB
@@ -215,5 +227,43 @@ class GlobalBatchSampler:
             mixed = np.concatenate([mixed, used[:missing]])
         return np.concatenate([batches, mixed.reshape(-1, self.batch_size)])
 
+    def _weighted_batches(self, weights: Sequence[float]) -> NDArray[np.integer]:
+        dtype = np.int32 if sum(self.sizes) < 2**31 else np.int64
+        firsts = [0, *np.cumsum(self.sizes).tolist()]
+        batches = []
+        for number, count in enumerate(_shares(weights, len(self))):
+            per_round = self.sizes[number] // self.batch_size
+            for begun in range(-(-count // max(1, per_round))):
+                examples = np.arange(firsts[number], firsts[number + 1], dtype=dtype)
+                self._rng(_ROUNDS, number, begun).shuffle(examples)
+                wanted = min(per_round, count - begun * per_round)
+                batches.append(examples[: wanted * self.batch_size].reshape(wanted, -1))
+        together = np.concatenate(batches)
+        self._rng(_BATCHES).shuffle(together)
+        return together
+
     def _rng(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *purpose, self.epoch])
+
+
+def _check_weights(weights: Sequence[float], sizes: Sequence[int], batch_size: int) -> None:
+    if len(weights) != len(sizes) or min(weights) < 0 or not sum(weights) > 0:
+        raise DataError(
+            f"weights must be {len(sizes)}, one per source, none negative and not all 0, "
+            f"got {list(weights)}"
+        )
+    for number, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
+        if weight and size < batch_size:
+            raise DataError(
+                f"weights: source {number} has {size} examples, fewer than the {batch_size} of a "
+                "batch; expected weight 0 for it, or a smaller batch_size"
+            )
+
+
+def _shares(weights: Sequence[float], total: int) -> list[int]:
+    """`total` split by weights into whole numbers, largest remainders rounded up."""
+    exact = np.array(weights, dtype=np.float64) / sum(weights) * total
+    counts = np.floor(exact).astype(np.int64)
+    missing = total - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return [int(count) for count in counts]

@@ -214,3 +214,49 @@ def test_examples_without_negatives_can_be_dropped(tmp_path):
 def test_arguments_are_checked(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         make_dataset(tmp_path, {"a": 1}, **options)
+
+
+def _sources_of(batches, sizes):
+    ends = np.cumsum(sizes)
+    return [{int(np.searchsorted(ends, e, side="right")) for e in batch} for batch in batches]
+
+
+def test_weights_decide_how_often_batches_of_a_source_come():
+    sizes = [40, 9, 400]
+    sampler = GlobalBatchSampler(sizes, batch_size=8, seed=1, weights=[1, 2, 1])
+    batches = sampler.global_batches()
+    assert batches.shape == (len(sampler), 8) == (449 // 8, 8)
+    sources = _sources_of(batches, sizes)
+    assert all(len(source) == 1 for source in sources)
+    counts = [sources.count({number}) for number in range(3)]
+    assert counts == [14, 28, 14]
+    assert all(len(set(batch.tolist())) == 8 for batch in batches)
+    # The small source comes round and round, differently each time; the large one is sampled from.
+    small = [tuple(batch) for batch, source in zip(batches, sources, strict=True) if source == {1}]
+    assert len(set(small)) > 20
+    sampler.set_epoch(1)
+    other = sampler.global_batches()
+    large = [set(b[b >= 49].tolist()) for b in (batches, other)]
+    assert len(large[0]) == len(large[1]) == 14 * 8
+    assert large[0] != large[1]
+
+
+def test_weighted_batches_are_the_same_on_any_number_of_ranks():
+    options = {"batch_size": 8, "seed": 3, "weights": [0.25, 0.75]}
+    whole = list(GlobalBatchSampler([30, 50], **options))
+    parts = [list(GlobalBatchSampler([30, 50], **options, rank=r, world_size=4)) for r in range(4)]
+    assert [
+        list(itertools.chain.from_iterable(part[i] for part in parts)) for i in range(len(whole))
+    ] == whole
+
+
+@pytest.mark.parametrize("weights", [[1.0], [-1.0, 2.0], [0.0, 0.0]])
+def test_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(DataError, match="weights must be 2, one per source"):
+        GlobalBatchSampler([30, 50], 8, weights=weights)
+
+
+def test_a_source_too_small_for_a_batch_can_have_no_weight():
+    with pytest.raises(DataError, match="source 0 has 5 examples, fewer than the 8 of a batch"):
+        GlobalBatchSampler([5, 50], 8, weights=[1, 1])
+    assert len(GlobalBatchSampler([5, 50], 8, weights=[0, 1])) == 6
