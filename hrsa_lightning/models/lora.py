@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.models.dropout import fuse_dropout
 
 
 def add_lora(
@@ -60,7 +61,7 @@ def add_lora(
     )
     try:
         with _seeded(seed, model), _without_noise():
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         message = str(error).splitlines()[0]
         if lora_dropout and "lora_dropout" in message:
@@ -68,6 +69,8 @@ def add_lora(
                 "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
             )
         raise BackboneError(f"{model.config.model_type}: no LoRA as asked: {message}") from error
+    fuse_dropout(adapted)
+    return adapted
 
 
 def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftModel:
@@ -95,6 +98,7 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
             f"adapter {shown} does not fit the backbone: {len(odd)} weights are only in one of "
             f"them, such as {odd[0]!r}"
         )
+    fuse_dropout(loaded)
     return loaded
 
 
