@@ -9,11 +9,20 @@ from tqdm.auto import tqdm
 
 __all__ = ["StepProgressBar"]
 
+_SHOWN = {
+    "train/tokens_per_second": ("tok/s", ".0f"),
+    "train/padding_share": ("padding", ".0%"),
+    "train/peak_memory_mb": ("peak_MB", ".0f"),
+}
+"""What is shown of the logged values: tag to name and format."""
+
 
 class StepProgressBar(ProgressBar):
     """One bar from the first step to the last, with what was logged under `prog_bar=True`.
 
-    A resumed fit starts where it was interrupted.
+    Beside it stand the learning rate and, where they are logged, tokens per second, the share of
+    padding, peak memory and the lowest CKA of any compared output at the last evaluation. A resumed
+    fit starts where it was interrupted.
     """
 
     def __init__(self) -> None:
@@ -49,7 +58,7 @@ class StepProgressBar(ProgressBar):
             for name, value in self.get_metrics(trainer, pl_module).items()
             if name != "v_num"
         }
-        self._bar.set_postfix(values, refresh=False)
+        self._bar.set_postfix({**values, **_state(trainer)}, refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,3 +73,21 @@ class StepProgressBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _state(trainer: Trainer) -> dict[str, str]:
+    shown = {}
+    if trainer.optimizers:
+        shown["lr"] = f"{trainer.optimizers[0].param_groups[0]['lr']:.1e}"
+    logged = trainer.callback_metrics
+    for tag, (name, form) in _SHOWN.items():
+        if tag in logged:
+            shown[name] = format(float(logged[tag]), form)
+    outputs = [
+        float(value)
+        for tag, value in logged.items()
+        if tag.startswith("similarity/cka/") and tag.endswith("output")
+    ]
+    if outputs:
+        shown["lowest_cka"] = f"{min(outputs):.3f}"
+    return shown

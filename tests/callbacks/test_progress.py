@@ -12,6 +12,12 @@ class _Logs(LightningModule):
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).square().mean()
         self.log("loss", loss, prog_bar=True)
+        self.log("train/tokens_per_second", 1234.4)
+        self.log("train/padding_share", 0.05)
+        self.log("train/peak_memory_mb", 321.0)
+        for pair, value in (("a_vs_b", 0.75), ("c_vs_b", 0.5)):
+            self.log(f"similarity/cka/{pair}/output", value)
+        self.log("similarity/cka/a_vs_b/layer_0", 0.1)
         return loss
 
     def configure_optimizers(self):
@@ -40,6 +46,13 @@ def test_one_bar_counts_the_steps_of_all_epochs(tmp_path, capsys):
     assert "12/12" in shown
     assert "loss=" in shown
     assert "Epoch" not in shown
+
+
+def test_the_state_of_the_run_is_shown_beside_the_loss(tmp_path, capsys):
+    _fit(tmp_path, StepProgressBar(), max_epochs=1)
+    last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+    for text in ("lr=1.0e-01", "tok/s=1234", "padding=5%", "peak_MB=321", "lowest_cka=0.500"):
+        assert text in last
 
 
 def test_accumulated_batches_are_one_step(tmp_path, capsys):
