@@ -287,12 +287,12 @@ class Mining:
             unit="pair",
             disable=None if self.progress else True,
         )
+        chosen = np.asarray(found["negatives"])
         with complete_files([*self._files, written]) as opened:
             for number in pairs:
                 pair = texts.pair(int(number))
                 negatives = list(pair.negatives) if options.keep_existing else []
-                mined = found["negatives"][number]
-                negatives += [texts.passage(int(passage)) for passage in mined if passage >= 0]
+                negatives += [texts.passage(int(n)) for n in chosen[number] if n >= 0]
                 source = int(np.searchsorted(texts.first_pairs, number, side="right")) - 1
                 opened[self._files[source]].write(training_line(pair, negatives))
             opened[written].write(json.dumps(summary, indent=1) + "\n")

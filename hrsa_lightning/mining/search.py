@@ -22,7 +22,12 @@ Integers = NDArray[np.int64]
 Own = tuple[Integers, Integers]
 Best = tuple[Floats, Integers]
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
+"""Float32 scores of a block, and at most its passages."""
+
+PAIR_BYTES = 2**20
+"""Float64 products of single pairs; they should fit into a core's cache."""
+
 SPARE = 16
 """Passages that the first pass selects beyond those asked for."""
 
@@ -43,13 +48,14 @@ def nearest_passages(
         depth: How many are wanted.
         own: Passages that are not wanted: rows of `queries` and of `passages`.
         backend: See `MiningOptions`.
-        block: Passages taken at once; the default fills some 64 MiB. It does not change the result.
+        block: Passages taken at once; the default fills some 32 MiB. It does not change the result.
 
     Returns:
         Similarities in descending order, (Q, depth), and rows of `passages`, (Q, depth); of equal
         similarities the lower row comes first. Where fewer than `depth` are left, similarities are
         -inf and rows -1.
     """
+    queries, passages = np.asarray(queries), np.asarray(passages)  # memory maps index slowly
     if block is None:
         block = max(1, BLOCK_BYTES // (4 * max(queries.shape)))
     select = _select_with_faiss if _use_faiss(backend) else _select_with_torch
@@ -86,11 +92,11 @@ def pair_scores(queries: Floats, passages: Floats, rows: Integers, numbers: Inte
         numbers: Rows of `passages`, (P,).
     """
     scores = np.empty(len(rows))
-    step = max(1, BLOCK_BYTES // (16 * queries.shape[1]))
+    step = max(1, PAIR_BYTES // (8 * queries.shape[1]))
     for begin in range(0, len(rows), step):
         part = slice(begin, begin + step)
-        product = passages[numbers[part]].astype(np.float64)
-        product *= queries[rows[part]]
+        product = np.take(passages, numbers[part], axis=0).astype(np.float64)
+        product *= np.take(queries, rows[part], axis=0)
         scores[part] = product.sum(-1)
     return scores
 
@@ -147,8 +153,10 @@ def _select_with_torch(queries: Floats, passages: Floats, width: int, own: Own, 
     best_rows = torch.full((len(queries), width), -1)
     by_passage = np.argsort(own[1], kind="stable")
     own_queries, own_passages = own[0][by_passage], own[1][by_passage]
+    buffer = torch.empty(len(queries) * min(block, len(passages)))
     for begin, part in _blocks(passages, block):
-        scores = asked @ torch.from_numpy(part).T
+        scores = buffer[: len(queries) * len(part)].view(len(queries), len(part))
+        torch.mm(asked, torch.from_numpy(part).T, out=scores)
         mine = slice(*np.searchsorted(own_passages, (begin, begin + len(part))))
         scores[own_queries[mine], own_passages[mine] - begin] = -torch.inf
         # Few scores of a later block are among the best so far; only these have to be sorted.

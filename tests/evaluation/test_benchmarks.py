@@ -71,6 +71,7 @@ def test_instructions_and_cache(task, tmp_path):
     assert again.queries
 
 
+@pytest.mark.slow  # mteb builds all of its benchmarks
 def test_names_are_those_of_benchmarks_and_tasks():
     names = [task.metadata.name for task in find_tasks(["BRIGHT", "SciFact", "SciFact"])]
     assert "SciFact" in names
