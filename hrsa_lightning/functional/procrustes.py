@@ -195,7 +195,7 @@ def judge_rotations(
         return ProcrustesResult(nan, nan, nan, nan, None)
     fitted, judge = rotations.fitted, 1 if protocol == "held_out" else None
     n = moments.count.sum()
-    inner = (fitted.rotation * _centered_cross(moments, judge)).sum()
+    inner = fitted.rotation.flatten().dot(_centered_cross(moments, judge).flatten())
     total_x, total_y = _centered_traces(moments, judge)
     if protocol == "paper":
         mean_x, mean_y = _means(moments, judge)
@@ -284,14 +284,17 @@ def _quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
     if cross.shape[0] != cross.shape[1] or num_samples - 1 < cross.shape[0]:
         return None
     # Brought to order 1, so that no scale of the data leaves the range of float32.
-    scale = cross.abs().max()
+    scale = torch.linalg.vector_norm(cross, torch.inf)
     if not bool(scale > 0):
         return None
-    u, s, v = torch.linalg.svd((cross / scale).float(), full_matrices=False)
+    scaled = torch.empty_like(cross, dtype=torch.float32)
+    u, s, v = torch.linalg.svd(torch.div(cross, scale, out=scaled), full_matrices=False)
     if not bool(s[-2:].mean() > WELL_CONDITIONED * s[0]) or not bool(s[-1] > FULL_RANK * s[0]):
         return None
     # Float32 factors are a little short, all in the same way; lengths are easily put right.
-    return Polar(torch.nn.functional.normalize((u @ v).double()), True)
+    rotation = (u @ v).double()
+    rotation /= torch.linalg.vector_norm(rotation, dim=1, keepdim=True)
+    return Polar(rotation, True)
 
 
 def _polar(cross: Tensor, num_samples: int) -> Polar:
