@@ -282,7 +282,7 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if groups < 4 * k:
         return scores.topk(k)
     end = groups * COLUMNS_PER_GROUP
-    best = scores[:, :end].unflatten(1, (COLUMNS_PER_GROUP, groups)).amax(1)
+    best = scores[:, :end].view(-1, COLUMNS_PER_GROUP, groups).amax(1)
     chosen = best.topk(k, sorted=False).indices[:, None]
     members = torch.arange(0, end, groups, device=scores.device)[:, None]
     rest = torch.arange(end, columns, device=scores.device).expand(len(scores), -1)
