@@ -49,8 +49,17 @@ def inline_svg(figure: "Figure", name: str, title: str) -> str:
         name: Makes the ids within the page unique.
         title: Read aloud by screen readers and shown as a tooltip.
     """
+    return themed_svg(bare_svg(figure, name), title)
+
+
+def bare_svg(figure: "Figure", name: str) -> str:
+    """A figure as an `<svg>` element without background; `name` makes its ids unique."""
     text = _svg(figure, name, transparent=True)
-    text = text[text.index("<svg") :]
+    return text[text.index("<svg") :]
+
+
+def themed_svg(text: str, title: str) -> str:
+    """What `inline_svg` does to the text that `bare_svg` gives."""
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)

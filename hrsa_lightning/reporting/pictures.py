@@ -22,7 +22,6 @@ from hrsa_lightning.reporting.document import Gallery, Panel, Swatch
 from hrsa_lightning.reporting.facts import fact_of
 from hrsa_lightning.reporting.grouping import Curve, Experiment, Key
 from hrsa_lightning.reporting.reading import Array
-from hrsa_lightning.reporting.statistics import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -240,8 +239,10 @@ def _line(experiment: Experiment, key: Key, curve: Curve, style: Style) -> Line:
 
 def _band(experiment: Experiment, key: Key, curve: Curve) -> tuple[Array | None, Array | None]:
     if len(curve.values) > 1:
-        spreads = [spread(column) for column in curve.values.T.tolist()]
-        mean, std = (np.array(part) for part in list(zip(*spreads, strict=True))[:2])
+        mean = _mean(curve.values)
+        counts = np.isfinite(curve.values).sum(0)
+        squares = np.nansum((curve.values - mean) ** 2, axis=0)
+        std = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
         return mean - std, mean + std
     ends = [experiment.curve(key._replace(metric=key.metric + end)) for end in ("_low", "_high")]
     if any(end is None or len(end.steps) != len(curve.steps) for end in ends):

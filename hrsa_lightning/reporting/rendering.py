@@ -2,12 +2,13 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrsa_lightning.plots import COLORS, INK, MUTED, inline_svg, save_figure
+from hrsa_lightning.plots import COLORS, INK, MUTED, save_figure
+from hrsa_lightning.plots.output import bare_svg, themed_svg
 from hrsa_lightning.reporting.document import (
     Block,
     Cell,
@@ -22,7 +23,7 @@ from hrsa_lightning.reporting.document import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["gallery_figure", "to_html", "to_markdown", "write_pictures"]
+__all__ = ["draw_panels", "gallery_figure", "to_html", "to_markdown", "write_pictures"]
 
 # Nothing may be fetched and nothing runs: the page is the same on every machine and in every mail.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -31,13 +32,16 @@ _MARGINS = (0.165, 0.175, 0.81, 0.72)
 _LONG_TEXT = 28
 
 
-def to_html(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
+def to_html(
+    title: str, subtitle: str, blocks: Sequence[Block], drawn: Mapping[str, Sequence[str]]
+) -> str:
     """The whole page: no script, no request, light and dark.
 
     Args:
         title: Of the page.
         subtitle: One line below it.
         blocks: The content.
+        drawn: What `draw_panels` made of it.
     """
     sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
     links = "".join(
@@ -46,7 +50,7 @@ def to_html(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
     style = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
     body = []
     number = -1
-    for index, block in enumerate(blocks):
+    for block in blocks:
         if isinstance(block, Heading):
             number += block.level == 2
             anchor = f' id="s{number}"' if block.level == 2 else ""
@@ -57,7 +61,7 @@ def to_html(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
         elif isinstance(block, Table):
             body.append(_html_table(block))
         else:
-            body.append(_html_gallery(block, f"g{index}"))
+            body.append(_html_gallery(block, drawn[block.name]))
     content = "\n".join(body)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -96,13 +100,27 @@ def to_markdown(title: str, subtitle: str, blocks: Sequence[Block], pictures: st
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_pictures(blocks: Sequence[Block], folder: Path) -> None:
-    """Every gallery as one PNG and one SVG file."""
+def draw_panels(blocks: Sequence[Block]) -> dict[str, list[str]]:
+    """Every panel of every gallery as an `<svg>` element, by name of the gallery."""
+    return {
+        block.name: [
+            bare_svg(_panel_figure(panel), f"{block.name}_{index}")
+            for index, panel in enumerate(block.panels)
+        ]
+        for block in blocks
+        if isinstance(block, Gallery)
+    }
+
+
+def write_pictures(
+    blocks: Sequence[Block], drawn: Mapping[str, Sequence[str]], folder: Path
+) -> None:
+    """Every gallery as one PNG and one SVG file; `drawn` is what `draw_panels` gave."""
     for block in blocks:
         if isinstance(block, Gallery):
-            figure = gallery_figure(block)
-            for suffix in ("png", "svg"):
-                save_figure(figure, folder / f"{block.name}.{suffix}")
+            save_figure(gallery_figure(block), folder / f"{block.name}.png")
+            sheet = _sheet(block, drawn[block.name])
+            (folder / f"{block.name}.svg").write_text(sheet, encoding="utf-8")
 
 
 def gallery_figure(gallery: Gallery) -> "Figure":
@@ -168,16 +186,45 @@ def _html_cell(cell: str | Cell) -> str:
     return f'<td class="n"><data value="{cell.value!r}">{html.escape(cell.text)}</data></td>'
 
 
-def _html_gallery(gallery: Gallery, prefix: str) -> str:
+def _html_gallery(gallery: Gallery, drawn: Sequence[str]) -> str:
     figures = "\n".join(
-        f"<figure>{inline_svg(_panel_figure(panel), f'{prefix}p{index}', panel.title)}</figure>"
-        for index, panel in enumerate(gallery.panels)
+        f"<figure>{themed_svg(text, panel.title)}</figure>"
+        for text, panel in zip(drawn, gallery.panels, strict=True)
     )
     legend = "".join(
         f"<li>{_swatch(entry)}{html.escape(entry.label)}</li>" for entry in gallery.legend
     )
     listed = f'<ul class="legend">{legend}</ul>\n' if legend else ""
     return f'{listed}<div class="gallery">\n{figures}\n</div>'
+
+
+def _sheet(gallery: Gallery, drawn: Sequence[str]) -> str:
+    """The panels of a gallery and its legend as one SVG file."""
+    columns = min(gallery.columns, len(drawn))
+    width, height = (72 * max(panel.size[side] for panel in gallery.panels) for side in (0, 1))
+    rows = math.ceil(len(drawn) / columns)
+    total = 30 + rows * height + 18 * math.ceil(len(gallery.legend) / columns)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{columns * width:g}pt" height="{total:g}pt" '
+        f'viewBox="0 0 {columns * width:g} {total:g}" font-family="sans-serif" fill="{INK}">',
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        f'<text x="8" y="18" font-size="12">{html.escape(gallery.title)}</text>',
+    ]
+    for index, text in enumerate(drawn):
+        row, column = divmod(index, columns)
+        place = f'x="{column * width:g}" y="{30 + row * height:g}"'
+        parts.append(text.strip().replace("<svg ", f"<svg {place} ", 1))
+    for index, entry in enumerate(gallery.legend):
+        row, column = divmod(index, columns)
+        x, y = column * width + 12, 30 + rows * height + 18 * row + 9
+        style = f'stroke="{entry.color}" stroke-width="1.6"'
+        dashes = f' stroke-dasharray="{_DASHES[entry.dash]}"' if _DASHES[entry.dash] else ""
+        parts.append(
+            f'<line x1="{x:g}" x2="{x + 24:g}" y1="{y:g}" y2="{y:g}" {style}{dashes}/>'
+            f'<text x="{x + 30:g}" y="{y + 3:g}" font-size="9">{html.escape(entry.label)}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _swatch(entry: Swatch) -> str:

@@ -11,7 +11,7 @@ from hrsa_lightning.reporting.facts import fact_of
 from hrsa_lightning.reporting.grouping import Experiment, group_runs
 from hrsa_lightning.reporting.parts import groups_of, place_of
 from hrsa_lightning.reporting.reading import find_runs, read_run
-from hrsa_lightning.reporting.rendering import to_html, to_markdown, write_pictures
+from hrsa_lightning.reporting.rendering import draw_panels, to_html, to_markdown, write_pictures
 from hrsa_lightning.reporting.sections import report_blocks
 from hrsa_lightning.reporting.statistics import realignment_gain, spread
 from hrsa_lightning.reporting.verdict import derive, pairs_of
@@ -68,9 +68,10 @@ def write_report(
             ("derived.csv", _derived(experiments)),
         ):
             _write(out / name, _csv(rows))
-        write_pictures(blocks, out / _PICTURES)
+        drawn = draw_panels(blocks)
+        write_pictures(blocks, drawn, out / _PICTURES)
         _write(out / "report.md", to_markdown(title, subtitle, blocks, _PICTURES))
-        _write(out / "report.html", to_html(title, subtitle, blocks))
+        _write(out / "report.html", to_html(title, subtitle, blocks, drawn))
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
     return out / "report.html"

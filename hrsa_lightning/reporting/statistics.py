@@ -6,6 +6,7 @@ alike. `facts.Fact.similarity` turns the values of any metric into such.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 __all__ = [
@@ -97,6 +98,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, std, mean - half, mean + half, count)
 
 
+@cache
 def t_quantile(freedom: int, probability: float = 0.975) -> float:
     """Quantile of Student's t for a whole number of degrees of freedom.
 
