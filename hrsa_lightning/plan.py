@@ -59,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from hrsa_lightning.planning.report import plan_lines
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    plan = estimate(config, workload)
+    memory = None if arguments.memory is None else arguments.memory * 1e9
+    plan = estimate(config, workload, memory)
     if arguments.json:
         print(json.dumps(plan.to_json(), indent=1))
     else:

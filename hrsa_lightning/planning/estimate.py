@@ -23,6 +23,9 @@ __all__ = ["Estimate", "estimate"]
 RUNTIME_BYTES = 10**9
 """Assumed for the CUDA context, kernels and communication buffers of one process."""
 
+AUTO_SHARE = 0.5
+"""What `activation_budget: auto` takes of the memory that is free at the first step."""
+
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _DTYPES = {
@@ -76,30 +79,36 @@ class Estimate:
         }
 
 
-def estimate(config: Config, workload: Workload) -> Estimate:
+def estimate(config: Config, workload: Workload, device_memory: float | None = None) -> Estimate:
     """Everything that `plan` prints, without loading a weight.
+
+    Args:
+        config: The recipe.
+        workload: Its examples, steps and texts.
+        device_memory: Bytes of one GPU; without it, `activation_budget: auto` is planned as 0.
 
     Raises:
         BackboneError: A backbone's shape cannot be found out.
         ConfigError: LoRA cannot be put on a backbone as asked.
     """
     arms = _arms(config, workload.width)
-    kept, peak = _activations(config, workload, arms)
-    total = sum(arm.graph_bytes(workload.rows_per_gpu, _chunks(workload)) for arm in arms.values())
+    monitoring = monitoring_of(config, arms)
+    fixed = _fixed_memory(config, workload, arms, monitoring)
     budget = config.activation_budget
-    recomputed = 0.0
-    if isinstance(budget, int):
-        recomputed = max(0.0, 1 - budget / total)
+    if budget == "auto":
+        held = fixed["weights"] + fixed.get("runtime", 0.0)
+        free = 0.0 if device_memory is None else max(0.0, device_memory - held)
+        budget = int(AUTO_SHARE * free)
+    kept, peak, recomputed = _activations(config, workload, arms, budget)
     forwards = 1 + recomputed + config.model.gradient_checkpointing
     forwards += 2 if config.model.lora is None else 1
     flops = sum(forwards * _forward_flops(arm, workload) for arm in arms.values())
-    monitoring = monitoring_of(config, arms)
     return Estimate(
         arms=arms,
         workload=workload,
         monitoring=monitoring,
-        memory=_memory(config, workload, arms, monitoring, kept, peak),
-        budget=budget,
+        memory={**fixed, "kept graphs": kept, "graph in work": peak},
+        budget=config.activation_budget,
         forwards=forwards,
         flops=flops,
         disk=_disk(config, workload, arms, monitoring),
@@ -108,7 +117,7 @@ def estimate(config: Config, workload: Workload) -> Estimate:
 
 def _arms(config: Config, width: int) -> dict[str, Backbone]:
     precision = config.trainer.precision
-    dtype = _TRUE.get(precision, _DTYPES[config.model.dtype])
+    dtype = _weight_dtype(config)
     lora = asdict(config.model.lora) if config.model.lora else None
     size = 4 if precision == "32-true" else 2
     plain_cpu = config.trainer.accelerator == "cpu" and precision not in _MIXED
@@ -130,20 +139,26 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
     return arms
 
 
+def _weight_dtype(config: Config) -> torch.dtype:
+    return _TRUE.get(config.trainer.precision, _DTYPES[config.model.dtype])
+
+
 def _chunks(workload: Workload) -> float:
     return max(1.0, workload.rows_per_gpu / workload.chunk_texts)
 
 
 def _activations(
-    config: Config, workload: Workload, arms: dict[str, Backbone]
-) -> tuple[float, float]:
-    """Bytes of kept graphs, and of the one graph that is being computed again.
+    config: Config, workload: Workload, arms: dict[str, Backbone], budget: int | None
+) -> tuple[float, float, float]:
+    """Bytes of kept graphs, of the graph that is computed again, and the share that is.
 
     With gradient checkpointing a chunk's graph shrinks to its layers' inputs, but one layer's graph
     is there at a time.
     """
     rows, chunk = workload.rows_per_gpu, workload.chunk_texts
-    size = 4 if config.trainer.precision == "32-true" else 2
+    # Under mixed precision the residual stream, which is what checkpointing keeps, has the dtype of
+    # the weights.
+    size = torch.finfo(_weight_dtype(config)).bits // 8
     checkpointing = config.model.gradient_checkpointing
 
     def graph(arm: Backbone, texts: float, chunks: float) -> float:
@@ -152,31 +167,22 @@ def _activations(
         return arm.checkpointed_bytes(texts, size)
 
     everything = sum(graph(arm, rows, _chunks(workload)) for arm in arms.values())
-    if config.activation_budget is None:
-        return everything, 0.0
+    if budget is None or budget >= everything:
+        return everything, 0.0, 0.0
     one = max(graph(arm, chunk, 1) for arm in arms.values())
-    if config.activation_budget == "auto":
-        return 0.0, one
-    kept = min(float(config.activation_budget), everything)
-    return kept, one
+    return float(budget), one, 1 - budget / everything
 
 
-def _memory(
-    config: Config,
-    workload: Workload,
-    arms: dict[str, Backbone],
-    monitoring: Monitoring,
-    kept: float,
-    peak: float,
+def _fixed_memory(
+    config: Config, workload: Workload, arms: dict[str, Backbone], monitoring: Monitoring
 ) -> dict[str, float]:
+    """Bytes of all but the graphs."""
     shards, copies = _shards(config, workload.gpus)
     trained = sum(arm.trained_bytes for arm in arms.values())
     parts: dict[str, float] = {
         "weights": sum(arm.weight_bytes for arm in arms.values()) / shards,
         "gradients": trained / shards * copies,
         "optimizer": 2 * trained / shards,
-        "kept graphs": kept,
-        "graph in work": peak,
         "loss": _loss_bytes(config, workload, arms),
         "monitor": monitoring.device_bytes,
     }

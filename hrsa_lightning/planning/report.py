@@ -57,8 +57,8 @@ def _processes(config: Config, plan: Estimate) -> str:
 
 def _memory_notes(plan: Estimate, memory: float | None) -> list[str]:
     notes = []
-    if plan.budget == "auto":
-        notes.append("activation_budget=auto keeps graphs in half of what is left after that")
+    if plan.budget == "auto" and memory is None:
+        notes.append("activation_budget=auto is taken for 0 here; --memory GB says what it keeps")
     if memory is not None:
         left = memory - plan.total_memory / 1e9
         fits = f"{left:.1f} GB are left" if left >= 0 else f"{-left:.1f} GB are missing"

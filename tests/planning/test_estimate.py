@@ -1,6 +1,9 @@
 """Estimates against what training really holds, on small models."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -118,6 +121,16 @@ def test_a_budget_bounds_kept_graphs_and_costs_forward_passes():
     assert checkpointed.forwards == 4
 
 
+def test_an_automatic_budget_takes_half_of_what_is_free():
+    config = load_config("quickstart", [*BASE, "activation_budget=auto"])
+    everything = _plan().memory["kept graphs"]
+    held = _plan().memory["weights"]
+    plan = estimate(config, workload_of(config), held + everything)
+    assert plan.memory["kept graphs"] == pytest.approx(everything / 2, rel=1e-6)
+    assert estimate(config, workload_of(config)).forwards == 3
+    assert estimate(config, workload_of(config), 1e12).forwards == 2
+
+
 def test_more_processes_share_the_work_and_shards_the_weights():
     one, four = _plan(), _plan("trainer.devices=2", "trainer.num_nodes=2")
     assert four.flops == pytest.approx(one.flops)
@@ -148,23 +161,31 @@ def test_names_of_recipes_backbones_are_known():
 
 @pytest.mark.slow
 def test_a_real_step_takes_the_memory_that_is_planned(tmp_path):
-    """Resident memory of one step, to a third: allocators keep more than is in use."""
-    import subprocess
-    import sys
+    """Resident memory of one forward and backward pass, to 5 %.
 
+    With glibc's threshold held low, freed blocks go back to the system at once; by default it keeps
+    them, and the resident memory of the same step is twice what is in use.
+    """
     folder = make_backbone(tmp_path, hidden=256, layers=6)
     program = f"""
 import resource, torch
 from hrsa_lightning.models import EmbeddingModel
 model = EmbeddingModel.from_pretrained({str(folder)!r}, lora={{"r": 16, "lora_dropout": 0.0}})
 tokens = torch.ones(48, 128, dtype=torch.long)
-model(tokens[:1, :4], tokens[:1, :4]).sum().backward()
+mask = tokens.clone()
+mask[0, 64:] = 0
+model(tokens[:1, :4], mask[:1, :4]).sum().backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model(tokens, tokens).sum().backward()
+model(tokens, mask).sum().backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
     )
     sizes = measure_backbone(
         backbone_config(str(folder)),
@@ -172,4 +193,4 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
         lora={"r": 16, "lora_dropout": 0.0},
         width=128,
     )
-    assert float(done.stdout.split()[-1]) == pytest.approx(sizes.graph_bytes(48), rel=0.34)
+    assert float(done.stdout.split()[-1]) == pytest.approx(sizes.graph_bytes(48), rel=0.05)
