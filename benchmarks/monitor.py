@@ -2,23 +2,26 @@
 
     python benchmarks/monitor.py --model tiny
     python benchmarks/monitor.py --model 100m --threads 2
-    python benchmarks/monitor.py --model training
+    python benchmarks/monitor.py --model training --threads 2
 
-Counts CPU seconds of this process, so that a busy machine does not show in the ratio; every figure
-is the median over repeats that alternate between the two. The monitor has the whole HRSA set of
-metrics at every layer and at the output, against the start.
+The first two count CPU seconds of this process, so that a busy machine does not show in the ratio;
+every figure is the median over repeats that alternate between the two. The monitor has the whole
+HRSA set of metrics at every layer and at the output, against the start.
 
-`--model training` times whole runs of 500 steps with and without a monitor of max_overhead=0.02.
+`--model training` times whole runs of a small decoder, with and without a monitor of
+max_overhead=0.02 that evaluates as often as that allows; each pair of runs begins with the other
+kind. Its wall times need a machine without other work.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -87,53 +90,85 @@ def make_monitor(model: Pooled, probes: list[dict[str, Tensor]]) -> tuple[Simila
     return monitor, trainer
 
 
-class Classifier(pl.LightningModule):
-    """Enough work in a step that 500 of them take a while."""
+class Project(pl.LightningModule):
+    """A small decoder that learns to tell whose tokens are larger on average."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(nn.Linear(768, 768) for _ in range(4)))
+        config = Qwen2Config(
+            vocab_size=1_000,
+            hidden_size=96,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=384,
+        )
+        self.encoder = Pooled(Qwen2Model(config))
+        self.head = nn.Linear(96, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.encoder(input_ids, torch.ones_like(input_ids))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return self(batch[0]).square().mean()
+        labels = (batch[0].float().mean(1) > 500).long()
+        return nn.functional.cross_entropy(self.head(self(batch[0])), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
-def compare_runs(repeats: int) -> None:
-    data = torch.randn(4096, 768, generator=torch.Generator().manual_seed(0))
-    ratios = []
-    for _ in range(repeats):
-        seconds = []
-        for watched in (True, False):
+class Run(NamedTuple):
+    """Wall and CPU seconds of one fit, and when it was looked at."""
+
+    wall: float
+    cpu: float
+    evaluations: list[int]
+
+
+def run_project(monitor: SimilarityMonitor | None, data: Tensor, steps: int) -> Run:
+    pl.seed_everything(0, verbose=False)
+    module = Project()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            callbacks=[monitor] if monitor else [],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader = DataLoader(TensorDataset(data), batch_size=48, shuffle=True)
+        started = time.perf_counter(), time.process_time()
+        trainer.fit(module, loader)
+        seconds = time.perf_counter() - started[0], time.process_time() - started[1]
+        history = read_history(monitor.history_path) if monitor and monitor.history_path else []
+        return Run(*seconds, [record["step"] for record in history])
+
+
+def compare_runs(repeats: int, steps: int) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(1_000, (4_800, 32), generator=generator)
+    probes = [{"input_ids": part} for part in data[:128].split(32)]
+    run_project(None, data, min(steps, 20))  # what is slow once only
+    ratios: dict[str, list[float]] = {"wall": [], "CPU": []}
+    for pair in range(repeats):
+        runs: dict[bool, Run] = {}
+        for watched in (pair % 2 == 0, pair % 2 == 1):
             monitor = SimilarityMonitor(
-                "initial", data[:512, :], ["layers.0", "output"], metrics=["cka"], max_overhead=0.02
+                "initial", probes, ["**.layers.*", "output"], max_overhead=0.02
             )
-            pl.seed_everything(0, verbose=False)
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = pl.Trainer(
-                    max_steps=500,
-                    accelerator="cpu",
-                    callbacks=[monitor] if watched else [],
-                    default_root_dir=folder,
-                    logger=False,
-                    enable_checkpointing=False,
-                    enable_progress_bar=False,
-                    enable_model_summary=False,
-                )
-                loader = DataLoader(TensorDataset(data), batch_size=256)
-                started = time.process_time()
-                trainer.fit(Classifier(), loader)
-                seconds.append(time.process_time() - started)
-                if watched:
-                    steps = [r["step"] for r in read_history(monitor.history_path)]
-        ratios.append(seconds[0] / seconds[1])
-        print(f"with {seconds[0]:.2f} CPU s at steps {steps}, without {seconds[1]:.2f} CPU s")
-    print(f"ratio, median of {repeats}: {statistics.median(ratios):.3f}")
+            runs[watched] = run_project(monitor if watched else None, data, steps)
+            if watched:
+                share = monitor.budget.spent / monitor.budget.train_seconds
+        print(f"evaluations at {runs[True].evaluations}, by its own count {share:.4f} of the time")
+        for kind, with_it, without in zip(ratios, runs[True][:2], runs[False][:2], strict=True):
+            ratios[kind].append(with_it / without)
+            print(f"  {kind:4} seconds: {with_it:8.2f} with, {without:8.2f} without")
+    for kind, values in ratios.items():
+        print(f"{kind} ratio, median of {repeats} pairs: {statistics.median(values):.3f}")
 
 
 def main() -> None:
@@ -142,12 +177,13 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=["tiny", "100m", "training"], default="tiny")
     parser.add_argument("--probes", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500, help="of each run of training")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.model == "training":
-        compare_runs(arguments.repeats)
+        compare_runs(arguments.repeats, arguments.steps)
         return
     model = make_model(arguments.model).eval()
     probes = make_probes(arguments.probes, model.decoder.config.vocab_size)
@@ -164,7 +200,6 @@ def main() -> None:
 
     times: dict[str, list[float]] = {"bare": [], "evaluation": []}
     evaluate()
-    bare()
     for _ in range(arguments.repeats):
         for name, work in (("bare", bare), ("evaluation", evaluate)):
             started = time.process_time()
