@@ -3,23 +3,31 @@
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
+from torch import nn
 
 from hrsa_lightning.callbacks import StepProgressBar
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
-from hrsa_lightning.data import ContrastiveDataModule
+from hrsa_lightning.data import ContrastiveDataModule, PairSource
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.losses import InfoNCELoss
+from hrsa_lightning.losses import (
+    DebiasedInfoNCELoss,
+    InfoNCELoss,
+    MatryoshkaLoss,
+    SIGRegLoss,
+)
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
-from hrsa_lightning.schema import Config, nearest
+from hrsa_lightning.modules.sharding import FullyShardedStrategy
+from hrsa_lightning.schema import Config, LossConfig, nearest
 from hrsa_lightning.shelf import resolve_path
 
 ALLOWED = (Callback, Logger, Strategy)
@@ -114,9 +122,18 @@ def arm_seed(config: Config, name: str) -> int:
 def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedContrastiveModule:
     """The LightningModule that trains the arms with the recipe's loss and optimizer."""
     options = dataclasses.asdict(config.optimizer)
+    narrowest = min(arms.values(), key=lambda arm: arm.embedding_dim).embedding_dim
+    if max(config.loss.matryoshka or [0]) > narrowest:
+        raise ConfigError(
+            f"loss.matryoshka: expected sizes up to {narrowest}, the features of an embedding, got"
+            f" {max(config.loss.matryoshka or [0])}"
+        )
+    loss, regularizer = build_loss(config.loss)
     return PairedContrastiveModule(
         arms,
-        loss=InfoNCELoss(**dataclasses.asdict(config.loss)),
+        loss=loss,
+        regularizer=regularizer,
+        regularizer_weight=config.loss.sigreg.weight if config.loss.sigreg else 1.0,
         seeds={name: arm_seed(config, name) for name in arms},
         max_tokens_per_chunk=config.max_tokens_per_chunk,
         activation_budget=config.activation_budget,
@@ -124,11 +141,43 @@ def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedCo
     )
 
 
-def build_data(config: Config, arms: Mapping[str, EmbeddingModel]) -> ContrastiveDataModule:
-    """The datamodule that feeds every arm the same texts, each in its own tokens."""
+def build_loss(config: LossConfig) -> tuple[nn.Module, SIGRegLoss | None]:
+    """The contrastive loss, at several sizes of embeddings if asked for, and its regularizer.
+
+    Raises:
+        ConfigError: A class refuses a value.
+    """
+    cls = {"infonce": InfoNCELoss, "debiased": DebiasedInfoNCELoss}[config.name]
+    try:
+        loss: nn.Module = cls(
+            **{name: getattr(config, name) for name in inspect.signature(cls).parameters}
+        )
+        if config.matryoshka is not None:
+            loss = MatryoshkaLoss(loss, config.matryoshka, config.matryoshka_weights)
+        if config.sigreg is None:
+            return loss, None
+        options = dataclasses.asdict(config.sigreg)
+        del options["weight"]
+        return loss, SIGRegLoss(**options, gather_distributed=config.gather_distributed)
+    except ValueError as error:
+        raise ConfigError(f"loss: {error}") from error
+
+
+def build_data(
+    config: Config,
+    arms: Mapping[str, EmbeddingModel],
+    sources: Sequence[PairSource] | None = None,
+) -> ContrastiveDataModule:
+    """The datamodule that feeds every arm the same texts, each in its own tokens.
+
+    Args:
+        config: The recipe.
+        arms: From `build_arms`.
+        sources: What `check_pairs` opened; default: the files are read and checked here.
+    """
     data = config.data
     return ContrastiveDataModule(
-        [resolve_path(path) for path in data.train],
+        sources or [resolve_path(path) for path in data.train],
         tokenizers={name: arm.tokenizer for name, arm in arms.items()},
         batch_size=data.batch_size,
         train_group_size=data.train_group_size,
@@ -137,6 +186,8 @@ def build_data(config: Config, arms: Mapping[str, EmbeddingModel]) -> Contrastiv
         num_workers=data.num_workers,
         drop_last=data.drop_last,
         missing_negatives=data.missing_negatives,
+        weights=data.weights,
+        source_temperature=data.source_temperature,
         seed=config.seed,
     )
 
@@ -173,6 +224,7 @@ def build_trainer(
         save_dir=folder, name="", version="", purge_step=resumed_step + 1 if resumed_step else None
     )
     shown = [StepProgressBar()] if config.trainer.enable_progress_bar else []
+    arguments["strategy"] = _strategy(config.trainer.strategy)
     try:
         return Trainer(
             **arguments,
@@ -184,5 +236,18 @@ def build_trainer(
             num_sanity_val_steps=0,
             default_root_dir=folder,
         )
-    except (TypeError, ValueError) as error:
+    # Lightning has an exception of its own, and raises others where a package is missing.
+    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _strategy(value: Any) -> Any:
+    if value == FullyShardedStrategy.strategy_name:
+        return FullyShardedStrategy()
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" not in value:
+        raise ConfigError(
+            f"trainer.strategy: expected a name or a mapping with _target_; got {dict(value)}"
+        )
+    return instantiate(value, "trainer.strategy")

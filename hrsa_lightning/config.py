@@ -38,7 +38,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(content, override)
     for section in ("arms", "callbacks"):
-        if isinstance(content.get(section), dict):
+        if content.get(section) is None:
+            content[section] = {}
+        elif isinstance(content[section], dict):
             content[section] = {k: v for k, v in content[section].items() if v is not None}
     content["callbacks"] = {
         name: _expand_preset(name, preset) for name, preset in content.get("callbacks", {}).items()

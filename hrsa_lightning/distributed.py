@@ -1,10 +1,11 @@
-"""Rank, world size and a gather with gradient; without a process group, of a single process."""
+"""Rank, world size, gathering; without a process group, those of a single process."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_distributed() -> bool:
@@ -44,6 +45,21 @@ def gather(tensor: Tensor) -> Tensor:
         return tensor
     gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def whole(tensor: Any) -> Any:
+    """All of a tensor whose parts lie on several ranks (a `DTensor`), on the CPU.
+
+    All ranks have to call it. Anything else is returned as it is.
+    """
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_out(value: Any, like: Tensor) -> Any:
+    """A whole tensor distributed over ranks as `like` is; anything of another shape as it came."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 class _Gather(torch.autograd.Function):

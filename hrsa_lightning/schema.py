@@ -48,7 +48,11 @@ class ArmConfig:
 
 @dataclass
 class DataConfig:
-    """Contrastive pairs. `batch_size` counts queries of all processes together."""
+    """Contrastive pairs. `batch_size` counts queries of all processes together.
+
+    Batches come from one source each. `weights` (one per source) or `source_temperature` (sizes to
+    the power of 1 / temperature) say how often; by default each example comes once an epoch.
+    """
 
     train: list[str] = field(default_factory=list)
     batch_size: int = 512
@@ -57,15 +61,42 @@ class DataConfig:
     passage_length: int = 512
     drop_last: bool = True
     missing_negatives: str = "error"
+    weights: list[float] | None = None
+    source_temperature: float | None = None
     num_workers: int = 0
 
 
 @dataclass
-class LossConfig:
-    """InfoNCE; similarities are divided by `temperature`."""
+class SIGRegConfig:
+    """Regularizer towards an isotropic Gaussian, added to the loss with `weight`."""
 
+    weight: float = 0.05
+    num_slices: int = 256
+    num_knots: int = 17
+    max_t: float = 3.0
+    seed: int = 0
+
+
+@dataclass
+class LossConfig:
+    """Arguments of the classes in `hrsa_lightning.losses`, names and meaning unchanged.
+
+    `name` is infonce or debiased. `symmetric` to `hardness` belong to infonce, `tau_plus` to
+    debiased. `matryoshka` lists sizes of embeddings, the full one too where it is wanted.
+    """
+
+    name: str = "infonce"
     temperature: float = 0.02
+    gather_distributed: bool = True
     mask_duplicates: bool = True
+    symmetric: bool = False
+    same_side_negatives: bool = False
+    false_negative_margin: float | None = None
+    hardness: float = 0.0
+    tau_plus: float = 0.1
+    matryoshka: list[int] | None = None
+    matryoshka_weights: list[float] | None = None
+    sigreg: SIGRegConfig | None = None
 
 
 @dataclass
@@ -90,12 +121,15 @@ class CheckpointConfig:
 
 @dataclass
 class TrainerConfig:
-    """Arguments of `lightning.pytorch.Trainer`, names and meaning unchanged."""
+    """Arguments of `lightning.pytorch.Trainer`, names and meaning unchanged.
+
+    `strategy` may also be fsdp2, or a mapping with `_target_`.
+    """
 
     accelerator: str = "auto"
     devices: Any = "auto"
     num_nodes: int = 1
-    strategy: str = "auto"
+    strategy: Any = "auto"
     precision: str = "32-true"
     max_epochs: int | None = 1
     max_steps: int = -1
@@ -132,6 +166,7 @@ class Config:
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.missing_negatives": ("error", "drop"),
+    "loss.name": ("infonce", "debiased"),
     "model.attention": ("bidirectional", "causal"),
     "model.attn_implementation": ("sdpa", "eager", "flash_attention_2"),
     "model.dtype": ("float32", "bfloat16", "float16", "auto"),
@@ -181,8 +216,62 @@ def check_values(config: Config) -> None:
         )
     if len(config.optimizer.betas) != 2:
         raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
-    if not config.data.train:
+    _check_data(config.data)
+    _check_loss(config.loss)
+
+
+def _check_data(data: DataConfig) -> None:
+    if not data.train:
         raise ConfigError("data.train: at least one file of contrastive pairs is required")
+    if data.weights is not None and data.source_temperature is not None:
+        raise ConfigError("data.weights: expected null beside data.source_temperature; both set it")
+    if data.weights is not None:
+        if len(data.weights) != len(data.train):
+            raise ConfigError(
+                f"data.weights: expected one per file of data.train, {len(data.train)},"
+                f" got {len(data.weights)}"
+            )
+        if min(data.weights) < 0 or not sum(data.weights) > 0:
+            raise ConfigError(
+                f"data.weights: expected none below 0 and one above, got {data.weights}"
+            )
+    if data.source_temperature is not None and not data.source_temperature > 0:
+        raise ConfigError(
+            f"data.source_temperature: expected a value above 0, got {data.source_temperature}"
+        )
+
+
+_LOSS_KEYS = {
+    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness"),
+    "debiased": ("tau_plus",),
+}
+"""Keys of one loss that the other does not have."""
+
+
+def _check_loss(loss: LossConfig) -> None:
+    untouched = LossConfig()
+    for name, keys in _LOSS_KEYS.items():
+        for key in keys:
+            if loss.name != name and getattr(loss, key) != getattr(untouched, key):
+                raise ConfigError(f"loss.{key}: belongs to loss.name={name}, got {loss.name}")
+    if not 0 <= loss.tau_plus < 1:
+        raise ConfigError(f"loss.tau_plus: expected a share from 0 to below 1, got {loss.tau_plus}")
+    if loss.hardness < 0:
+        raise ConfigError(f"loss.hardness: expected a value of at least 0, got {loss.hardness}")
+    if loss.matryoshka is not None and (not loss.matryoshka or min(loss.matryoshka) < 1):
+        raise ConfigError(f"loss.matryoshka: expected sizes above 0, got {loss.matryoshka}")
+    if loss.matryoshka_weights is not None and len(loss.matryoshka_weights) != len(
+        loss.matryoshka or ()
+    ):
+        raise ConfigError(
+            f"loss.matryoshka_weights: expected one per size of loss.matryoshka,"
+            f" {len(loss.matryoshka or ())}, got {len(loss.matryoshka_weights)}"
+        )
+    if loss.sigreg is not None and not loss.sigreg.weight > 0:
+        raise ConfigError(
+            f"loss.sigreg.weight: expected a value above 0, got {loss.sigreg.weight}"
+            " (loss.sigreg=null switches it off)"
+        )
 
 
 def _value_at(config: Config, key: str) -> Any:

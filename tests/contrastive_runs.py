@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.data import ContrastiveDataModule
+from hrsa_lightning.distributed import whole
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
 from tests.tiny import make_backbone
@@ -61,7 +62,7 @@ class GradientLog(Callback):
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.steps.append(
-            {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+            {n: whole(p.grad).clone() for n, p in module.named_parameters() if p.grad is not None}
         )
 
 
@@ -103,4 +104,4 @@ def fit(
 def trained_weights(module: PairedContrastiveModule, arm: str) -> dict[str, torch.Tensor]:
     """Copies of one arm's trained tensors."""
     named = module.arms[arm].named_parameters()
-    return {name: p.detach().clone() for name, p in named if p.requires_grad}
+    return {name: whole(p.detach()).clone() for name, p in named if p.requires_grad}

@@ -56,6 +56,10 @@ def test_recipe_may_be_a_path(shelf, tmp_path):
     assert (config.name, config.seed) == ("mine", 5)
 
 
+def test_null_removes_all_callbacks(shelf):
+    assert load_config("plain", ["callbacks=null"]).callbacks == {}
+
+
 def test_null_removes_arms_callbacks_and_adapters(shelf):
     config = load_config("plain", ["arms.other=null", "callbacks.extra=null", "model.lora=null"])
     assert list(config.arms) == ["base"]

@@ -1,10 +1,12 @@
 """Texts split into chunks of similar length, so that little of the work is padding."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def length_sorted_chunks(lengths: Tensor, max_slots: int) -> list[Tensor]:
+def length_sorted_chunks(lengths: Tensor, max_slots: int, at_least: int = 1) -> list[Tensor]:
     """Splits texts into chunks that fill at most `max_slots` slots once padded.
 
     Texts are taken longest first, so that the first chunk is the widest and a batch that does not
@@ -14,6 +16,7 @@ def length_sorted_chunks(lengths: Tensor, max_slots: int) -> list[Tensor]:
     Args:
         lengths: tokens of each text, shape (num_texts,), integers.
         max_slots: largest (texts in the chunk) x (longest text of the chunk), at least 1.
+        at_least: number of chunks to make, if there are as many texts; the fullest are halved.
 
     Returns:
         One int64 tensor of text indices per chunk, on the CPU; together they hold every index once.
@@ -24,6 +27,8 @@ def length_sorted_chunks(lengths: Tensor, max_slots: int) -> list[Tensor]:
     Example:
         >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_slots=9)
         [tensor([1]), tensor([2, 3, 0])]
+        >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_slots=9, at_least=3)
+        [tensor([1]), tensor([2, 3]), tensor([0])]
     """
     if max_slots < 1:
         raise ValueError(f"Expected `max_slots` to be at least 1, got {max_slots}")
@@ -35,4 +40,30 @@ def length_sorted_chunks(lengths: Tensor, max_slots: int) -> list[Tensor]:
         size = max(1, max_slots // longest)
         chunks.append(order[start : start + size])
         start += size
+    while len(chunks) < min(at_least, len(order)):
+        fullest = max(range(len(chunks)), key=lambda number: len(chunks[number]))
+        texts = chunks[fullest]
+        half = (len(texts) + 1) // 2
+        chunks[fullest : fullest + 1] = [texts[:half], texts[half:]]
     return chunks
+
+
+def restore_order(outputs: Sequence[Tensor], chunks: Sequence[Tensor]) -> Tensor:
+    """Rows of all chunks in the order of the texts.
+
+    Args:
+        outputs: of each chunk, shape (texts of the chunk, ...).
+        chunks: the indices of each chunk's texts, as `length_sorted_chunks` gives them.
+
+    Returns:
+        Shape (texts, ...).
+
+    Example:
+        >>> restore_order([torch.tensor([[7.0]]), torch.tensor([[3.0]])], [
+        ...     torch.tensor([1]), torch.tensor([0])
+        ... ])
+        tensor([[3.],
+                [7.]])
+    """
+    rows = torch.cat(list(outputs))
+    return rows[torch.argsort(torch.cat(list(chunks))).to(rows.device)]

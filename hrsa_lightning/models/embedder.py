@@ -9,9 +9,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hrsa_lightning.distributed import rank, whole
 from hrsa_lightning.models.attention import Attention, decoder_layers
 from hrsa_lightning.models.backbone import AttnImplementation, DType, load_backbone, load_tokenizer
-from hrsa_lightning.models.chunks import length_sorted_chunks
+from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.lora import add_lora, load_lora
 from hrsa_lightning.models.pooling import POOLINGS, l2_normalize
 from hrsa_lightning.models.tokenization import (
@@ -199,8 +200,7 @@ class EmbeddingModel(nn.Module):
         if max_tokens_per_chunk is None:
             return cast(Tensor, self(**tokens.pad(pad_token_id)))
         chunks = length_sorted_chunks(tokens.lengths, max_tokens_per_chunk)
-        embeddings = torch.cat([self(**tokens.pad(pad_token_id, chunk)) for chunk in chunks])
-        return embeddings[torch.argsort(torch.cat(chunks)).to(embeddings.device)]
+        return restore_order([self(**tokens.pad(pad_token_id, chunk)) for chunk in chunks], chunks)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[Text], max_length: int = 512, batch_size: int = 64) -> Tensor:
@@ -232,11 +232,23 @@ class EmbeddingModel(nn.Module):
         """Writes what was trained: a LoRA adapter in peft's format, or the whole backbone.
 
         Both are safetensors. The whole backbone comes with its tokenizer, and its config.json keeps
-        `is_causal`, so that it is loaded with the same attention.
+        `is_causal`, so that it is loaded with the same attention. Where ranks share the weights
+        out (FSDP2), all of them have to call it; only rank 0 writes.
         """
-        if isinstance(self.backbone, PeftModel):
+        backbone = self.backbone
+        with_adapter = isinstance(backbone, PeftModel)
+        state = {
+            name: whole(weight)
+            for name, weight in backbone.named_parameters()
+            if weight.requires_grad or not with_adapter
+        }
+        if rank() > 0:
+            return
+        if isinstance(backbone, PeftModel):
             # "auto" would ask the hub whether the vocabulary has grown; we never grow it.
-            self.backbone.save_pretrained(os.fspath(folder), save_embedding_layers=False)
+            backbone.save_pretrained(
+                os.fspath(folder), state_dict=state, save_embedding_layers=False
+            )
         else:
-            self.backbone.save_pretrained(folder)
+            backbone.save_pretrained(folder, state_dict=state)
             self.tokenizer.tokenizer.save_pretrained(folder)

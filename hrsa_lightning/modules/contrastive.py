@@ -1,23 +1,27 @@
 """Contrastive training of one embedding model, or of several side by side on the same batches."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
-from hrsa_lightning.models.chunks import length_sorted_chunks
+from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import TokenizedTexts
+from hrsa_lightning.modules.aside import GradientsAside
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
+from hrsa_lightning.modules.meter import StepMeter
+from hrsa_lightning.modules.sharding import shard
+from hrsa_lightning.modules.synchronization import GradientSync, gradient_sync
 
 _SCHEDULES = {
     "cosine": get_cosine_schedule_with_warmup,
@@ -33,11 +37,16 @@ class PairedContrastiveModule(LightningModule):
     The arms share nothing but the data: every arm has its own weights, its own parameter groups
     (AdamW works per parameter), its own gradient-norm clipping and its own stream of random numbers
     for dropout, drawn from (arm seed, epoch, batch, rank). An arm therefore ends with the same
-    weights, to the bit, whether others are trained beside it or not.
+    weights, to the bit, whether others are trained beside it or not. Where the strategy allows it
+    (one device, DDP), an arm's backward pass runs before the next arm's forward pass, so that
+    activations of one arm at a time take memory.
 
     Args:
         arms: The embedding models by name.
-        loss: InfoNCE over query and passage embeddings.
+        loss: Of query and passage embeddings and their ids, as `InfoNCELoss` takes them.
+        regularizer: Of all local embeddings and the number of the optimizer step, such as
+            `SIGRegLoss`; added to the loss.
+        regularizer_weight: What the regularizer is multiplied with.
         seeds: Dropout seed of each arm; an arm that is not named has seed 0.
         lr: Peak learning rate.
         weight_decay: AdamW's decay, on matrices only (not on biases and norms).
@@ -49,14 +58,16 @@ class PairedContrastiveModule(LightningModule):
             sorted by length together. `None` encodes the whole batch in one pass.
         activation_budget: Bytes of activations that may be kept until the backward pass, or
             `"auto"`: the rest is computed twice (see `gradcache`). `None` keeps all, and is the
-            only choice under strategies other than a single device and DDP.
+            only choice under strategies other than a single device, DDP and FSDP2.
     """
 
     def __init__(
         self,
         arms: Mapping[str, EmbeddingModel],
         *,
-        loss: InfoNCELoss | None = None,
+        loss: nn.Module | None = None,
+        regularizer: nn.Module | None = None,
+        regularizer_weight: float = 1.0,
         seeds: Mapping[str, int] | None = None,
         lr: float = 2e-5,
         weight_decay: float = 0.05,
@@ -72,6 +83,8 @@ class PairedContrastiveModule(LightningModule):
             raise ValueError(f"schedule: expected one of {', '.join(_SCHEDULES)}, got '{schedule}'")
         self.arms = nn.ModuleDict(arms)
         self.loss = loss or InfoNCELoss()
+        self.regularizer = regularizer
+        self.regularizer_weight = regularizer_weight
         self.seeds = {name: (seeds or {}).get(name, 0) for name in arms}
         self.lr = lr
         self.weight_decay = weight_decay
@@ -81,23 +94,70 @@ class PairedContrastiveModule(LightningModule):
         self.schedule = schedule
         self.max_tokens_per_chunk = max_tokens_per_chunk
         self._budget = None if activation_budget is None else ActivationBudget(activation_budget)
+        self._sync = GradientSync()
         self._cached: list[CachedEncoding] = []
-        self._synchronize = False
+        self._aside = GradientsAside()
+        self._meter = StepMeter()
         # Checkpoints carry what is trained; frozen backbones are read from where they came from.
         self.strict_loading = False
 
+    def configure_model(self) -> None:
+        """Shard every arm over the ranks where the strategy asks for it (FSDP2)."""
+        if self.device_mesh is not None:
+            for arm in self.named_arms().values():
+                shard(arm, self.device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Learn how this strategy averages gradients.
+
+        Raises:
+            ConfigError: The strategy cannot do with several backward passes per step.
+        """
+        assert self.trainer.model is not None
+        self._sync = gradient_sync(self.trainer.model)
+        if self._budget is None:
+            return
+        self._budget.agree = self._sync.all_agree
+        if not self._sync.deferrable:
+            name = type(self.trainer.strategy).__name__
+            raise ConfigError(
+                f"activation_budget: {name} runs one backward pass per step; expected null there,"
+                f" got {self._budget.limit}"
+            )
+
     def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
-        self._hold_back_synchronization()
-        if self._budget is not None:
-            self._budget.reset(self.device)
+        one_by_one = len(self.arms) > 1 and self._sync.deferrable and not self._sync.lockstep
+        if self._budget is not None or one_by_one:
+            self._sync.hold_back()
         self._cached.clear()
-        losses = {name: self._arm_loss(name, batch, batch_idx) for name in self.arms}
+        self._meter.start_step()
+        losses = {}
+        for name, arm in self.arms.items():
+            if self._budget is not None:
+                self._budget.reset(self.device)
+            loss = self._arm_loss(name, batch, batch_idx)
+            losses[name] = loss.detach() if one_by_one else loss
+            if one_by_one:
+                with self._aside.collecting(arm, self._loss_scale()) as backward:
+                    backward(loss)
+                    self._backward_cached()
+        self._log_step(batch, losses)
+        total = torch.stack(list(losses.values())).sum()
+        return self._aside.stand_in(total) if one_by_one else total
+
+    def _log_step(self, batch: ContrastiveBatch, losses: Mapping[str, Tensor]) -> None:
         for name, loss in losses.items():
             self.log(f"train/loss/{name}", loss.detach(), sync_dist=True, batch_size=len(batch))
         mean = torch.stack([loss.detach() for loss in losses.values()]).mean()
         self.log("loss", mean, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch))
-        return torch.stack(list(losses.values())).sum()
+        for name, value in self._meter.values(self.device, self.trainer.world_size).items():
+            self.log(f"train/{name}", value, sync_dist=True, batch_size=len(batch))
+
+    def _loss_scale(self) -> float:
+        """What mixed precision with float16 multiplies losses with, against underflow."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def named_arms(self) -> dict[str, EmbeddingModel]:
         """The embedding models by name."""
@@ -107,21 +167,31 @@ class PairedContrastiveModule(LightningModule):
         return cast(EmbeddingModel, self.arms[name])
 
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
-        queries, query_rows = _encode_once(batch.queries[name], batch.query_ids)
-        passages, passage_rows = _encode_once(batch.passages[name], batch.passage_ids.flatten())
+        # Ranks in lockstep need as many texts each, whichever of them are equal.
+        once = _encode_all if self._sync.lockstep else _encode_once
+        queries, query_rows = once(batch.queries[name], batch.query_ids)
+        passages, passage_rows = once(batch.passages[name], batch.passage_ids.flatten())
         embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
+        query_embeddings = embeddings[query_rows]
+        passage_embeddings = embeddings[passage_rows + len(queries)]
         loss: Tensor = self.loss(
-            embeddings[query_rows],
-            embeddings[(passage_rows + len(queries)).view(-1, batch.group_size)],
-            passage_ids=batch.passage_ids,
-            query_ids=batch.query_ids,
+            query_embeddings,
+            passage_embeddings.view(len(batch), batch.group_size, -1),
+            batch.passage_ids,
+            batch.query_ids,
         )
+        if self.regularizer is not None:
+            everything = torch.cat([query_embeddings, passage_embeddings])
+            loss = loss + self.regularizer_weight * self.regularizer(
+                everything, self.trainer.global_step
+            )
         return loss
 
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
         """Embeddings of all texts, (texts, features), with their graphs or as cached leaves."""
         arm = self._arm(name)
-        chunks = length_sorted_chunks(tokens.lengths, self.max_tokens_per_chunk or sys.maxsize)
+        chunks = self._chunks(tokens.lengths)
+        self._meter.add(tokens.lengths, chunks)
 
         def encode(number: int) -> Tensor:
             embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, chunks[number]))
@@ -134,42 +204,36 @@ class PairedContrastiveModule(LightningModule):
             for number in range(len(chunks)):
                 with seeded(self.device, *key, number):
                     outputs.append(encode(number))
-            order = torch.argsort(torch.cat(chunks)).to(self.device)
-            return torch.cat(outputs)[order]
+            return restore_order(outputs, chunks)
         widths = [int(tokens.lengths[chunk].max()) for chunk in chunks]
         cached = CachedEncoding(encode, chunks, widths, key, self._budget, arm)
         self._cached.append(cached)
         return cached.embeddings
 
+    def _chunks(self, lengths: Tensor) -> list[Tensor]:
+        """Chunks of texts, as many on every rank where ranks go in lockstep."""
+        max_slots = self.max_tokens_per_chunk or sys.maxsize
+        chunks = length_sorted_chunks(lengths, max_slots)
+        wanted = self._sync.at_most(len(chunks))
+        return chunks if wanted == len(chunks) else length_sorted_chunks(lengths, max_slots, wanted)
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss's own backward pass, then that of the cached chunks."""
         super().backward(loss, *args, **kwargs)
+        if self._aside:
+            self._sync.release()
+            self._aside.hand_over()
+        self._backward_cached(release=self._sync.release)
+
+    def _backward_cached(self, release: Callable[[], None] = lambda: None) -> None:
+        """Backward pass of all cached chunks; ranks may average during the last of each arm."""
         if not self._cached:
             return
         context = self.trainer.precision_plugin.forward_context
         last = [cached.backward(context) for cached in self._cached]
-        self._release_synchronization()
+        release()
         torch.autograd.backward([output for output, _ in last], [grad for _, grad in last])
         self._cached.clear()
-
-    def _hold_back_synchronization(self) -> None:
-        """Keep DDP from averaging gradients after the first of many backward passes.
-
-        DDP decides when `training_step` returns; Lightning has switched synchronization off
-        already for all but the last batch of an accumulation, and then so it stays.
-        """
-        model = self.trainer.model
-        self._synchronize = False
-        if self._budget is not None and isinstance(model, DistributedDataParallel):
-            self._synchronize = model.require_backward_grad_sync
-            model.require_backward_grad_sync = False
-
-    def _release_synchronization(self) -> None:
-        """Let DDP average gradients during the next backward pass, which reaches all weights."""
-        model = self.trainer.model
-        if self._synchronize and isinstance(model, DistributedDataParallel):
-            model.require_backward_grad_sync = True
-            model.reducer.prepare_for_backward([])
 
     def configure_optimizers(self) -> Any:
         """AdamW with two parameter groups per arm (decayed or not) and one schedule for all."""
@@ -211,15 +275,15 @@ class PairedContrastiveModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only: adapters in peft's form, other trained tensors as they are."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        state = checkpoint["state_dict"]  # whole tensors, also of weights that ranks share out
         adapters = {}
         for name in self.arms:
-            if (state := adapter_state(self._arm(name))) is not None:
-                adapters[name] = state
+            own = {key.removeprefix(f"arms.{name}."): value for key, value in state.items()}
+            if (adapter := adapter_state(self._arm(name), own)) is not None:
+                adapters[name] = adapter
                 trained -= {key for key in trained if key.startswith(f"arms.{name}.")}
         checkpoint[ADAPTERS] = adapters
-        checkpoint["state_dict"] = {
-            key: value for key, value in checkpoint["state_dict"].items() if key in trained
-        }
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if key in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
@@ -238,6 +302,11 @@ class ContrastiveModule(PairedContrastiveModule):
 
     def __init__(self, model: EmbeddingModel, *, seed: int = 0, **options: Any) -> None:
         super().__init__({"model": model}, seeds={"model": seed}, **options)
+
+
+def _encode_all(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
+    """All texts as they are, in the form of `_encode_once`."""
+    return tokens, torch.arange(len(ids), device=ids.device)
 
 
 def _encode_once(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:

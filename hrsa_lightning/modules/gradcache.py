@@ -14,6 +14,9 @@ from contextlib import AbstractContextManager, contextmanager
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hrsa_lightning.models.chunks import restore_order
 
 AUTO_SHARE = 0.5
 """Share of the memory that is free at the first step which the budget `"auto"` takes."""
@@ -28,15 +31,17 @@ class ActivationBudget:
     Args:
         limit: Bytes; 0 keeps nothing; `"auto"` takes half of what is free at the first step, in
             the device's memory or in the computer's.
+        agree: Makes ranks decide alike where they have to, see `GradientSync`.
 
     Raises:
         ValueError: `limit` is negative or an unknown word.
     """
 
-    def __init__(self, limit: int | str) -> None:
+    def __init__(self, limit: int | str, agree: Callable[[bool], bool] = bool) -> None:
         if limit != "auto" and not (isinstance(limit, int) and limit >= 0):
             raise ValueError(f"activation_budget: expected bytes or 'auto', got {limit!r}")
         self.limit = limit
+        self.agree = agree
         self._bytes_per_slot = 0.0
         self._widest = 0
         self._spent = 0.0
@@ -54,7 +59,9 @@ class ActivationBudget:
         A chunk wider than any before is measured: attention may save more per slot there.
         """
         assert isinstance(self.limit, int)
-        if self.limit == 0 or self._spent + num_slots * self._bytes_per_slot > self.limit:
+        if self.limit == 0 or not self.agree(
+            self._spent + num_slots * self._bytes_per_slot <= self.limit
+        ):
             yield False
         elif width <= self._widest:
             self._spent += num_slots * self._bytes_per_slot
@@ -104,8 +111,7 @@ class CachedEncoding:
             if keep:
                 self._kept[number] = output
             outputs.append(output.detach())
-        order = torch.argsort(torch.cat(list(chunks))).to(self._device)
-        self.embeddings = torch.cat(outputs)[order].requires_grad_()
+        self.embeddings = restore_order(outputs, chunks).requires_grad_()
 
     def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
         """Propagate all chunks but the last, which is returned ready to go.
@@ -160,8 +166,13 @@ def seeded(device: torch.device, *key: int) -> Iterator[None]:
 
 @contextmanager
 def _saved_bytes(parameters: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Bytes of each storage that autograd saves meanwhile, the weights themselves left out."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    """Bytes of each storage that autograd saves meanwhile, the weights themselves left out.
+
+    Weights that FSDP2 gathers for a while are counted, though it lets them go: the estimate is then
+    too high, and fewer graphs are kept.
+    """
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in own}
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 import math
 import os
+import weakref
 
 import pytest
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
+from hrsa_lightning.modules.aside import GradientsAside
+from hrsa_lightning.modules.sharding import FullyShardedStrategy
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
 
 
@@ -21,9 +24,10 @@ def place(tmp_path_factory):
     return folder
 
 
-def _module(place, arms=("base", "other"), dropout=0.2, lr=1e-2, **options):
+def _module(place, arms=("base", "other"), dropout=0.2, lr=1e-2, lora=(), **options):
     seeds = {"base": 1, "other": 2}
-    built = {name: make_arm(place / "backbone", seeds[name], dropout) for name in arms}
+    own = {} if lora == () else {"lora": lora}
+    built = {name: make_arm(place / "backbone", seeds[name], dropout, **own) for name in arms}
     return PairedContrastiveModule(built, seeds=seeds, lr=lr, **options)
 
 
@@ -53,6 +57,57 @@ def test_an_arm_ends_with_the_same_bits_alone_and_beside_others(place, tmp_path)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         start = dict(make_arm(place / "backbone", {"base": 1, "other": 2}[name]).named_parameters())
         assert any(not torch.equal(found[key], start[key]) for key in expected)
+
+
+def test_an_arms_graph_is_gone_before_the_next_arm_begins(place, tmp_path):
+    earlier = []
+
+    class Watched(InfoNCELoss):
+        def forward(self, queries, *others):
+            assert all(graph() is None for graph in earlier)
+            earlier.append(weakref.ref(queries))
+            return super().forward(queries, *others)
+
+    module = _module(place, loss=Watched())
+    fit(module, place / "pairs.jsonl", tmp_path, max_steps=2)
+    assert len(earlier) == 4
+
+
+def test_the_regularizer_is_added_with_its_weight_and_the_step(place, tmp_path):
+    steps = []
+
+    class Size(torch.nn.Module):
+        def forward(self, embeddings, step):
+            steps.append(step)
+            assert embeddings.shape[0] == 8 * (1 + 3)
+            return embeddings.square().sum() / len(embeddings)  # 1, since they are normalized
+
+    losses = []
+
+    class Losses(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses.append(float(outputs["loss"]))
+
+    for options in ({}, {"regularizer": Size(), "regularizer_weight": 0.25}):
+        module = _module(place, arms=("base",), lr=0.0, **options)
+        fit(module, place / "pairs.jsonl", tmp_path, max_steps=2, callbacks=(Losses(),))
+    assert steps == [0, 1]
+    assert losses[2] - losses[0] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_float16_scaling_is_taken_out_of_gradients_kept_aside():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.ones(1, 2)
+    aside = GradientsAside()
+    with aside.collecting(layer, scale=1024.0) as backward:
+        backward(3 * layer(torch.tensor([[1.0, 2.0]])).sum())
+    assert torch.equal(layer.weight.grad, torch.ones(1, 2))
+    loss = aside.stand_in(torch.tensor(7.0))
+    assert loss.item() == 7.0
+    (loss * 512.0 / 2).backward()  # half of the scale, as accumulating two batches has it
+    aside.hand_over()
+    torch.testing.assert_close(layer.weight.grad, 1 + 256 * torch.tensor([[3.0, 6.0]]))
+    assert not aside
 
 
 def test_seeds_make_arms_of_one_backbone_differ(place, tmp_path):
@@ -139,16 +194,20 @@ class _PoolEnvironment(ClusterEnvironment):
         return 0
 
 
-def _gradients_on_rank(rank, world_size, place, folder, options, accumulate):
+def _pool_strategy(kind, rank, world_size):
     os.environ["HF_HUB_OFFLINE"] = "1"
-    strategy = DDPStrategy(cluster_environment=_PoolEnvironment(rank, world_size))
+    strategy = DDPStrategy() if kind == "ddp" else FullyShardedStrategy()
+    strategy.cluster_environment = _PoolEnvironment(rank, world_size)
+    return {"devices": world_size, "strategy": strategy}
+
+
+def _gradients_on_rank(rank, world_size, place, folder, options, accumulate=1, kind="ddp"):
     trainer = {
         "max_steps": 1,
-        "devices": world_size,
-        "strategy": strategy,
         "accumulate_grad_batches": accumulate,
+        **_pool_strategy(kind, rank, world_size),
     }
-    return _gradients(place, folder, trainer=trainer, dropout=0.0, **options)[0]
+    return _gradients(place, folder, trainer=trainer, **{"dropout": 0.0, **options})[0]
 
 
 @pytest.mark.ddp
@@ -158,6 +217,47 @@ def test_two_ranks_give_the_gradient_of_one_process(ddp_pool, place, tmp_path, o
     single = {"max_steps": 1, "accumulate_grad_batches": accumulate}
     expected = _gradients(place, tmp_path, trainer=single, dropout=0.0)[0]
     for found in ddp_pool.run(_gradients_on_rank, place, tmp_path, options, accumulate):
+        assert _worst_difference(expected, found) < 1e-4
+
+
+@pytest.mark.ddp
+def test_four_ranks_in_chunks_give_the_gradient_of_one_process(ddp_pool4, place, tmp_path):
+    expected = _gradients(place, tmp_path, dropout=0.0)[0]
+    options = {"max_tokens_per_chunk": 30, "activation_budget": 60_000}
+    for found in ddp_pool4.run(_gradients_on_rank, place, tmp_path, options):
+        assert _worst_difference(expected, found) < 1e-4
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("budget", [0, 60_000])
+def test_with_dropout_any_budget_gives_the_plain_gradient_of_as_many_ranks(
+    ddp_pool, place, tmp_path, budget
+):
+    # Ranks draw masks of their own, so that dropout differs between numbers of ranks.
+    plain, cached = (
+        ddp_pool.run(
+            _gradients_on_rank, place, tmp_path, {"dropout": 0.2, "max_tokens_per_chunk": 40, **own}
+        )
+        for own in ({}, {"activation_budget": budget})
+    )
+    for rank in range(2):
+        assert _worst_difference(plain[rank], cached[rank]) < 1e-4
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_tokens_per_chunk": 40, "activation_budget": 0},
+        {"max_tokens_per_chunk": 40, "activation_budget": 60_000},
+        {"max_tokens_per_chunk": 40, "activation_budget": 0, "arms": ("base",), "lora": None},
+    ],
+)
+def test_sharded_ranks_give_the_gradient_of_one_process(ddp_pool, place, tmp_path, options):
+    own = {key: value for key, value in options.items() if key in ("arms", "lora")}
+    expected = _gradients(place, tmp_path, dropout=0.0, **own)[0]
+    for found in ddp_pool.run(_gradients_on_rank, place, tmp_path, options, 1, "fsdp2"):
         assert _worst_difference(expected, found) < 1e-4
 
 
@@ -198,36 +298,78 @@ def test_clipping_is_per_arm(place, tmp_path):
         assert norm == pytest.approx(limit, rel=1e-3)
 
 
-def test_resuming_gives_the_weights_of_an_undisturbed_run(place, tmp_path):
-    def checkpoint(folder):
-        saver = ModelCheckpoint(
-            dirpath=folder,
-            filename="step_{step:06d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=2,
-            save_top_k=-1,
-        )
-        saver.FILE_EXTENSION = ""
-        return saver
+def _saver(folder):
+    saver = ModelCheckpoint(
+        dirpath=folder,
+        filename="step_{step:06d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=2,
+        save_top_k=-1,
+    )
+    saver.FILE_EXTENSION = ""
+    return saver
 
-    whole = _module(place)
-    options = {"enable_checkpointing": True, "max_epochs": -1}
-    saver = checkpoint(tmp_path / "a")
-    fit(whole, place / "pairs.jsonl", tmp_path, callbacks=(saver,), max_steps=5, **options)
-    assert newest_checkpoint(tmp_path / "a").name == "step_000004"
-    resumed = _module(place)
+
+def _whole_and_resumed(place, folder, trainer=dict, **module_options):
+    """Trained weights after five steps, undisturbed and resumed from the second."""
+    checkpoints = folder / "checkpoints"
+    trained = []
+    for start in (None, checkpoints / "step_000002"):
+        module = _module(place, **module_options)
+        fit(
+            module,
+            place / "pairs.jsonl",
+            folder,
+            callbacks=(_saver(checkpoints),),
+            ckpt_path=start,
+            max_steps=5,
+            max_epochs=-1,
+            enable_checkpointing=True,
+            **trainer(),
+        )
+        trained.append({arm: trained_weights(module, arm) for arm in module.arms})
+        if start is None:
+            assert newest_checkpoint(checkpoints) == checkpoints / "step_000004"
+    return trained
+
+
+def test_resuming_gives_the_weights_of_an_undisturbed_run(place, tmp_path):
+    whole, resumed = _whole_and_resumed(place, tmp_path)
+    for arm, expected in whole.items():
+        assert all(torch.equal(resumed[arm][key], expected[key]) for key in expected)
+
+
+def _resume_on_rank(rank, world_size, place, folder, lora):
+    return _whole_and_resumed(
+        place,
+        folder,
+        lambda: _pool_strategy("fsdp2", rank, world_size),
+        arms=("base",),
+        lora=lora,
+    )
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("lora", [{"r": 4, "lora_dropout": 0.0}, None])
+def test_sharded_runs_resume_to_the_weights_of_an_undisturbed_run(ddp_pool, place, tmp_path, lora):
+    for whole, resumed in ddp_pool.run(_resume_on_rank, place, tmp_path, lora):
+        expected, found = whole["base"], resumed["base"]
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    # What it wrote is of one piece: a run in one process goes on from it.
+    module = _module(place, arms=("base",), lora=lora)
     fit(
-        resumed,
+        module,
         place / "pairs.jsonl",
         tmp_path,
-        callbacks=(checkpoint(tmp_path / "a"),),
-        ckpt_path=tmp_path / "a" / "step_000002",
+        callbacks=(_saver(tmp_path / "checkpoints"),),
+        ckpt_path=tmp_path / "checkpoints" / "step_000004",
         max_steps=5,
-        **options,
+        max_epochs=-1,
+        enable_checkpointing=True,
     )
-    for arm in ("base", "other"):
-        expected, found = trained_weights(whole, arm), trained_weights(resumed, arm)
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    found = trained_weights(module, "base")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
 
 
 def test_full_fine_tuning_saves_every_weight(place, tmp_path):

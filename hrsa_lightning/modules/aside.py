@@ -1,0 +1,64 @@
+"""Gradients that are computed within `training_step`, and handed over in the backward pass.
+
+Lightning zeroes gradients after `training_step` and wants one loss to start from. Arms that are
+trained side by side need no common graph: each arm's gradients are computed as soon as its loss is
+there, which frees its activations, and are kept aside until Lightning asks for them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class GradientsAside:
+    """Gradients of several modules on their way to the parameters.
+
+    It is false when empty.
+    """
+
+    def __init__(self) -> None:
+        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
+        self._total: Tensor | None = None
+        self._scale = 1.0
+
+    def __bool__(self) -> bool:
+        return bool(self._gradients)
+
+    @contextmanager
+    def collecting(self, module: nn.Module, scale: float) -> Iterator[Callable[[Tensor], None]]:
+        """Keep aside what backward passes within add to the module's gradients.
+
+        Args:
+            module: Its parameters are found afterwards with the gradients they had before.
+            scale: Multiplies the gradients on their way through the graph, and is taken out again.
+
+        Yields:
+            A function that runs the backward pass of a loss.
+        """
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        before = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        self._scale = scale
+        yield lambda loss: (loss * scale).backward()  # type: ignore[no-untyped-call]
+        for parameter, previous in zip(parameters, before, strict=True):
+            if parameter.grad is not None:
+                self._gradients.append((parameter, parameter.grad))
+            parameter.grad = previous
+
+    def stand_in(self, total: Tensor) -> Tensor:
+        """A loss of the same value without a graph; its gradient tells how to scale ours."""
+        self._total = total.detach().requires_grad_()
+        return self._total
+
+    def hand_over(self) -> None:
+        """Add the gradients to those of the parameters, in one backward pass with all its hooks."""
+        assert self._total is not None
+        assert self._total.grad is not None
+        factor = self._total.grad / self._scale
+        parameters = [parameter for parameter, _ in self._gradients]
+        torch.autograd.backward(parameters, [g * factor.to(g.dtype) for _, g in self._gradients])
+        self._gradients.clear()
+        self._total = None
