@@ -5,6 +5,9 @@ import os
 import re
 from pathlib import Path
 
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.shelf import EMBEDDED, PACKAGE
 
@@ -16,8 +19,9 @@ def resolve_backbone(path: str | os.PathLike[str]) -> str:
     """Turns a backbone's path into the folder or hub id to load it from.
 
     `embedded:tiny/base` is a folder shipped with the package. Otherwise an existing folder wins;
-    what cannot be a hub id (it starts with `.`, `~` or `/`, or has more than one slash) must
-    exist. Everything else is taken for a hub id and returned as it came, unasked.
+    what cannot be a hub id (it starts with `.`, `~` or `/`, or has more than one slash) must exist,
+    and so must `a/b` where a folder `a` is here. Everything else is taken for a hub id and returned
+    as it came, unasked.
 
     Args:
         path: `embedded:NAME`, a local folder, or a hub id such as `Qwen/Qwen3-0.6B-Base`.
@@ -37,8 +41,34 @@ def resolve_backbone(path: str | os.PathLike[str]) -> str:
     if folder.exists():
         raise BackboneError(f"backbone {text!r} is a file; expected a folder or a hub id")
     if _HUB_ID.fullmatch(text):
+        if "/" in text and folder.parent.is_dir():
+            raise BackboneError(
+                f"backbone {text!r}: no such folder in {folder.parent.absolute()}; to take it for "
+                "a hub id, start where there is no folder of that name"
+            )
         return text
     raise BackboneError(f"backbone {text!r}: no such folder (looked for {folder.absolute()})")
+
+
+def check_available(path: str | os.PathLike[str]) -> None:
+    """Answers a backbone that cannot be had before anything slow begins.
+
+    Args:
+        path: as in `resolve_backbone`.
+
+    Raises:
+        BackboneError: see `resolve_backbone`; or it is a hub id, the hub must not be asked
+            (`HF_HUB_OFFLINE`), and it was never downloaded.
+    """
+    source = resolve_backbone(path)
+    if Path(source).is_dir() or not constants.HF_HUB_OFFLINE:
+        return
+    name = repo_folder_name(repo_id=source, repo_type="model")
+    if not Path(constants.HF_HUB_CACHE, name).is_dir():
+        raise BackboneError(
+            f"backbone {source!r}: neither a folder nor in the hub's cache "
+            f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to download it"
+        )
 
 
 def _embedded(name: str) -> str:

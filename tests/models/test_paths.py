@@ -6,7 +6,7 @@ import pytest
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models import paths
-from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.models.paths import check_available, resolve_backbone
 
 
 @pytest.fixture
@@ -28,6 +28,25 @@ def test_existing_folder_wins_over_hub_id(folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("hub_id", ["gpt2", "Qwen/Qwen3-0.6B-Base", "hkust-nlp/Qwen-2.5-0.5B_x"])
 def test_hub_id_is_not_looked_for(hub_id: str) -> None:
     assert resolve_backbone(hub_id) == hub_id
+
+
+def test_missing_folder_beside_others_is_no_hub_id(folder: Path, monkeypatch) -> None:
+    (folder.parent / "owner").mkdir()
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(BackboneError, match=r"'owner/nmae': no such folder in .*owner; to take it"):
+        resolve_backbone("owner/nmae")
+
+
+def test_hub_ids_that_cannot_be_downloaded_are_answered(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(paths.constants, "HF_HUB_CACHE", str(folder.parent))
+    monkeypatch.setattr(paths.constants, "HF_HUB_OFFLINE", True)
+    check_available(folder)
+    with pytest.raises(BackboneError, match=r"'owner/name': neither a folder nor in the hub's"):
+        check_available("owner/name")
+    (folder.parent / "models--owner--name").mkdir()
+    check_available("owner/name")
+    monkeypatch.setattr(paths.constants, "HF_HUB_OFFLINE", False)
+    check_available("other/name")
 
 
 def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
