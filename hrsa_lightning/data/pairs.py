@@ -64,7 +64,8 @@ def check_pairs(
     train_group_size: int = 1,
     batch_size: int = 1,
     missing_negatives: str = "error",
-) -> None:
+    weights: Sequence[float] | None = None,
+) -> list[PairSource]:
     """Raise what training on these pairs would raise; for commands, before they load a model.
 
     Args:
@@ -72,11 +73,15 @@ def check_pairs(
         train_group_size: As in `ContrastiveDataset`.
         batch_size: As in `GlobalBatchSampler`.
         missing_negatives: As in `ContrastiveDataset`.
+        weights: As in `GlobalBatchSampler`.
+
+    Returns:
+        The open sources, for `ContrastiveDataModule` to use without checking them again.
 
     Raises:
         DataError: As `read_pairs`, `ContrastiveDataset` and `GlobalBatchSampler` do.
     """
-    dataset = ContrastiveDataset(
-        read_pairs(paths), train_group_size, missing_negatives=missing_negatives
-    )
-    GlobalBatchSampler(dataset.sizes, batch_size)
+    sources = read_pairs(paths)
+    dataset = ContrastiveDataset(sources, train_group_size, missing_negatives=missing_negatives)
+    GlobalBatchSampler(dataset.sizes, batch_size, weights=weights)
+    return sources
