@@ -246,11 +246,12 @@ def run_theirs(setup: Setup, name: str, pipe: Connection) -> None:
         logging_strategy="no",
         disable_tqdm=True,
     )
-    data = Dataset.from_list(_drawn_examples(setup))
+    data = Dataset.from_list(drawn_examples(setup))
     SentenceTransformerTrainer(model, settings, data, loss=loss, callbacks=[Report()]).train()
 
 
-def _drawn_examples(setup: Setup) -> list[dict[str, str]]:
+def drawn_examples(setup: Setup) -> list[dict[str, str]]:
+    """All examples of the epoch in the order in which our loader draws them."""
     from hrsa_lightning.data import ContrastiveDataset, GlobalBatchSampler, read_pairs
 
     dataset = ContrastiveDataset(read_pairs([setup.pairs]), train_group_size=4, seed=SEED)

@@ -1,0 +1,75 @@
+"""How the cost of our training step grows with the batch, at a fixed budget for activations.
+
+CPU seconds should grow with the tokens, and peak memory not at all. The model, the data and the
+settings are those of `train_throughput`; every batch size has a process of its own.
+
+    python -m benchmarks.train_scaling                                   # batch 64 to 1024
+    python -m benchmarks.train_scaling --batches 8 16 --hidden 64 --layers 2
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks.train_throughput import (
+    OURS_BUDGET,
+    Setup,
+    drawn_examples,
+    measure,
+    write_inputs,
+)
+
+
+def count_tokens(setup: Setup) -> float:
+    """Real tokens of a measured step, averaged over the steps."""
+    from hrsa_lightning.models import EmbeddingTokenizer, load_tokenizer
+
+    tokenizer = EmbeddingTokenizer(load_tokenizer(setup.backbone))
+    measured = drawn_examples(setup)[setup.batch : setup.batch * setup.steps]
+    texts = [text for example in measured for text in example.values()]
+    return int(tokenizer.encode(texts, setup.length).lengths.sum()) / setup.rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--length", type=int, default=256, help="most tokens of a text")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of LoRA")
+    parser.add_argument("--rounds", type=int, default=1, help="measured steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--chunk", type=int, default=2048, help="max_tokens_per_chunk")
+    parser.add_argument("--budget", type=int, default=600, help="activation budget, MiB")
+    arguments = parser.parse_args()
+    print(f"train_scaling {vars(arguments)}", flush=True)
+    arguments.batch = max(arguments.batches)
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), arguments)
+        print(f"{'batch':>6} {'tokens':>9} {'CPU-s':>8} {'CPU-s/1000 tokens':>18} {'peak MiB':>9}")
+        for batch in arguments.batches:
+            setup = Setup(
+                folder=folder,
+                batch=batch,
+                length=arguments.length,
+                rounds=arguments.rounds,
+                threads=arguments.threads,
+                chunk=arguments.chunk,
+                budget=arguments.budget,
+                mini_batch=0,
+            )
+            steps = measure(setup, [OURS_BUDGET])[OURS_BUDGET]
+            seconds = statistics.median(step[0] for step in steps[1:])
+            tokens, peak = count_tokens(setup), max(step[2] for step in steps)
+            per_thousand = 1000 * seconds / tokens
+            print(
+                f"{batch:6} {tokens:9.0f} {seconds:8.2f} {per_thousand:18.3f} {peak:9.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
