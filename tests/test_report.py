@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -227,3 +228,15 @@ def test_help_fits_a_screen_and_the_module_needs_no_torch():
     lines = done.stdout.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
+
+
+def test_panels_of_a_vector_sheet_lie_side_by_side(three):
+    sheet = ElementTree.parse(three / "out" / "figures" / "0_similarity_curves.svg").getroot()
+    panels = sheet.findall("{http://www.w3.org/2000/svg}svg")
+    boxes = [[float(p.get(k)) for k in ("x", "y", "width", "height")] for p in panels]
+    assert len({(x, y) for x, y, _, _ in boxes}) == len(boxes) == 4
+    assert boxes[1][0] == boxes[0][0] + boxes[0][2]
+    assert boxes[3][1] == boxes[0][1] + boxes[0][3]
+    text = "".join(sheet.itertext())
+    assert "rlvr vs base" in text
+    assert "noise vs base" in text

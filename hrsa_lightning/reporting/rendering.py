@@ -214,7 +214,10 @@ def _sheet(gallery: Gallery, drawn: Sequence[str]) -> str:
     for index, text in enumerate(drawn):
         row, column = divmod(index, columns)
         place = f'x="{column * width:g}" y="{30 + row * height:g}"'
-        parts.append(text.strip().replace("<svg ", f"<svg {place} ", 1))
+        # Inside a drawing lengths count in its own units, which are points.
+        head, rest = text.strip().split(">", 1)
+        head = head.replace('pt"', '"').replace("<svg ", f"<svg {place} ", 1)
+        parts.append(f"{head}>{rest}")
     for index, entry in enumerate(gallery.legend):
         row, column = divmod(index, columns)
         x, y = column * width + 12, 30 + rows * height + 18 * row + 9
