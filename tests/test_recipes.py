@@ -9,6 +9,8 @@ import pytest
 from hrsa_lightning.build import build_callbacks, instantiate
 from hrsa_lightning.config import describe_recipes, load_config, read_yaml
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.planning.estimate import estimate
+from hrsa_lightning.planning.workload import workload_of
 from hrsa_lightning.representations.history import read_history
 from hrsa_lightning.shelf import resolve_path, shelf_files
 from hrsa_lightning.train import main as train
@@ -43,6 +45,17 @@ def test_recipes_share_the_papers_parameters(name):
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (2e-5, 0.05)
     assert (config.optimizer.warmup_ratio, config.optimizer.schedule) == (0.03, "cosine")
     assert load_config(name, ["model.lora=null"]).model.lora is None
+
+
+@pytest.mark.parametrize("name", FOR_HUB_MODELS)
+def test_memory_in_the_header_is_what_plan_says(name):
+    header = RECIPES[name].read_text().partition("\nname:")[0]
+    stated = int(re.search(r"# Needs: +(\d+) GB on one GPU", header)[1])
+    assert f"python -m hrsa_lightning.plan recipe={name} trainer.devices=1" in header
+    own = ["arms.rlvr.backbone=Qwen/Qwen3-0.6B"] if name == "qwen3-0.6b" else []
+    config = load_config(name, ["trainer.devices=1", *own])
+    plan = estimate(config, workload_of(config))
+    assert stated - 1.5 < plan.total_memory / 1e9 < stated
 
 
 @pytest.fixture(scope="module")

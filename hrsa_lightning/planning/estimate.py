@@ -121,12 +121,12 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
     lora = asdict(config.model.lora) if config.model.lora else None
     size = 4 if precision == "32-true" else 2
     plain_cpu = config.trainer.accelerator == "cpu" and precision not in _MIXED
-    measured: dict[tuple[str, str | None], Backbone] = {}
+    measured: dict[str, Backbone] = {}
     arms = {}
     for name, arm in config.arms.items():
-        key = (arm.backbone, arm.revision)
+        shape = backbone_config(arm.backbone, arm.revision)
+        key = shape.to_json_string()
         if key not in measured:
-            shape = backbone_config(*key)
             measured[key] = measure_backbone(
                 shape,
                 dtype=dtype,
