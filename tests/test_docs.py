@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-from hrsa_lightning.schema import ArmConfig, Config
+from hrsa_lightning.schema import ArmConfig, Config, LossConfig, SIGRegConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -155,8 +155,8 @@ def test_the_reference_lists_every_public_name(module):
 
 def test_the_table_of_recipe_keys_is_complete():
     text = PAGES["docs/reference/recipes.md"]
-    recipe = dataclasses.asdict(Config(arms={"NAME": ArmConfig()}))
-    keys = {key.removeprefix("trainer.") for key in dotted(recipe)}
+    recipe = Config(arms={"NAME": ArmConfig()}, loss=LossConfig(sigreg=SIGRegConfig()))
+    keys = {key.removeprefix("trainer.") for key in dotted(dataclasses.asdict(recipe))}
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
     listed = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
     switches = {"arms", "model.lora", "loss.sigreg"}
