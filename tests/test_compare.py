@@ -1,6 +1,7 @@
 """The compare command, from its command line to its files, on models of a few kilobytes."""
 
 import csv
+import errno
 import json
 import math
 import random
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from hrsa_lightning import compare, train
+from hrsa_lightning.comparison import pairs, results
 from hrsa_lightning.comparison.looking import Viewer
+from hrsa_lightning.comparison.store import RepresentationWriter
 from hrsa_lightning.representations.history import read_history
 from tests.contrastive_runs import WORDS, write_pairs
 from tests.tiny import make_backbone
@@ -39,6 +42,13 @@ def place(tmp_path_factory):
     (folder / "probes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     write_pairs(folder / "pairs.jsonl")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _few_pictures(request, monkeypatch):
+    """Drawing takes longer than all the rest here; one test looks at the pictures."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(results, "_draw", lambda study, out: None)
 
 
 def _train(place, output, *settings):
@@ -204,7 +214,8 @@ def test_several_models_of_other_depth_and_width_give_a_matrix(place, tmp_path):
     assert "layer_2 ~ layer_0" in page
 
 
-def test_token_level_has_a_row_per_token(place, tmp_path):
+def test_token_level_has_a_row_per_token(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "HEATMAP_ROWS", 50)
     options = ["--level", "token", "--metrics", "cka,procrustes", "--exclude-first-token"]
     options += ["--layers", "last", "--limit", "20", "--keep-representations", "--out", tmp_path]
     _compare(place / "base", place / "rlvr", "--texts", place / "probes.jsonl", *options)
@@ -213,6 +224,8 @@ def test_token_level_has_a_row_per_token(place, tmp_path):
     assert len(kept) == 4
     assert {tuple(rows.shape) for rows in kept} == {(content["texts"]["rows"], 32)}
     assert content["texts"]["rows"] > 60
+    assert 25 <= content["comparisons"][0]["heatmap"]["num_samples"] <= 50
+    assert "rows, evenly spaced" in (tmp_path / "report.md").read_text()
     assert {layer for _, layer, _ in _values(tmp_path)} == {"layer_1", "output"}
 
 
@@ -383,6 +396,17 @@ def test_a_full_disk_is_said_before_a_model_runs(place, tmp_path, monkeypatch, c
     out = tmp_path / "out"
     _compare(place / "base", place / "rlvr", "--texts", texts, "--out", out, code=2)
     assert "representations need 0.0 GB, 0.0 GB are free" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_written(place, tmp_path, monkeypatch, capsys):
+    def full(self, about):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RepresentationWriter, "finish", full)
+    texts, out = place / "probes.jsonl", tmp_path / "out"
+    _compare(place / "base", place / "rlvr", "--texts", texts, "--out", out, code=2)
+    assert f"error: --out {out}: No space left on device" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -135,10 +135,10 @@ class Viewer:
             with untouched(model):
                 for snapshot in tqdm(snapshots, known.name, total, unit="batch", disable=None):
                     writer.add(snapshot)
+            writer.finish({"model": known.source.spec, "look": asdict(self._look)})
         except BaseException:
             writer.abandon()
             raise
-        writer.finish({"model": known.source.spec, "look": asdict(self._look)})
 
     def _batches(self, tokenizer: EmbeddingTokenizer) -> Iterator[dict[str, Any]]:
         for tokens in self._encoded(tokenizer):

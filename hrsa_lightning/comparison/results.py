@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrsa_lightning.comparison.loading import KnownModel
-from hrsa_lightning.comparison.pairs import HEATMAP_ROWS, Value
+from hrsa_lightning.comparison.pairs import Value
 from hrsa_lightning.comparison.study import Comparison, Study
 from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
 from hrsa_lightning.plots.curves import panels_figure
@@ -28,18 +28,7 @@ def write_results(study: Study, out: Path) -> None:
 
     Every file appears in one move, the report last.
     """
-    for comparison in study.comparisons:
-        heatmap = comparison.heatmap
-        figure = heatmap_figure(
-            heatmap.debiased,
-            heatmap.rows,
-            heatmap.columns,
-            title=f"{comparison.model} vs {comparison.reference}",
-            row_label=comparison.model,
-            column_label=comparison.reference,
-        )
-        save_figure(figure, out / _picture(comparison))
-    save_figure(_profile(study), out / _PROFILE)
+    _draw(study, out)
     _write(out / "results.json", json.dumps(_content(study), indent=1) + "\n")
     _write(out / "results.csv", _csv(study))
     _write(out / "report.md", "\n".join(_report(study)) + "\n")
@@ -60,6 +49,21 @@ def summary_lines(study: Study) -> list[str]:
         rows.append([metric, *numbers, _floor(found.values())])
     title = f"similarity at {_last_place(study)}, {study.num_rows} rows"
     return [title, "", *_table(["", *names, "chance"], rows)]
+
+
+def _draw(study: Study, out: Path) -> None:
+    for comparison in study.comparisons:
+        heatmap = comparison.heatmap
+        figure = heatmap_figure(
+            heatmap.debiased,
+            heatmap.rows,
+            heatmap.columns,
+            title=f"{comparison.model} vs {comparison.reference}",
+            row_label=comparison.model,
+            column_label=comparison.reference,
+        )
+        save_figure(figure, out / _picture(comparison))
+    save_figure(_profile(study), out / _PROFILE)
 
 
 def _profile(study: Study) -> "Figure":
@@ -180,7 +184,7 @@ def _report(study: Study) -> list[str]:
     if len(study.models) > 2:
         lines += _matrices(study)
     for comparison in study.comparisons:
-        lines += _section(comparison)
+        lines += _section(comparison, study.num_rows)
     return lines
 
 
@@ -214,11 +218,11 @@ def _matrices(study: Study) -> list[str]:
     return lines
 
 
-def _section(comparison: Comparison) -> list[str]:
+def _section(comparison: Comparison, num_rows: int) -> list[str]:
     lines = [f"## {comparison.model} vs {comparison.reference}", ""]
     lines += [f"![CKA of all layers]({_picture(comparison)})", ""]
-    if comparison.heatmap.num_samples == HEATMAP_ROWS:
-        lines += [f"The map is of {HEATMAP_ROWS} rows, evenly spaced.", ""]
+    if comparison.heatmap.num_samples < num_rows:
+        lines += [f"The map is of {comparison.heatmap.num_samples} rows, evenly spaced.", ""]
     everywhere = [value for value in comparison.values if not value.label]
     lines += [*_by_place(everywhere, lambda value: _place(value)), ""]
     last = everywhere[-1].layer

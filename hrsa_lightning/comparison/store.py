@@ -10,6 +10,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,8 +97,9 @@ class RepresentationWriter:
     def abandon(self) -> None:
         """Remove what was written."""
         for file in self._files.values():
-            file.close()
-        shutil.rmtree(self._folder)
+            with suppress(OSError):  # a full disk cannot take what is still in the buffer
+                file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _header(shape: Sequence[int]) -> bytes:

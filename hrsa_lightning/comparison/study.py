@@ -25,7 +25,7 @@ from hrsa_lightning.comparison.sources import ModelSource
 from hrsa_lightning.comparison.store import Representations
 from hrsa_lightning.comparison.texts import Texts
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.representations.probes import text_probes
+from hrsa_lightning.representations.probes import ProbeSet, text_probes
 
 __all__ = ["Comparison", "Study", "compare_models", "find_device", "quieten"]
 
@@ -115,11 +115,7 @@ def compare_models(
     """
     look, measures = look or Look(), measures or Measures()
     place = find_device(device)
-    records = [
-        {"text": text, "label": texts.labels[index] if texts.labels else None}
-        for index, text in enumerate(texts.texts)
-    ]
-    probes = text_probes(records, size=look.batch_size)
+    probes = _ordered(texts, look.batch_size)
     by_row = look.level == "sentence" and probes.labels is not None
     meter = Meter(measures, LabelRows.of(probes.labels or ()) if by_row else None, place)
     models = [know(source, look) for source in sources]
@@ -133,15 +129,8 @@ def compare_models(
     comparisons = _measure_all(models, found, meter, place)
     if not keep:
         viewer.remove()
-    return Study(
-        models,
-        texts,
-        num_rows,
-        look,
-        measures,
-        comparisons,
-        out / REPRESENTATIONS if keep else None,
-    )
+    kept = out / REPRESENTATIONS if keep else None
+    return Study(models, texts, num_rows, look, measures, comparisons, kept)
 
 
 def quieten() -> None:
@@ -173,6 +162,14 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name}: there are {torch.cuda.device_count()} devices")
     return device
+
+
+def _ordered(texts: Texts, size: int) -> ProbeSet:
+    labels: Sequence[str | None] = texts.labels or [None] * len(texts.texts)
+    records = [
+        {"text": text, "label": label} for text, label in zip(texts.texts, labels, strict=True)
+    ]
+    return text_probes(records, size=size)
 
 
 def _check_widths(models: Sequence[KnownModel], measures: Measures) -> None:
