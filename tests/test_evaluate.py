@@ -35,6 +35,7 @@ def test_seeds_differences_and_the_null_effect(runs, tmp_path, capsys):
     assert main([*runs, "--pairs", str(pairs), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "base (2 seeds)" in printed
+    assert "| chance" in printed
     assert printed.count("null effect: same backbone, another seed") == 2
     assert (out / "results.md").read_text() in printed
     results = json.loads((out / "results.json").read_text())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrsa_lightning.callbacks.ranking import ranking_scores
+from hrsa_lightning.callbacks.ranking import chance_scores, ranking_scores
 from hrsa_lightning.data.retrieval import RetrievalSet
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
@@ -36,7 +36,8 @@ def score_retrieval(name: str, task: RetrievalSet, encoder: Encoder) -> TaskScor
     ]
     metrics = {metric: sum(row[metric] for row in rows) / len(rows) for metric in rows[0]}
     main = f"ndcg@{max(KS)}"
-    return TaskScores(name, main, metrics, tuple(row[main] for row in rows), "query")
+    chance = chance_scores([len(right) for right in task.relevance], len(task.corpus), KS)
+    return TaskScores(name, main, metrics, tuple(row[main] for row in rows), "query", chance)
 
 
 def _embed(encode: object, texts: Sequence[object]) -> Tensor:

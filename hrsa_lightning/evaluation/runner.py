@@ -16,6 +16,9 @@ from hrsa_lightning.evaluation.scores import TaskScores, cached_scores
 from hrsa_lightning.shelf import resolve_path
 
 EMBEDDED_TASK = "embedded"
+_FORMAT = 1
+"""Of cached scores; another number forgets those of other versions."""
+
 _EMBEDDED_PAIRS = "embedded:tiny/pairs_test.jsonl"
 
 
@@ -120,7 +123,7 @@ def _evaluate(
 def _score_pairs(
     name: str, task: RetrievalSet, identity: str, load: Any, cache: Path
 ) -> TaskScores:
-    content = json.dumps([name, task.queries, task.corpus, task.relevance])
+    content = json.dumps([_FORMAT, name, task.queries, task.corpus, task.relevance])
     digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def compute() -> TaskScores:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -15,6 +15,7 @@ class TaskScores:
         task: Name of the task.
         main: Name of the metric that stands for the task.
         metrics: Every metric, in [0, 1].
+        chance: What a random ranking scores on average, where that is known.
         units: What the main metric is the mean of (one value per query, or per subset), in an order
             that is the same for all models; what a paired test pairs.
         unit: What a unit is: "query" or "subset".
@@ -25,6 +26,7 @@ class TaskScores:
     metrics: dict[str, float]
     units: tuple[float, ...]
     unit: str
+    chance: dict[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float:

@@ -151,6 +151,8 @@ def metric_lines(arms: Sequence[EvaluatedArm], results: Results) -> list[str]:
             means = [str(mean_over_seeds([run.metrics[m] for run in runs])) for m in first.metrics]
             low, high = bootstrap_interval(np.mean([run.units for run in runs], axis=0))
             rows.append([arm.name, *means, f"{low:.4f} to {high:.4f}"])
+        if first.chance:
+            rows.append(["chance", *(f"{first.chance[m]:.4f}" for m in first.metrics), ""])
         lines += ["", *_markdown(rows)] if lines else _markdown(rows)
     return lines
 

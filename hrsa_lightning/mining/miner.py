@@ -19,7 +19,7 @@ from hrsa_lightning.data.pairs import read_pairs
 from hrsa_lightning.data.sources import PairSource
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.mining.choice import Kept, choose_negatives, keep_pairs
+from hrsa_lightning.mining.choice import choose_negatives, keep_pairs
 from hrsa_lightning.mining.embeddings import embed_file, to_unit_rows
 from hrsa_lightning.mining.options import MiningOptions
 from hrsa_lightning.mining.output import (
@@ -29,6 +29,7 @@ from hrsa_lightning.mining.output import (
     training_line,
 )
 from hrsa_lightning.mining.search import nearest_passages, pair_scores
+from hrsa_lightning.mining.summary import summarize
 from hrsa_lightning.mining.texts import PairTexts, SearchedCorpus
 
 PAIRS_PER_BLOCK = 1024
@@ -276,7 +277,7 @@ class Mining:
             counts = counts + np.diff(texts.negatives.offsets)
         margins = found["positive"] - found["hardest"]
         decided = keep_pairs(counts, margins, texts.first_pairs, options)
-        summary = self._summary(found, counts, decided)
+        summary = summarize(texts, self._names, options, found, counts, decided)
         if not summary["kept"]:
             dropped = ", ".join(f"{n} {why}" for why, n in summary["dropped"].items() if n)
             raise DataError(f"no pair is left, and nothing is written ({dropped})")
@@ -297,48 +298,6 @@ class Mining:
                 opened[self._files[source]].write(training_line(pair, negatives))
             opened[written].write(json.dumps(summary, indent=1) + "\n")
         return summary
-
-    def _summary(
-        self, found: NDArray[Any], counts: NDArray[np.int64], decided: Kept
-    ) -> dict[str, Any]:
-        texts, kept = self._texts, decided.kept
-        edges = zip(self._names, texts.first_pairs[:-1], texts.first_pairs[1:], strict=True)
-        files = {
-            name: {"pairs": int(end - begin), "kept": int(kept[begin:end].sum())}
-            for name, begin, end in edges
-        }
-        mined = (found["negatives"][kept] >= 0).sum()
-        existing = np.diff(texts.negatives.offsets)[kept].sum()
-        return {
-            "pairs": len(texts),
-            "kept": int(kept.sum()),
-            "dropped": {
-                f"with fewer than {self.options.min_negatives} negatives": int(
-                    decided.too_few.sum()
-                ),
-                f"with a margin not {self.options.keep or 'filtered'} {self.options.margin}": int(
-                    decided.wrong_margin.sum()
-                ),
-                "over the cap": int(decided.over_cap.sum()),
-            },
-            "kept_with_fewer_negatives_than_asked": int(
-                (counts[kept] < self.options.num_negatives).sum()
-            ),
-            "negatives_mined": int(mined),
-            "negatives_kept": int(existing) if self.options.keep_existing else 0,
-            "queries": texts.num_queries,
-            "passages": texts.num_passages,
-            "candidates": int(found["candidates"].sum()),
-            "candidates_too_similar": int(found["too_similar"].sum()),
-            "similarity_of_positives": _mean(found["positive"][kept]),
-            "similarity_of_hardest_negatives": _mean(found["hardest"][kept]),
-            "files": files,
-            "options": asdict(self.options),
-        }
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    return round(float(values.mean()), 6) if len(values) else None
 
 
 def _fingerprint(content: Any) -> str:

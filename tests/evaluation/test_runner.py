@@ -42,6 +42,7 @@ def test_scores_are_the_monitors(tmp_path):
     assert scores.score == expected["ndcg@10"]
     assert sum(scores.units) / len(task.queries) == pytest.approx(scores.score)
     assert len(scores.units) == len(task.queries)
+    assert scores.chance["recall@10"] == pytest.approx(10 / len(task.corpus))
     with pytest.raises(DataError, match="task p: the model gives embeddings that are not finite"):
         score_retrieval("p", task, FixedEncoder(bad=True))
 

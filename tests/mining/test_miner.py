@@ -1,6 +1,9 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,3 +260,42 @@ def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, m
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(DataError, match=r"embeddings need .* GB are free"):
         mine([file], GridEncoder(), tmp_path / "other.jsonl")
+
+
+_SLOW_MINING = """
+import sys, time
+from hrsa_lightning.mining import embeddings, mine, miner
+from tests.mining.brute import GridEncoder
+embeddings.TEXTS_PER_BLOCK = miner.PAIRS_PER_BLOCK = 4
+search = miner.nearest_passages
+def slowly(*arguments):
+    time.sleep(0.05)
+    return search(*arguments)
+miner.nearest_passages = slowly
+class Slow(GridEncoder):
+    def encode_passages(self, texts):
+        time.sleep(0.05)
+        return super().encode_passages(texts)
+print("ready", flush=True)
+mine([sys.argv[1]], Slow(), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_writes_the_same_file(tmp_path):
+    file, out = _pairs(tmp_path, "first", 80, 5), tmp_path / "out.jsonl"
+    mine([file], GridEncoder(), tmp_path / "whole.jsonl")
+    draw, kills = random.Random(0), 0
+    root = Path(__file__).resolve().parents[2]
+    while not out.exists():
+        command = [sys.executable, "-c", _SLOW_MINING, str(file), str(out)]
+        with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"ready\n"
+            try:
+                process.wait(draw.uniform(0.2, 2.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+    assert kills > 1
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not list(tmp_path.glob("*.work"))
