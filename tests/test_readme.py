@@ -59,4 +59,4 @@ def test_links_and_pictures_lead_somewhere():
 
 
 def test_every_recipe_is_in_the_table():
-    assert set(re.findall(r"\(recipes/(\w+)\.yaml\)", TEXT)) == set(shelf_files("recipes"))
+    assert set(re.findall(r"\(recipes/([\w.-]+)\.yaml\)", TEXT)) == set(shelf_files("recipes"))
