@@ -42,12 +42,15 @@ class ContrastiveBatch:
             G - 1 rows after it are its hard negatives.
         query_ids: `(B,)` int64, equal where instruction and text of two queries are equal.
         passage_ids: `(B, G)` int64, equal where the texts of two passages are equal.
+        document_ids: `(B, G)` int64, equal where two passages are of one document; where documents
+            have no name, as `passage_ids`.
     """
 
     queries: dict[str, Tokens]
     passages: dict[str, Tokens]
     query_ids: Tensor
     passage_ids: Tensor
+    document_ids: Tensor
 
     def __len__(self) -> int:
         """B, the number of local queries."""
@@ -66,6 +69,7 @@ class ContrastiveBatch:
             passages=_map_shared(self.passages, lambda tokens: tokens.to(device)),
             query_ids=self.query_ids.to(device, non_blocking=True),
             passage_ids=self.passage_ids.to(device, non_blocking=True),
+            document_ids=self.document_ids.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> "ContrastiveBatch":
@@ -76,6 +80,7 @@ class ContrastiveBatch:
             passages=_map_shared(self.passages, lambda tokens: tokens.pin_memory()),
             query_ids=self.query_ids.pin_memory(),
             passage_ids=self.passage_ids.pin_memory(),
+            document_ids=self.document_ids.pin_memory(),
         )
 
 
@@ -114,11 +119,22 @@ class ContrastiveCollator:
     def __call__(self, examples: Sequence[ContrastiveExample]) -> ContrastiveBatch:
         queries = [example.query for example in examples]
         passages = [text for example in examples for text in example.passages]
+        passage_ids = [text_id(text) for text in passages]
+        names = [
+            name
+            for example in examples
+            for name in example.document_ids or (None,) * len(example.passages)
+        ]
+        document_ids = [
+            number if name is None else text_id(("document", name))
+            for number, name in zip(passage_ids, names, strict=True)
+        ]
         return ContrastiveBatch(
             queries=self._encode(queries, self.query_length),
             passages=self._encode(passages, self.passage_length),
             query_ids=torch.tensor([text_id(query) for query in queries]),
-            passage_ids=torch.tensor([text_id(text) for text in passages]).view(len(queries), -1),
+            passage_ids=torch.tensor(passage_ids).view(len(queries), -1),
+            document_ids=torch.tensor(document_ids).view(len(queries), -1),
         )
 
     def _encode(self, texts: Sequence[Query], max_length: int) -> dict[str, Tokens]:

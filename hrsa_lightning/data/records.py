@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,27 @@ _NEGATIVE_COLUMN = re.compile(r"negative(?:_(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class ContrastivePair:
-    """A query with the passages that answer it and passages that nearly do."""
+    """A query with the passages that answer it and passages that nearly do.
+
+    `positive_ids` and `negative_ids` name the documents of the passages, one each, or are empty.
+    """
 
     query: Query
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
     id: str | None = None
+    positive_ids: tuple[str, ...] = field(default=(), repr=False)
+    negative_ids: tuple[str, ...] = field(default=(), repr=False)
 
 
 def parse_pair(record: object) -> ContrastivePair:
     """Turn a record of either accepted form into a pair.
 
     The authors' form has `query` (a text or [instruction, text]), `pos` and `neg` (lists of texts)
-    and an optional `id`. The sentence-transformers form has `anchor` (or `query`), `positive`, and
-    `negative` or `negative_1`, `negative_2`, ... Wherever one text is expected for a passage, a
-    list is accepted too, and the other way round.
+    and an optional `id`. With `pos_ids` and `neg_ids`, lists as long as these, passages of one
+    document are never taken for each other's negatives. The sentence-transformers form has `anchor`
+    (or `query`), `positive`, and `negative` or `negative_1`, `negative_2`, ... Wherever one text is
+    expected for a passage, a list is accepted too, and the other way round.
 
     Raises:
         DataError: If a column is missing, has the wrong type, or holds an empty text.
@@ -60,8 +66,23 @@ id=None)
         negatives += _parse_texts(record[column], column)
     identifier = record.get("id")
     return ContrastivePair(
-        query, positives, negatives, None if identifier is None else str(identifier)
+        query,
+        positives,
+        negatives,
+        None if identifier is None else str(identifier),
+        _parse_ids(record.get("pos_ids"), "pos_ids", len(positives)),
+        _parse_ids(record.get("neg_ids"), "neg_ids", len(negatives)),
     )
+
+
+def _parse_ids(value: object, column: str, count: int) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise DataError(f'"{column}" must be a list of ids, got {_kind(value)}')
+    if len(value) != count:
+        raise DataError(f'"{column}" has {len(value)} ids for {count} texts')
+    return tuple(map(str, value))
 
 
 def _first_column(record: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -25,10 +25,14 @@ _ORDER, _LEFTOVERS, _BATCHES, _PASSAGES, _ROUNDS = range(5)
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveExample:
-    """A query and its group of passages, the positive first, then hard negatives."""
+    """A query and its group of passages, the positive first, then hard negatives.
+
+    `document_ids` names the documents of the passages, None where it is unknown, or is empty.
+    """
 
     query: Query
     passages: tuple[str, ...]
+    document_ids: tuple[str | None, ...] = ()
 
 
 class ContrastiveDataset:
@@ -113,11 +117,17 @@ class ContrastiveDataset:
         row = example - (int(self._ends[number]) - self.sizes[number])
         pair = self._sources[number][row if rows is None else int(rows[row])]
         rng = np.random.default_rng([self.seed, _PASSAGES, epoch, example])
-        positive = pair.positives[rng.integers(len(pair.positives))]
+        positive = rng.integers(len(pair.positives))
         num_negatives = self.train_group_size - 1
-        order = rng.permutation(len(pair.negatives))
-        negatives = (pair.negatives[index] for index in np.resize(order, num_negatives))
-        return ContrastiveExample(pair.query, (positive, *negatives))
+        negatives = np.resize(rng.permutation(len(pair.negatives)), num_negatives)
+        texts = (pair.positives[positive], *(pair.negatives[index] for index in negatives))
+        if not pair.positive_ids and not pair.negative_ids:
+            return ContrastiveExample(pair.query, texts)
+        ids = (
+            pair.positive_ids[positive] if pair.positive_ids else None,
+            *(pair.negative_ids[index] if pair.negative_ids else None for index in negatives),
+        )
+        return ContrastiveExample(pair.query, texts, ids)
 
 
 class GlobalBatchSampler:

@@ -177,7 +177,7 @@ class PairedContrastiveModule(LightningModule):
         loss: Tensor = self.loss(
             query_embeddings,
             passage_embeddings.view(len(batch), batch.group_size, -1),
-            batch.passage_ids,
+            batch.document_ids,
             batch.query_ids,
         )
         if self.regularizer is not None:

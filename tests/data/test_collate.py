@@ -76,3 +76,17 @@ def test_ids_are_the_same_everywhere():
     # A known value: ids must not depend on the process, as `hash` does.
     assert text_id("größer") == -5891862472606415594
     assert text_id(("do", "q")) != text_id("doq") != text_id(("d", "oq"))
+
+
+def test_documents_are_named_or_known_by_their_text():
+    examples = [
+        ContrastiveExample("q0", ("p0", "n0"), ("doc", "other")),
+        ContrastiveExample("q1", ("p1", "n0"), ("doc", None)),
+        ContrastiveExample("q2", ("n0", "p2")),
+    ]
+    batch = ContrastiveCollator({"base": CodeTokenizer()})(examples)
+    ids = batch.document_ids
+    assert ids[0, 0] == ids[1, 0]
+    assert len({ids[0, 1].item(), ids[1, 1].item(), ids[0, 0].item(), ids[2, 1].item()}) == 4
+    assert ids[1, 1] == ids[2, 0] == batch.passage_ids[2, 0] == batch.passage_ids[0, 1]
+    assert len({*batch.passage_ids[:2, 0].tolist()}) == 2

@@ -69,3 +69,11 @@ def test_refused_forms(record, message):
     with pytest.raises(DataError) as caught:
         parse_pair(record)
     assert message in str(caught.value)
+
+
+def test_documents_are_named_beside_the_texts():
+    pair = parse_pair({"query": "q", "pos": ["a", "b"], "pos_ids": [7, "x"], "neg": ["c"]})
+    assert (pair.positive_ids, pair.negative_ids) == (("7", "x"), ())
+    for ids, message in (([1], '"pos_ids" has 1 ids for 2 texts'), ("ab", "must be a list of ids")):
+        with pytest.raises(DataError, match=message):
+            parse_pair({"query": "q", "pos": ["a", "b"], "pos_ids": ids})

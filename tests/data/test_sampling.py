@@ -260,3 +260,14 @@ def test_a_source_too_small_for_a_batch_can_have_no_weight():
     with pytest.raises(DataError, match="source 0 has 5 examples, fewer than the 8 of a batch"):
         GlobalBatchSampler([5, 50], 8, weights=[1, 1])
     assert len(GlobalBatchSampler([5, 50], 8, weights=[0, 1])) == 6
+
+
+def test_drawn_passages_keep_the_names_of_their_documents(tmp_path):
+    record = {"query": "q", "pos": ["a", "b"], "neg": ["c", "d"]}
+    record |= {"pos_ids": ["A", "B"], "neg_ids": ["C", "D"]}
+    named = write_lines(tmp_path / "named.jsonl", [record])
+    dataset = ContrastiveDataset(read_pairs([named]), train_group_size=4)
+    drawn = [dataset[(epoch, 0)] for epoch in range(8)]
+    for example in drawn:
+        assert example.document_ids == tuple(text.upper() for text in example.passages)
+    assert len({example.passages for example in drawn}) > 1
