@@ -108,6 +108,7 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
             gradient_checkpointing=model.gradient_checkpointing,
             trust_remote_code=model.trust_remote_code,
             instruction_mask=model.instruction_mask,
+            quantization=model.quantization,
         )
         for name, arm in config.arms.items()
     }

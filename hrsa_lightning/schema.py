@@ -24,7 +24,10 @@ class LoRAConfig:
 
 @dataclass
 class ModelConfig:
-    """How every arm turns its backbone into an embedding model."""
+    """How every arm turns its backbone into an embedding model.
+
+    `quantization: nf4` keeps frozen weights in 4 bits (QLoRA; a CUDA device and bitsandbytes).
+    """
 
     dtype: str = "float32"
     attn_implementation: str = "sdpa"
@@ -33,6 +36,7 @@ class ModelConfig:
     normalize: bool = True
     instruction_mask: str = "offsets"
     gradient_checkpointing: bool = False
+    quantization: str | None = None
     trust_remote_code: bool = False
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
 
@@ -216,6 +220,12 @@ def check_values(config: Config) -> None:
         )
     if len(config.optimizer.betas) != 2:
         raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
+    if config.model.quantization not in (None, "nf4"):
+        raise ConfigError(
+            f"model.quantization: expected null or nf4, got {config.model.quantization}"
+        )
+    if config.model.quantization and config.model.lora is None:
+        raise ConfigError("model.quantization: trains adapters only; expected model.lora, got null")
     _check_data(config.data)
     _check_loss(config.loss)
 

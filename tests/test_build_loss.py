@@ -73,6 +73,8 @@ def test_a_saved_recipe_gives_the_same_loss(tmp_path):
         (["loss.matryoshka_weights=[1]"], "loss.matryoshka_weights: expected one per size"),
         (["loss.sigreg.weight=0"], "loss.sigreg.weight: expected a value above 0"),
         (["loss.sigreg.num_slice=8"], "Did you mean 'num_slices'?"),
+        (["model.quantization=nf8"], "model.quantization: expected null or nf4, got nf8"),
+        (["model.quantization=nf4", "model.lora=null"], "model.quantization: trains adapters only"),
         (["data.weights=[1]"], "data.weights: expected one per file of data.train, 3, got 1"),
         (["data.weights=[0,0,0]"], "data.weights: expected none below 0 and one above"),
         (["data.weights=[1,1,1]", "data.source_temperature=2"], "data.weights: expected null"),

@@ -4,6 +4,7 @@ Anything wrong with the request raises `BackboneError` before weights are read.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -28,6 +30,7 @@ from hrsa_lightning.tokenizers import read_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
+Quantization = Literal["nf4"]
 
 
 def load_backbone(
@@ -38,6 +41,7 @@ def load_backbone(
     attn_implementation: AttnImplementation = "sdpa",
     attention: Attention = "bidirectional",
     trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Loads the transformer of a decoder LM (no LM head), on the CPU and in evaluation mode.
 
@@ -48,9 +52,13 @@ def load_backbone(
         path: local folder, hub id, or `embedded:NAME`.
         revision: branch, tag or commit on the hub.
         dtype: of the weights; "auto" takes the checkpoint's.
-        attn_implementation: "flash_attention_2" needs a CUDA device and a 16-bit dtype.
+        attn_implementation: "flash_attention_2" needs a CUDA device and a 16-bit dtype. It gets the
+            mask of real tokens as it is, and computes attention without the padding.
         attention: "bidirectional" (every token sees every real token) or "causal".
         trust_remote_code: run Python files that come with the model.
+        quantization: "nf4" keeps the weights of linear layers in 4 bits, their scales quantized
+            too (QLoRA, arXiv 2305.14314), for adapters to be trained on. It needs bitsandbytes and
+            a CUDA device, and the model stays there.
 
     Returns:
         The transformer; its `config.is_causal` says which attention it has, also once saved.
@@ -63,6 +71,7 @@ def load_backbone(
     config = _load_config(source, revision, trust_remote_code)
     configure_attention(config, attention)
     _check_flash_attention(attn_implementation)
+    quantized = {} if quantization is None else _quantization_options(quantization, dtype)
     model = _load_weights(
         source,
         config,
@@ -70,8 +79,9 @@ def load_backbone(
         dtype=dtype,
         attn_implementation=attn_implementation,
         trust_remote_code=trust_remote_code,
+        **quantized,
     )
-    if attn_implementation == "flash_attention_2":
+    if attn_implementation == "flash_attention_2" and not quantized:
         nn.Module.to(model, "cuda")
         ensure_attention(model, attention)
         nn.Module.to(model, "cpu")
@@ -185,6 +195,25 @@ def _check_flash_attention(attn_implementation: str) -> None:
             "attn_implementation='flash_attention_2' needs a CUDA device, and none is available; "
             "choose 'sdpa'"
         )
+
+
+def _quantization_options(quantization: Quantization, dtype: DType) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights of 4 bits on this process's CUDA device."""
+    asked = f"quantization={quantization!r}"
+    if not torch.cuda.is_available():
+        raise BackboneError(f"{asked} needs a CUDA device, and none is available; choose None")
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(f"{asked} needs the bitsandbytes package: pip install bitsandbytes")
+    computing = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computing,
+    )
+    # Launchers of several processes tell each its device before any strategy does.
+    device = int(os.environ.get("LOCAL_RANK", "0"))
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -5,13 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.distributed import rank, whole
 from hrsa_lightning.models.attention import Attention, decoder_layers
-from hrsa_lightning.models.backbone import AttnImplementation, DType, load_backbone, load_tokenizer
+from hrsa_lightning.models.backbone import (
+    AttnImplementation,
+    DType,
+    Quantization,
+    load_backbone,
+    load_tokenizer,
+)
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.lora import add_lora, load_lora
 from hrsa_lightning.models.pooling import POOLINGS, l2_normalize
@@ -73,6 +79,7 @@ class EmbeddingModel(nn.Module):
         gradient_checkpointing: bool = False,
         trust_remote_code: bool = False,
         instruction_mask: InstructionMask = "offsets",
+        quantization: Quantization | None = None,
     ) -> "EmbeddingModel":
         """Loads a backbone and makes an embedding model of it, in training mode.
 
@@ -87,14 +94,17 @@ class EmbeddingModel(nn.Module):
             seed: draws the initial LoRA weights.
             gradient_checkpointing: recompute activations in the backward pass.
             instruction_mask: see `EmbeddingTokenizer`.
+            quantization: see `load_backbone`; only adapters can be trained then.
 
         Raises:
             BackboneError: see `load_backbone`, `load_tokenizer` and `add_lora`; or `adapter` is no
                 adapter of this backbone.
-            ValueError: both `lora` and `adapter` are given.
+            ValueError: both `lora` and `adapter` are given, or neither with `quantization`.
         """
         if lora is not None and adapter is not None:
             raise ValueError("Expected one of `lora` and `adapter`, got both")
+        if quantization is not None and lora is None and adapter is None:
+            raise ValueError("Expected `lora` or `adapter` with `quantization`, got neither")
         tokenizer = EmbeddingTokenizer(
             load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code),
             instruction_mask=instruction_mask,
@@ -107,7 +117,12 @@ class EmbeddingModel(nn.Module):
             attn_implementation=attn_implementation,
             attention=attention,
             trust_remote_code=trust_remote_code,
+            quantization=quantization,
         )
+        if quantization is not None:
+            transformer = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+                transformer, use_gradient_checkpointing=False
+            )
         backbone: PreTrainedModel | PeftModel = transformer
         if lora is not None:
             backbone = add_lora(transformer, **lora, seed=seed)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PreTrainedModel
+from transformers.masking_utils import flash_attention_mask
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models import EmbeddingModel, EmbeddingTokenizer, add_lora, load_backbone
@@ -246,3 +248,21 @@ def test_configure_attention_writes_the_config() -> None:
     assert config.to_dict()["is_causal"] is False
     configure_attention(config, "causal")
     assert config.to_dict()["is_causal"] is True
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_unpadding_attention_gets_the_flat_mask_and_the_right_direction(attention: str) -> None:
+    """What flash attention gets: it leaves padding out itself, given a (batch, tokens) mask."""
+    seen = []
+
+    def unpadding(module, query, key, value, attention_mask, is_causal=None, **options):  # type: ignore[no-untyped-def]
+        seen.append((None if attention_mask is None else attention_mask.ndim, is_causal))
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("unpadding", unpadding)
+    AttentionMaskInterface.register("unpadding", flash_attention_mask)
+    model = make_model("qwen2", attn_implementation="unpadding", is_causal=attention == "causal")
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    embeddings = EmbeddingModel(model, cast(EmbeddingTokenizer, None))(mask, mask)
+    assert embeddings.shape == (2, 32)
+    assert seen == [(2, attention == "causal")] * 2

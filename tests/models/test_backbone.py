@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models import load_backbone, load_tokenizer
-from tests.tiny import make_model, make_tokenizer
+from hrsa_lightning.models import EmbeddingModel, load_backbone, load_tokenizer
+from tests.tiny import make_backbone, make_model, make_tokenizer
 
 
 def _write(folder: Path, config: object) -> Path:
@@ -80,6 +80,15 @@ def test_missing_implementation_is_named(tmp_path: Path, family: str) -> None:
     ) as caught:
         load_backbone(folder)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="quantized weights have their device")
+def test_quantization_needs_a_device_and_adapters(tmp_path: Path) -> None:
+    folder = make_backbone(tmp_path)
+    with pytest.raises(BackboneError, match=r"quantization='nf4' needs a CUDA device"):
+        EmbeddingModel.from_pretrained(folder, quantization="nf4", lora={"r": 2})
+    with pytest.raises(ValueError, match="`lora` or `adapter` with `quantization`, got neither"):
+        EmbeddingModel.from_pretrained(folder, quantization="nf4")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash attention has its device")
