@@ -1,0 +1,40 @@
+"""What mkdocs.yml needs beside its plugins: docstrings, formulas, links to files outside."""
+
+import posixpath
+import re
+from typing import Any
+
+import griffe
+from latex2mathml.converter import convert
+
+_CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)?)\$", re.DOTALL)
+_LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)\s]+)\)")
+
+
+class Readable(griffe.Extension):
+    """Without it, griffe takes doctests under `Example:` for quotations, and roles for text."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Called for every module, class, function and attribute that is read."""
+        if obj.docstring is not None:
+            text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            obj.docstring.value = text.replace(":math:`", "`")
+
+
+def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
+    """Formulas become MathML, which needs no script; files outside of `docs/` are named by path."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def name_outside(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link[2]))
+        return f"{link[1]} (`{path.removeprefix('../')}`)" if path.startswith("../") else link[0]
+
+    parts = _CODE.split(_LINK.sub(name_outside, markdown))
+    parts[::2] = [_FORMULA.sub(_mathml, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _mathml(formula: re.Match[str]) -> str:
+    block, inline = formula.groups()
+    return str(convert(block or inline, display="block" if block else "inline"))
