@@ -48,7 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=320, help="a multiple of 8")
-    parser.add_argument("--texts", type=int, default=512)
+    parser.add_argument("--texts", type=int, default=768)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=("prepare", "imports", *METRICS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
