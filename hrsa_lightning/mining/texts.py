@@ -144,14 +144,22 @@ class PairTexts:
 
     def read_passages(self, begin: int, end: int) -> list[str]:
         """Read passages `begin` to `end`."""
-        return [self.passage(number) for number in range(begin, end)]
+        places = self._passage_place[begin:end]
+        owners = np.searchsorted(self._offsets, places, side="right") - 1
+        within = places - self._offsets[owners]
+        texts: list[str] = []
+        read, own = -1, tuple[str, ...]()
+        # Neighbors come from one pair more often than not, and pairs are parsed when they are read.
+        for owner, place in zip(owners.tolist(), within.tolist(), strict=True):
+            if owner != read:
+                pair = self.pair(owner)
+                read, own = owner, (*pair.positives, *pair.negatives)
+            texts.append(own[place])
+        return texts
 
     def passage(self, number: int) -> str:
         """Read one passage."""
-        place = self._passage_place[number]
-        owner = int(np.searchsorted(self._offsets, place, side="right")) - 1
-        pair = self.pair(owner)
-        return (*pair.positives, *pair.negatives)[int(place - self._offsets[owner])]
+        return self.read_passages(number, number + 1)[0]
 
     def _iterate(self, progress: bool) -> Iterator[ContrastivePair]:
         pairs = (source[row] for source in self._sources for row in range(len(source)))
