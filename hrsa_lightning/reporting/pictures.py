@@ -204,7 +204,7 @@ def spectra_gallery(
                     values = _numbers(record["values"])
                     color, dash = colors[comparison]
                     line = Line(
-                        comparison, range(1, len(values) + 1), values, None, None, color, dash
+                        comparison, _abscissas(kind, len(values)), values, None, None, color, dash
                     )
                     lines.append(line)
         words = f"step {step}"
@@ -221,6 +221,13 @@ def _draw_spectrum(ax: "Axes", lines: Sequence[Line], title: str, falls: bool) -
         ax.set_xlabel("rank of the singular value", fontsize=8)
     else:
         ax.set_xlabel("percentile of rows", fontsize=8)
+
+
+def _abscissas(kind: str, count: int) -> Array:
+    """Ranks from 1, or percentiles."""
+    if kind == "singular_values":
+        return np.arange(1, count + 1, dtype=np.float64)
+    return np.linspace(0, 100, count)
 
 
 def _line(experiment: Experiment, key: Key, curve: Curve, style: Style) -> Line:

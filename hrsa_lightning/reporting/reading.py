@@ -15,7 +15,17 @@ from hrsa_lightning.errors import ConfigError, DataError
 __all__ = ["DETAILS_SUFFIX", "History", "Run", "find_runs", "read_run"]
 
 DETAILS_SUFFIX = ".details.jsonl"
-"""End of the names of files with layer-by-layer maps and spectra, beside the histories."""
+"""End of the names of files with layer-by-layer maps and spectra, beside the histories.
+
+Each line is a JSON object with `step`, `group` (the monitor), `comparison` (empty where there is
+only one), `kind` and `values`, null where not finite. Kinds are
+
+- `cka`: (rows, columns), debiased linear CKA of every layer against every layer, with the layers'
+  names in `rows` (live) and `columns` (reference);
+- `singular_values`: those of the cross-covariance behind O*, falling, with their place in `where`;
+- `row_entropy`: evenly spaced percentiles, from 0 to 100, of the entropies of the rows of O* over
+  ln d, with their place in `where`.
+"""
 
 Array = NDArray[np.float64]
 

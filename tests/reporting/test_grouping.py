@@ -2,8 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from hrsa_lightning.reporting.grouping import Key, group_runs
+from hrsa_lightning.reporting.pictures import spectra_gallery, styles
 from hrsa_lightning.reporting.reading import read_run
 from hrsa_lightning.reporting.verdict import derive, pair_words, pairs_of, verdicts_of
 from tests.reporting.runs import value, write_run
@@ -125,3 +127,25 @@ def test_one_run_is_compared_without_an_interval(tmp_path):
     low, high = verdict.band
     assert low < verdict.after.mean < high
     assert "cannot be said from one" in pair_words([verdict], 1)[0]
+
+
+def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
+    (found,) = experiment_of(tmp_path, {"details": True})
+    drawn = {}
+    for kind in ("singular_values", "row_entropy"):
+        gallery = spectra_gallery(
+            found,
+            "similarity",
+            [KEY.comparison],
+            "output",
+            kind,
+            styles(found, [KEY.comparison]),
+            name="x",
+            title="x",
+        )
+        assert [panel.title[-6:] for panel in gallery.panels] == ["step 0", "tep 10", "tep 40"]
+        ax = Figure().subplots()
+        gallery.panels[0].draw(ax)
+        drawn[kind] = ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()
+    assert drawn["singular_values"] == ([1, 2, 3], [1.0, 0.1, 0.01])
+    assert drawn["row_entropy"] == ([0, 100], [0.1, 0.3])
