@@ -23,6 +23,10 @@ __all__ = ["Estimate", "estimate"]
 RUNTIME_BYTES = 10**9
 """Assumed for the CUDA context, kernels and communication buffers of one process."""
 
+NF4_BITS = 4.127
+"""Bits of a weight in nf4 with its doubly quantized constants (QLoRA, arXiv 2305.14314, section 3).
+"""
+
 AUTO_SHARE = 0.5
 """What `activation_budget: auto` takes of the memory that is free at the first step."""
 
@@ -48,6 +52,7 @@ class Estimate:
         budget: `"auto"` where the activations are to take half of what is free.
         forwards: Forward passes' worth of arithmetic of a step, per forward pass.
         flops: Operations of a step, of all processes and arms.
+        loading: Bytes of a node's own memory while its processes read the backbones.
         disk: Bytes by part.
     """
 
@@ -58,6 +63,7 @@ class Estimate:
     budget: int | str | None
     forwards: float
     flops: float
+    loading: float
     disk: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -111,6 +117,8 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
         budget=config.activation_budget,
         forwards=forwards,
         flops=flops,
+        loading=sum(arm.weight_bytes for arm in arms.values())
+        * (workload.gpus / config.trainer.num_nodes),
         disk=_disk(config, workload, arms, monitoring),
     )
 
@@ -141,6 +149,15 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
 
 def _weight_dtype(config: Config) -> torch.dtype:
     return _TRUE.get(config.trainer.precision, _DTYPES[config.model.dtype])
+
+
+def _weight_bytes(config: Config, arm: Backbone) -> float:
+    if config.model.quantization is None:
+        return arm.weight_bytes
+    # Embedding and adapters stay as they are; norms and biases are too few to tell apart.
+    kept = arm.num_embedding_weights * torch.finfo(_weight_dtype(config)).bits / 8
+    frozen = arm.num_weights - arm.num_trained - arm.num_embedding_weights
+    return frozen * NF4_BITS / 8 + kept + arm.trained_bytes
 
 
 def _chunks(workload: Workload) -> float:
@@ -180,7 +197,7 @@ def _fixed_memory(
     shards, copies = _shards(config, workload.gpus)
     trained = sum(arm.trained_bytes for arm in arms.values())
     parts: dict[str, float] = {
-        "weights": sum(arm.weight_bytes for arm in arms.values()) / shards,
+        "weights": sum(_weight_bytes(config, arm) for arm in arms.values()) / shards,
         "gradients": trained / shards * copies,
         "optimizer": 2 * trained / shards,
         "loss": _loss_bytes(config, workload, arms),
@@ -195,8 +212,11 @@ def _fixed_memory(
 
 def _shards(config: Config, gpus: int) -> tuple[int, int]:
     """Over how many processes weights are shared out, and copies of the gradients (buckets)."""
-    name = config.trainer.strategy
-    if any(word in name for word in ("fsdp", "model_parallel", "deepspeed")):
+    name = str(config.trainer.strategy).lower()
+    if any(
+        word in name
+        for word in ("fsdp", "modelparallel", "model_parallel", "deepspeed", "fullysharded")
+    ):
         return gpus, 1
     return 1, 1 if gpus == 1 else 2
 

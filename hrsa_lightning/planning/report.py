@@ -29,13 +29,14 @@ def plan_lines(
     lines += [f"  {part:<18}{_gb(size):>9}" for part, size in plan.memory.items() if size]
     lines.append(f"  {'together':<18}{_gb(plan.total_memory):>9}")
     lines += [f"  {text}" for text in _memory_notes(plan, memory)]
+    lines.append(f"a node's own memory while it loads, GB: {_gb(plan.loading)}")
     lines += ["", "work"]
     lines.append(
         f"  a step: {config.data.batch_size:,} queries, {work.texts:,} texts,"
         f" {_short(work.tokens)} tokens ({work.tokens_are})"
     )
     lines.append(
-        f"  a step: {plan.flops / 1e15:,.3g} PFLOP, that of {plan.forwards:.2f} forward passes"
+        f"  a step: {_short(plan.flops)}FLOP, {plan.forwards:.2f} times that of a forward pass"
     )
     lines += [f"  {text}" for text in _run_notes(plan, tflops)]
     lines += ["", "monitors"]
@@ -88,7 +89,7 @@ def _monitor_notes(config: Config, plan: Estimate) -> list[str]:
         return ["none"]
     notes = [
         f"{watch.probes} probes, {watch.places} places;"
-        f" {watch.flops_per_evaluation / 1e15:.3g} PFLOP an evaluation",
+        f" {_short(watch.flops_per_evaluation)}FLOP an evaluation",
         f"{plan.monitor_share:.2%} of the arithmetic of training",
     ]
     limits = [
@@ -106,7 +107,7 @@ def _gb(size: float) -> str:
 
 
 def _short(number: float) -> str:
-    for unit, name in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+    for unit, name in ((1e15, " P"), (1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.2f}{name}"
     return f"{number:.0f}"

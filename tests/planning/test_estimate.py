@@ -140,12 +140,21 @@ def test_more_processes_share_the_work_and_shards_the_weights():
     sharded = _plan("trainer.devices=4", "trainer.strategy=fsdp2")
     assert sharded.memory["optimizer"] == one.memory["optimizer"] / 4
     assert sharded.memory["gathered layers"] > 0
+    assert sharded.loading == 4 * one.loading == 2 * four.loading
 
 
 def test_all_weights_cost_a_backward_pass_more_than_adapters():
     assert _plan("model.lora=null").forwards == 3
     whole = _plan("model.lora=null")
     assert whole.memory["optimizer"] == 2 * whole.memory["weights"]
+
+
+def test_four_bits_leave_embeddings_and_adapters_as_they_are():
+    whole, quantized = _plan(), _plan("model.quantization=nf4")
+    arm = whole.arms["base"]
+    frozen = arm.num_weights - arm.num_trained - arm.num_embedding_weights
+    saved = frozen * (32 - 4.127) / 8
+    assert quantized.memory["weights"] == pytest.approx(whole.memory["weights"] - saved)
 
 
 def test_steps_and_tokens():
