@@ -37,4 +37,7 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
 
 def _mathml(formula: re.Match[str]) -> str:
     block, inline = formula.groups()
-    return str(convert(block or inline, display="block" if block else "inline"))
+    if block:
+        return str(convert(block, display="block"))
+    # Markdown takes <math> at the beginning of a line for a paragraph of its own.
+    return f"<span>{convert(inline)}</span>"
