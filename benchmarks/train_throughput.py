@@ -96,11 +96,12 @@ def _status_mib(name: str) -> float:
 def write_inputs(folder: Path, arguments: argparse.Namespace) -> None:
     """A random backbone with its attention made bidirectional, LoRA weights, and pairs."""
     import torch
-    from transformers import Qwen2Config, Qwen2Model
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
-    from hrsa_lightning.models import EmbeddingModel, load_tokenizer
+    from hrsa_lightning.models import EmbeddingModel, resolve_backbone
 
-    tokenizer = load_tokenizer("embedded:tiny/base")
+    # By the family's own class, which theirs would put in the place of any other.
+    tokenizer = AutoTokenizer.from_pretrained(resolve_backbone("embedded:tiny/base"))
     torch.manual_seed(SEED)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
