@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--evaluations", type=int, default=1000)
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--comparisons", nargs="+", default=["rlvr_vs_base", "seed2_vs_base"])
+    parser.add_argument("--comparisons", nargs="+", default=["rlvr_vs_base"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         for index in range(arguments.runs):

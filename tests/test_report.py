@@ -240,3 +240,11 @@ def test_panels_of_a_vector_sheet_lie_side_by_side(three):
     text = "".join(sheet.itertext())
     assert "rlvr vs base" in text
     assert "noise vs base" in text
+
+
+def test_scores_of_the_arms_are_set_against_the_base(three):
+    tables = Tables(page_of(three / "out")).tables
+    rows = tables["Do the arms' scores differ from those of base?"]
+    assert column(rows, "noise minus base")["MRR@10"][1] == pytest.approx(-0.101)
+    assert column(rows, "rlvr minus base")["MRR@10"][1] == pytest.approx(0.01 / 3)
+    assert column(rows, "reading")["MRR@10"][0] == "noise differs"

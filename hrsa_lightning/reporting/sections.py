@@ -7,7 +7,7 @@ import numpy as np
 
 from hrsa_lightning.reporting.document import Block, Cell, Gallery, Heading, Table, Text
 from hrsa_lightning.reporting.facts import fact_of
-from hrsa_lightning.reporting.grouping import Experiment
+from hrsa_lightning.reporting.grouping import Experiment, Key
 from hrsa_lightning.reporting.parts import (
     HELD_OUT,
     band_words,
@@ -154,7 +154,46 @@ def _retrieval(experiment: Experiment, group: str, prefix: str, log_x: bool) -> 
         log_x=log_x,
     )
     caption = "Held-out retrieval before and after training"
-    return [Table(caption, header, rows), Text(band_words(experiment), is_note=True), gallery]
+    return [
+        Table(caption, header, rows),
+        *_score_differences(experiment, group, arms, metrics),
+        Text(band_words(experiment), is_note=True),
+        gallery,
+    ]
+
+
+def _score_differences(
+    experiment: Experiment, group: str, arms: Sequence[str], metrics: Sequence[str]
+) -> list[Block]:
+    """Final scores of every arm against the arm that the others are compared with."""
+    references = dict.fromkeys(key.comparison.partition("_vs_")[2] for key in experiment.keys)
+    base = next((name for name in references if name in arms), None)
+    others = [arm for arm in arms if arm != base]
+    if base is None or not others:
+        return []
+    rows: list[list[str | Cell]] = []
+    for metric in metrics:
+        found = {
+            arm: spread([a - b for a, b in zip(last[0], last[1], strict=True)])
+            for arm in others
+            if (last := _last_scores(experiment, group, metric, arm, base)) is not None
+        }
+        apart = [arm for arm, each in found.items() if each.low > 0 or each.high < 0]
+        words = f"{', '.join(apart)} differs" if apart else "none distinguishable"
+        cells = [cell(found[arm], signed=True) if arm in found else "" for arm in others]
+        one = len(experiment.runs) == 1
+        rows.append([fact_of(metric).title, *cells, "one seed, no interval" if one else words])
+    header = ["after training", *(f"{arm} minus {base}" for arm in others), "reading"]
+    return [Table(f"Do the arms' scores differ from those of {base}?", header, rows)]
+
+
+def _last_scores(
+    experiment: Experiment, group: str, metric: str, arm: str, base: str
+) -> tuple[list[float], list[float]] | None:
+    curves = [experiment.curve(Key(group, metric, name, HELD_OUT)) for name in (arm, base)]
+    if curves[0] is None or curves[1] is None:
+        return None
+    return curves[0].last, curves[1].last
 
 
 def _before_after(
