@@ -1,11 +1,13 @@
 """From the recipe's `loss` and `trainer.strategy` to objects, and the answers to what cannot be."""
 
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hrsa_lightning.build import build_loss, build_trainer
 from hrsa_lightning.config import load_config, to_yaml
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, MatryoshkaLoss, SIGRegLoss
+from hrsa_lightning.modules.sharding import FullyShardedStrategy
 
 
 def _config(*overrides):
@@ -99,3 +101,21 @@ def test_what_cannot_be_is_answered_in_one_line(overrides, message):
 def test_strategies_that_cannot_be_had(tmp_path, strategy, message):
     with pytest.raises(ConfigError, match=message):
         build_trainer(_config(strategy), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        (["trainer.strategy=fsdp2", "trainer.devices=1"], FullyShardedStrategy),
+        (
+            [
+                "trainer.strategy._target_=lightning.pytorch.strategies.SingleDeviceStrategy",
+                "trainer.strategy.device=cpu",
+            ],
+            SingleDeviceStrategy,
+        ),
+    ],
+)
+def test_strategies_by_name_and_by_class(tmp_path, settings, kind):
+    trainer = build_trainer(_config(*settings), tmp_path, [])
+    assert type(trainer.strategy) is kind
