@@ -9,12 +9,15 @@ Shapes: Q queries, N passages, D features, W selected passages.
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrsa_lightning.mining.options import Backend
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -159,25 +162,37 @@ def _select_with_torch(queries: Floats, passages: Floats, width: int, own: Own, 
         torch.mm(asked, torch.from_numpy(part).T, out=scores)
         mine = slice(*np.searchsorted(own_passages, (begin, begin + len(part))))
         scores[own_queries[mine], own_passages[mine] - begin] = -torch.inf
-        # Few scores of a later block are among the best so far; only these have to be sorted.
-        better = scores > best[:, -1:]
-        counts = better.sum(1)
-        most = int(counts.max())
-        if most > min(width, len(part)):
-            found, columns = scores.topk(min(width, len(part)))
-        else:
-            query, column = better.nonzero(as_tuple=True)
-            place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-            found = torch.full((len(queries), most), -torch.inf)
-            columns = torch.full((len(queries), most), -1 - begin)
-            found[query, place] = scores[query, column]
-            columns[query, place] = column
+        found, columns = _better_than(scores, best[:, -1:], width)
         both = torch.cat([best, found], 1)
         both_rows = torch.cat([best_rows, columns + begin], 1)
         best, order = both.topk(width)
         best_rows = both_rows.gather(1, order)
     best_rows[best == -torch.inf] = -1
     return best.numpy(), best_rows.numpy()
+
+
+def _better_than(scores: "Tensor", floors: "Tensor", width: int) -> tuple["Tensor", "Tensor"]:
+    """The scores of a block above each query's floor, or its best `width`: scores and columns.
+
+    Few scores of a later block are among the best so far, and only these have to be sorted.
+    """
+    import torch
+
+    width = min(width, scores.shape[1])
+    better = scores > floors
+    if np.count_nonzero(better.numpy()) <= len(scores) * width:
+        query, column = better.nonzero(as_tuple=True)
+        counts = torch.bincount(query, minlength=len(scores))
+        most = int(counts.max())
+        if most <= width:
+            place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+            found = torch.full((len(scores), most), -torch.inf)
+            columns = torch.zeros((len(scores), most), dtype=torch.long)
+            found[query, place] = scores[query, column]
+            columns[query, place] = column
+            return found, columns
+    found, columns = scores.topk(width)
+    return found, columns
 
 
 def _select_with_faiss(queries: Floats, passages: Floats, width: int, own: Own, block: int) -> Best:
