@@ -7,7 +7,7 @@ all ranks.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hrsa_lightning.distributed import gather, rank
@@ -99,8 +99,38 @@ def _check_shapes(
         raise ValueError(f"query_ids must have shape ({B},), got {tuple(query_ids.shape)}")
 
 
-def check_temperature(temperature: float) -> float:
-    """Return `temperature` if it is positive, else raise `ValueError`."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    return temperature
+class CandidateLoss(nn.Module):
+    """What the losses over candidates have in common; abstract.
+
+    Args:
+        temperature: Divides the similarities, positive.
+        gather_distributed: Take negatives from all ranks; else from this rank alone.
+        mask_duplicates: Leave out false negatives that ids reveal.
+
+    Raises:
+        ValueError: If `temperature` is not positive.
+    """
+
+    def __init__(self, temperature: float, gather_distributed: bool, mask_duplicates: bool) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.gather_distributed = gather_distributed
+        self.mask_duplicates = mask_duplicates
+
+    def candidates(
+        self,
+        queries: Tensor,
+        passages: Tensor,
+        passage_ids: Tensor | None,
+        query_ids: Tensor | None,
+    ) -> Candidates:
+        """`collect_candidates` as this loss was asked to."""
+        return collect_candidates(
+            queries,
+            passages,
+            passage_ids if self.mask_duplicates else None,
+            query_ids if self.mask_duplicates else None,
+            self.gather_distributed,
+        )

@@ -7,13 +7,13 @@ all ranks.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
-from hrsa_lightning.losses.candidates import check_temperature, collect_candidates
+from hrsa_lightning.losses.candidates import CandidateLoss
 
 
-class DebiasedInfoNCELoss(nn.Module):
+class DebiasedInfoNCELoss(CandidateLoss):
     """Contrastive loss that assumes a share `tau_plus` of the negatives to be positives in truth.
 
     With a query's positive score `s`, its `n` negative scores `s_1 .. s_n` (cosines over
@@ -43,13 +43,10 @@ class DebiasedInfoNCELoss(nn.Module):
         gather_distributed: bool = True,
         mask_duplicates: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(temperature, gather_distributed, mask_duplicates)
         if not 0 <= tau_plus < 1:
             raise ValueError(f"tau_plus must be in [0, 1), got {tau_plus}")
-        self.temperature = check_temperature(temperature)
         self.tau_plus = tau_plus
-        self.gather_distributed = gather_distributed
-        self.mask_duplicates = mask_duplicates
 
     def forward(
         self,
@@ -67,13 +64,7 @@ class DebiasedInfoNCELoss(nn.Module):
             ValueError: If the shapes do not fit together.
         """
         with torch.autocast(queries.device.type, enabled=False):
-            batch = collect_candidates(
-                queries,
-                passages,
-                passage_ids if self.mask_duplicates else None,
-                query_ids if self.mask_duplicates else None,
-                self.gather_distributed,
-            )
+            batch = self.candidates(queries, passages, passage_ids, query_ids)
             scores_BN = batch.queries @ batch.passages.T / self.temperature
         at_target = batch.targets[:, None]
         positive_B = scores_BN.gather(1, at_target).squeeze(1)

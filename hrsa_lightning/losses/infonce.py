@@ -5,14 +5,14 @@ N passages of all ranks.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hrsa_lightning.distributed import gather
-from hrsa_lightning.losses.candidates import check_temperature, collect_candidates
+from hrsa_lightning.losses.candidates import CandidateLoss
 
 
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(CandidateLoss):
     """Contrastive cross-entropy of each query's positive against all passages of the global batch.
 
     For query `q_i` with positive `p_i` and the set `P` of all passages of all queries of all ranks,
@@ -59,12 +59,9 @@ class InfoNCELoss(nn.Module):
         false_negative_margin: float | None = None,
         hardness: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(temperature, gather_distributed, mask_duplicates)
         if hardness < 0:
             raise ValueError(f"hardness must be at least 0, got {hardness}")
-        self.temperature = check_temperature(temperature)
-        self.gather_distributed = gather_distributed
-        self.mask_duplicates = mask_duplicates
         self.symmetric = symmetric
         self.same_side_negatives = same_side_negatives
         self.false_negative_margin = false_negative_margin
@@ -96,13 +93,7 @@ class InfoNCELoss(nn.Module):
         # Mixed precision would round cosines near 1 to steps of .004, which is .2 after division
         # by a temperature of .02.
         with torch.autocast(queries.device.type, enabled=False):
-            batch = collect_candidates(
-                queries,
-                passages,
-                passage_ids if self.mask_duplicates else None,
-                query_ids if self.mask_duplicates else None,
-                self.gather_distributed,
-            )
+            batch = self.candidates(queries, passages, passage_ids, query_ids)
             group = batch.group_size
             if not (self.symmetric or self.same_side_negatives):
                 return self._cross_entropy(
