@@ -149,6 +149,30 @@ def test_interpolation_with_another_arm(run, tmp_path):
     assert "linear interpolation" in (mixed / "README.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_an_mteb_task_runs_on_it(run, tmp_path):
+    """The saved prompt goes before its queries, so that the score is our module's."""
+    mteb = pytest.importorskip("mteb", reason="the extra `eval` is not installed")
+    from hrsa_lightning.callbacks.ranking import ranking_scores
+    from hrsa_lightning.data import read_retrieval_set
+    from tests.evaluation.local_task import LocalRetrieval
+    from tests.evaluation.runs import write_pairs
+
+    folder, models = run
+    out = tmp_path / "out"
+    assert main([str(folder), "--arm", "base", "--out", str(out)]) == 0
+    loaded = _load(out, trust_remote_code=True)
+    task = LocalRetrieval()
+    task.pairs = write_pairs(tmp_path / "pairs.jsonl", 9)
+    result = mteb.evaluate(loaded, task, cache=None, co2_tracker=False, show_progress_bar=False)
+    data = read_retrieval_set([task.pairs])
+    prompt = loaded.prompts["query"].removeprefix("Instruct: ").removesuffix("\nQuery: ")
+    queries = models["base"].embed([(prompt, query[1]) for query in data.queries], 48)
+    passages = models["base"].embed(data.corpus, 48)
+    expected = ranking_scores(queries, passages, data.relevance, (10,))["ndcg@10"]
+    assert result.task_results[0].get_score() == pytest.approx(expected, abs=1e-5)
+
+
 def test_model_card_says_what_was_done_and_measured(run, tmp_path):
     folder, _ = run
     out = tmp_path / "out"

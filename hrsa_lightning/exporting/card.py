@@ -77,6 +77,8 @@ def _training(source: Source) -> str:
     config = source.config
     lora = config.model.lora
     trained = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}" if lora else "all weights"
+    if config.model.quantization:
+        trained += f", beside frozen weights in {config.model.quantization}; here on the full ones"
     step = "the end of the run" if source.step is None else f"step {source.step}"
     rows = [
         ("backbone", f"`{source.backbone}`"),

@@ -139,6 +139,7 @@ def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, source: S
         settings["backbone"] = _kept_path(source.backbone, resolve_backbone(source.backbone))
         settings["revision"] = source.config.arms[source.arm].revision
         settings["dtype"] = "float32"
+        settings["trust_remote_code"] = source.config.model.trust_remote_code
         settings["lora"] = {name: getattr(peft, name) for name in names} | {
             "lora_dropout": 0.0,
             "target_modules": targets if isinstance(targets, str) else sorted(targets),
