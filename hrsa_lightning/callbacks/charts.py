@@ -42,20 +42,42 @@ def shared_floors(floors: Mapping[str, float]) -> dict[str, float]:
 
 
 def chart_layout(tags: list[str]) -> Layout:
-    """One section per place, the output first; one chart per metric, with all comparisons.
+    """One section per place and reference, one chart per metric with all arms and the floor.
+
+    The output comes first, and what arms have drifted from their own start comes last.
 
     Example:
         >>> chart_layout(["s/cka/a_vs_b/output", "s/cka/floor/output"])
-        {'s at output': {'cka': ['Multiline', ['s/cka/a_vs_b/output$', 's/cka/floor/output$']]}}
+        {'s at output, against b': {'cka': ['Multiline', ['s/cka/a_vs_b/output$', \
+'s/cka/floor/output$']]}}
     """
     layout: Layout = {}
-    for tag in sorted(tags, key=lambda tag: not tag.endswith("/output")):
-        group, metric, _, where = split_tag(tag)
-        where = where.removeprefix(f"{FLOOR}/")
-        if not where or metric.endswith(_BOUNDS):
+    floors: dict[tuple[str, str], str] = {}
+    places: dict[str, str] = {}
+    for tag in sorted(tags, key=_prominence):
+        group, metric, comparison, where = split_tag(tag)
+        if metric.endswith(_BOUNDS) or not where:
             continue
-        title = f"{group} on held-out pairs" if "@" in metric else f"{group} at {where}"
-        chart = layout.setdefault(title, {}).setdefault(metric, ["Multiline", []])
-        # TensorBoard takes a tag for the beginning of a pattern: layer_1 would show layer_10, too.
-        chart[1].append(f"{re.escape(tag)}$")
+        pattern = _exactly(tag)
+        place = f"{group} on held-out pairs" if "@" in metric else f"{group} at {where}"
+        if comparison == FLOOR or where.startswith(f"{FLOOR}/"):
+            floors[place.replace(f"{FLOOR}/", ""), metric] = pattern
+            continue
+        reference = comparison.rpartition("_vs_")[2] if "_vs_" in comparison else ""
+        title = f"{place}, against {reference}" if reference else place
+        places[title] = place
+        layout.setdefault(title, {}).setdefault(metric, ["Multiline", []])[1].append(pattern)
+    for title, charts in layout.items():
+        for metric, chart in charts.items():
+            if (places[title], metric) in floors:
+                chart[1].append(floors[places[title], metric])
     return layout
+
+
+def _prominence(tag: str) -> tuple[bool, bool]:
+    return (not tag.endswith("/output"), "_vs_initial/" in tag)
+
+
+def _exactly(tag: str) -> str:
+    """TensorBoard takes a tag for the beginning of a pattern: layer_1 would show layer_10, too."""
+    return f"{re.escape(tag)}$"

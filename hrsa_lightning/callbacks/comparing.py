@@ -87,11 +87,12 @@ class Comparer:
             # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
             # there would be is asked with noise.
             noise = [torch.randn(m.shape, device=m.device) for m in (x, y)]
-            keys = self._run(metrics, noise[0], noise[1], labels, Result())
+            ids = torch.arange(len(x))
+            keys = self._run(metrics, noise[0], noise[1], labels, Result(), ids)
             result.values = dict.fromkeys(keys, float("nan"))
             result.notes.append("representations are not finite, so all values are NaN")
             return result
-        result.values = self._run(metrics, x, y, labels, result)
+        result.values = self._run(metrics, x, y, labels, result, torch.arange(len(x)))
         if self._num_groups:
             result.values |= self._band(metrics, x, y, labels, result)
         return result
@@ -106,14 +107,23 @@ class Comparer:
         return self._fitting[widths, key]
 
     def _run(
-        self, metrics: MetricCollection, x: Tensor, y: Tensor, labels: Tensor | None, result: Result
+        self,
+        metrics: MetricCollection,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None,
+        result: Result,
+        ids: Tensor,
     ) -> dict[str, float]:
+        # Ids keep a sample in its half at every evaluation, though both models change. A metric
+        # that does not know them is not given them, as with labels.
+        known = {"x_ids": ids, "y_ids": ids} | ({} if labels is None else {"labels": labels})
         if next(iter(metrics.values(copy_state=False))).device != x.device:
             metrics.to(x.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                metrics.update(x, y, **({} if labels is None else {"labels": labels}))
+                metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
                 for metric in metrics.values(copy_state=False):
                     if callable(floors := getattr(metric, "floors", None)):
@@ -130,14 +140,17 @@ class Comparer:
     ) -> dict[str, float]:
         """95 % band around every value, from the standard errors of a grouped jackknife."""
 
-        def values_of(x: Tensor, y: Tensor, *labels: Tensor) -> dict[str, Tensor]:
-            values = self._run(metrics, x, y, labels[0] if labels else None, Result())
+        def values_of(x: Tensor, y: Tensor, ids: Tensor, *labels: Tensor) -> dict[str, Tensor]:
+            values = self._run(metrics, x, y, labels[0] if labels else None, Result(), ids)
             return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
-        others = [] if labels is None else [labels]
+        ids = torch.arange(len(x), device=x.device)
+        others = [ids] if labels is None else [ids, labels]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            errors = jackknife(values_of, x, y, *others, num_groups=self._num_groups)[1]
+            errors = jackknife(
+                values_of, x, y, *others, num_groups=self._num_groups, x_ids=ids, y_ids=ids
+            )[1]
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         assert isinstance(errors, dict)
         width = _student_quantile(self._num_groups - 1)

@@ -72,7 +72,7 @@ def test_monitors_of_one_trainer_share_a_layout(tmp_path):
 
 def test_a_chart_shows_its_own_place_only():
     tags = [f"similarity/cka/a_vs_b/layer_{n}" for n in (1, 10)]
-    (pattern,) = chart_layout(tags)["similarity at layer_1"]["cka"][1]
+    (pattern,) = chart_layout(tags)["similarity at layer_1, against b"]["cka"][1]
     assert [bool(re.match(pattern, tag)) for tag in tags] == [True, False]
 
 
