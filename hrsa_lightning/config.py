@@ -61,6 +61,26 @@ def to_yaml(config: Config) -> str:
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=99))
 
 
+def flat_settings(config: Config) -> dict[str, Any]:
+    """The recipe as one row: dotted keys and their values, callbacks left out.
+
+    Example:
+        >>> flat_settings(Config(name="x"))["optimizer.lr"]
+        2e-05
+    """
+
+    def walk(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    content = dataclasses.asdict(config)
+    del content["callbacks"]
+    return dict(walk(content, ""))
+
+
 def describe_recipes() -> dict[str, str]:
     """Name and one-line description of each recipe on the shelf."""
     found = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrsa_lightning.cli import answered
-from hrsa_lightning.config import describe_recipes, load_config, to_yaml
+from hrsa_lightning.config import describe_recipes, flat_settings, load_config, to_yaml
 from hrsa_lightning.errors import ConfigError, HRSAError
 from hrsa_lightning.runs import find_unfinished, new_folder
 from hrsa_lightning.schema import Config
@@ -18,6 +18,7 @@ from hrsa_lightning.schema import Config
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from hrsa_lightning.data.sources import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
 
 _USED_KEYS = """\
@@ -40,8 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         print(to_yaml(config), end="")
         return 0
-    _check_files(config)
-    return _train(config)
+    return _train(config, _checked_pairs(config))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,8 +69,8 @@ def _config_of(settings: Sequence[str]) -> Config:
     return load_config(chosen[0], [text for text in settings if not text.startswith("recipe=")])
 
 
-def _check_files(config: Config) -> None:
-    """Answer wrong paths and malformed data before torch, let alone a model, is loaded."""
+def _checked_pairs(config: Config) -> "list[PairSource]":
+    """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
     from hrsa_lightning.data.pairs import check_pairs
     from hrsa_lightning.models.paths import resolve_backbone
     from hrsa_lightning.shelf import resolve_path
@@ -80,7 +80,7 @@ def _check_files(config: Config) -> None:
             resolve_backbone(arm.backbone)
         except HRSAError as error:
             raise ConfigError(f"arms.{name}.backbone: {error}") from None
-    check_pairs(
+    return check_pairs(
         [resolve_path(path) for path in config.data.train],
         train_group_size=config.data.train_group_size,
         batch_size=config.data.batch_size,
@@ -88,7 +88,7 @@ def _check_files(config: Config) -> None:
     )
 
 
-def _train(config: Config) -> int:
+def _train(config: Config, pairs: "list[PairSource]") -> int:
     _quieten()
     from lightning.pytorch import seed_everything
 
@@ -104,7 +104,7 @@ def _train(config: Config) -> int:
     trainer = build.build_trainer(config, folder, callbacks, resumed_step=step_of(checkpoint))
     arms = build.build_arms(config)
     module = build.build_module(config, arms)
-    data = build.build_data(config, arms)
+    data = build.build_data(config, arms, pairs)
     if trainer.is_global_zero:
         record_start(folder, config)
         _announce(config, folder, checkpoint, module)
@@ -115,7 +115,7 @@ def _train(config: Config) -> int:
         print(f"stopped at step {trainer.global_step}; the same command goes on from {folder}")
         return 130
     if trainer.is_global_zero:
-        _finish(folder, trainer, module, time.perf_counter() - started)
+        _finish(config, folder, trainer, module, time.perf_counter() - started)
     return 0
 
 
@@ -146,21 +146,40 @@ def _announce(
 
 
 def _finish(
-    folder: Path, trainer: "Trainer", module: "PairedContrastiveModule", seconds: float
+    config: Config,
+    folder: Path,
+    trainer: "Trainer",
+    module: "PairedContrastiveModule",
+    seconds: float,
 ) -> None:
-    """Write adapters and summary, then say where everything is."""
+    """Write adapters, summary and report, then say where everything is."""
+    from hrsa_lightning.reporting import write_report
     from hrsa_lightning.summary import HISTORIES, summary_lines, write_summary
 
     for name, arm in module.named_arms().items():
         arm.save_adapter(folder / "adapters" / name)
     write_summary(folder, steps=trainer.global_step, seconds=seconds)
-    print("\n".join(summary_lines(folder)))
+    lines = summary_lines(folder)
+    print("\n".join(lines))
+    _show_in_tensorboard(config, trainer, lines)
+    histories = [folder / name for name in HISTORIES if (folder / name).is_file()]
+    report = write_report([folder], folder / "report") if histories else None
     print(f"\n{trainer.global_step} steps in {seconds:.0f} s; everything is in {folder}")
-    curves = [folder / name for name in HISTORIES]
-    for picture in (path.with_suffix(".png") for path in curves):
+    for picture in (path.with_suffix(".png") for path in histories):
         if picture.is_file():
             print(f"curves:   {picture}")
+    if report is not None:
+        print(f"report:   {report}")
     print(f"look:     tensorboard --logdir {folder.parent}")
+
+
+def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
+    """Add the summary as a card of text, and the run as a row of the HParams page."""
+    from hrsa_lightning.callbacks.sinks import log_settings, log_text
+
+    log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
+    shown = [tag for tag in trainer.callback_metrics if tag.endswith(("/output", "/mrr@10"))]
+    log_settings(trainer, flat_settings(config), shown)
 
 
 if __name__ == "__main__":
