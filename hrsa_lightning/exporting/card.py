@@ -28,7 +28,7 @@ def write_card(folder: Path, source: Source, form: Form, facts: list[str]) -> No
         _front_matter(source),
         f"# {title}",
         f"An embedding model made of `{source.backbone}` by contrastive training with"
-        " [hrsa_lightning]. Attention is"
+        " `hrsa_lightning`. Attention is"
         f" {attention}, pooling is {config.model.pooling}"
         f"{', embeddings have length 1' if config.model.normalize else ''}.",
         "## Use",
@@ -40,7 +40,6 @@ def write_card(folder: Path, source: Source, form: Form, facts: list[str]) -> No
         *_measurements(folder, source),
         "## The whole recipe",
         f"```yaml\n{to_yaml(config).rstrip()}\n```",
-        "[hrsa_lightning]: https://pypi.org/project/hrsa-lightning/",
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
