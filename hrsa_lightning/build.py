@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from hrsa_lightning.callbacks import StepProgressBar
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
+from hrsa_lightning.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.data import ContrastiveDataModule, PairSource
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import (
@@ -218,6 +218,7 @@ def build_trainer(
         every_n_train_steps=config.checkpoint.every_n_train_steps,
     )
     checkpoint.FILE_EXTENSION = ""
+    adapters = TrainedAdapters(folder / "adapters")
     arguments = dataclasses.asdict(config.trainer)
     if config.trainer.max_steps > 0:
         arguments["max_epochs"] = None  # steps decide; epochs would cut them short
@@ -229,7 +230,7 @@ def build_trainer(
     try:
         return Trainer(
             **arguments,
-            callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step")],
+            callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step"), adapters],
             logger=logger,
             plugins=[SafetensorsCheckpointIO()],
             use_distributed_sampler=False,  # our sampler already gives each rank its own slice

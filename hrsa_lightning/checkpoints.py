@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
 ADAPTERS = "hrsa_adapters"
@@ -155,3 +156,25 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
     return Path(content)
+
+
+class TrainedAdapters(Callback):
+    """Writes each arm's adapter, or its whole backbone, when training ends.
+
+    It does so before the strategy is torn down: weights that are shared out over ranks cannot be
+    gathered afterwards.
+
+    Args:
+        folder: Gets one folder per arm.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(pl_module)
+
+    def save(self, module: Any) -> None:
+        """Write the arms of a module that has `named_arms()`; on all ranks, of which 0 writes."""
+        for name, arm in module.named_arms().items():
+            arm.save_adapter(self.folder / name)

@@ -8,7 +8,8 @@ runs/<recipe>/<time>/
   similarity.jsonl …     histories and pictures of the callbacks
   checkpoints/step_N/    what resuming needs
   adapters/<arm>/        the trained LoRA weights, in peft's format
-  summary.json           written last: the run is complete
+  summary.json           the run is complete
+  report/                the run on one page
 ```
 """
 

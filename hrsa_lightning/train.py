@@ -72,12 +72,12 @@ def _config_of(settings: Sequence[str]) -> Config:
 def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
     from hrsa_lightning.data.pairs import check_pairs
-    from hrsa_lightning.models.paths import resolve_backbone
+    from hrsa_lightning.models.paths import check_available
     from hrsa_lightning.shelf import resolve_path
 
     for name, arm in config.arms.items():
         try:
-            resolve_backbone(arm.backbone)
+            check_available(arm.backbone)
         except HRSAError as error:
             raise ConfigError(f"arms.{name}.backbone: {error}") from None
     return check_pairs(
@@ -85,6 +85,7 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
         train_group_size=config.data.train_group_size,
         batch_size=config.data.batch_size,
         missing_negatives=config.data.missing_negatives,
+        weights=config.data.weights,
     )
 
 
@@ -93,7 +94,7 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     from lightning.pytorch import seed_everything
 
     from hrsa_lightning import build
-    from hrsa_lightning.checkpoints import newest_checkpoint, step_of
+    from hrsa_lightning.checkpoints import TrainedAdapters, newest_checkpoint, step_of
     from hrsa_lightning.runs import record_start
 
     unfinished = find_unfinished(config) if config.resume else None
@@ -114,8 +115,11 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     except SystemExit:  # how Lightning ends a fit that the user interrupted
         print(f"stopped at step {trainer.global_step}; the same command goes on from {folder}")
         return 130
+    adapters = folder / "adapters"
+    if not adapters.is_dir():  # resumed at its last step, a run does not train and so does not end
+        TrainedAdapters(adapters).save(module)
     if trainer.is_global_zero:
-        _finish(config, folder, trainer, module, time.perf_counter() - started)
+        _finish(config, folder, trainer, time.perf_counter() - started)
     return 0
 
 
@@ -149,15 +153,12 @@ def _finish(
     config: Config,
     folder: Path,
     trainer: "Trainer",
-    module: "PairedContrastiveModule",
     seconds: float,
 ) -> None:
-    """Write adapters, summary and report, then say where everything is."""
+    """Write summary and report, then say where everything is."""
     from hrsa_lightning.reporting import write_report
     from hrsa_lightning.summary import HISTORIES, summary_lines, write_summary
 
-    for name, arm in module.named_arms().items():
-        arm.save_adapter(folder / "adapters" / name)
     write_summary(folder, steps=trainer.global_step, seconds=seconds)
     lines = summary_lines(folder)
     print("\n".join(lines))
