@@ -52,6 +52,13 @@ class ProcrustesResult(NamedTuple):
     rotation: Tensor | None = None
 
 
+class AlignmentSpectrum(NamedTuple):
+    """Values of `alignment_spectrum`, float64."""
+
+    singular_values: Tensor
+    row_entropies: Tensor
+
+
 def orthogonal_procrustes(
     x: Tensor,
     y: Tensor,
@@ -116,15 +123,73 @@ def orthogonal_procrustes(
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
         judged = halves(sample_keys(y, ids)) if protocol == "held_out" else None
-        moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
-        rotations = fit_rotations(moments, protocol, quick=True)
-        if rotations is None:
-            moments = _cross_moments(x, y, judged, chunk_bytes, torch.float64)
-            rotations = fit_rotations(moments, protocol)
+        moments, rotations = _fit(x, y, judged, protocol, chunk_bytes)
         result = judge_rotations(moments, protocol, rotations)
         cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
     result = result._replace(mean_cosine=cosine)
     return result if return_rotation else result._replace(rotation=None)
+
+
+def alignment_spectrum(
+    x: Tensor, y: Tensor, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+) -> AlignmentSpectrum:
+    r"""Look inside the rotation :math:`O^*` that `orthogonal_procrustes` fits on all samples.
+
+    - ``singular_values``, (k,): those of the cross-covariance :math:`X_c'Y_c / (n - 1) = U S V'`,
+      falling: how strongly the data ask for each direction of :math:`O^*`. Directions that the
+      data leave open are left out, so k is at most min(d_x, d_y, n - 1). In units of
+      :math:`\|X_c\| \|Y_c\| / (n - 1)` they add up to the in-sample ``global_cosine``.
+    - ``row_entropies``, (d_x,): :math:`H(o_{ij}^2) / \ln d` of each row, in [0, 1]: 0 where a
+      feature of ``x`` became one feature of ``y``, 1 where it is spread evenly over all. One minus
+      their mean is ``inverse_row_entropy``.
+
+    Args:
+        x: (n, d_x) representations, floating point.
+        y: (n, d_y) representations of the same samples, the reference.
+        chunk_bytes: bound of the working memory beside inputs and moments.
+
+    Returns:
+        An `AlignmentSpectrum`. All is NaN, with a warning, if an input is not finite;
+        ``row_entropies`` are also where the rotation is not unique.
+
+    Raises:
+        ValueError: if shapes do not match or there are fewer than 2 samples.
+        TypeError: if an input is no floating point tensor.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0, 2.0], [1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]])
+        >>> spectrum = alignment_spectrum(x, x.flip(1))
+        >>> [round(value * 3 / 4, 6) for value in spectrum.singular_values.tolist()]
+        [4.0, 1.0]
+        >>> round(spectrum.row_entropies.sum().item(), 6)
+        0.0
+    """
+    x, y = check_pair(x, y, min_samples=min_samples("in_sample"))
+    with full_precision(x.device):
+        _, rotations = _fit(x, y, None, "in_sample", chunk_bytes)
+        n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
+        nan = torch.full((d_x,), torch.nan, dtype=torch.float64, device=x.device)
+        if rotations is None:
+            warn_nan("alignment spectrum", "an input is not finite")
+            return AlignmentSpectrum(nan[: min(d_x, d_y, n - 1)], nan)
+        fitted = rotations.everything
+        values = fitted.singular_values.double() / (n - 1)
+        if not _is_unique(fitted, n, "row entropies"):
+            return AlignmentSpectrum(values, nan)
+        return AlignmentSpectrum(values, _row_entropies(fitted.rotation))
+
+
+def _fit(
+    x: Tensor, y: Tensor, judged: Tensor | None, protocol: Protocol, chunk_bytes: int
+) -> "tuple[PairMoments, Rotations | None]":
+    """Sums and rotations, in the dtype of the data where that is enough, or else in float64."""
+    moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
+    rotations = fit_rotations(moments, protocol, quick=True)
+    if rotations is None:
+        moments = _cross_moments(x, y, judged, chunk_bytes, torch.float64)
+        rotations = fit_rotations(moments, protocol)
+    return moments, rotations
 
 
 def _cross_moments(
@@ -142,10 +207,17 @@ def min_samples(protocol: Protocol) -> int:
 
 
 class Polar(NamedTuple):
-    """Polar factor of a cross moment, and whether it is the only one."""
+    """Polar factor of a cross moment.
+
+    Attributes:
+        rotation: (d_x, d_y).
+        unique: whether it is the only one.
+        singular_values: of the cross moment, falling, for the directions that it settles.
+    """
 
     rotation: Tensor
     unique: bool
+    singular_values: Tensor
 
 
 class Rotations(NamedTuple):
@@ -294,7 +366,7 @@ def _quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
     # Float32 factors are a little short, all in the same way; lengths are easily put right.
     rotation = (u @ v).double()
     rotation /= torch.linalg.vector_norm(rotation, dim=1, keepdim=True)
-    return Polar(rotation, True)
+    return Polar(rotation, True, s * scale)
 
 
 def _polar(cross: Tensor, num_samples: int) -> Polar:
@@ -303,8 +375,9 @@ def _polar(cross: Tensor, num_samples: int) -> Polar:
     u, s, v = torch.linalg.svd(cross, full_matrices=False)
     if not unique:
         s[num_samples - 1 :] = 0
-        u = u * (s > s[0] * torch.finfo(torch.float32).eps)
-    return Polar(u @ v, unique)
+        settled = s > s[0] * torch.finfo(torch.float32).eps
+        u, s = u * settled, s[settled]
+    return Polar(u @ v, unique, s)
 
 
 def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
@@ -333,14 +406,20 @@ def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
 
 
 def _entropy(fitted: Polar, num_samples: int) -> Tensor:
-    d_x, d_y = fitted.rotation.shape
-    if d_x != d_y or not fitted.unique:
-        warn_nan(
-            "inverse row entropy",
-            f"the alignment of widths {d_x} and {d_y} is not unique with {num_samples} samples",
-        )
+    if not _is_unique(fitted, num_samples, "inverse row entropy"):
         return scalar_nan(fitted.rotation)
     return inverse_row_entropy(fitted.rotation)
+
+
+def _is_unique(fitted: Polar, num_samples: int, what: str) -> bool:
+    """Whether a rotation is the only one; warns where it is not."""
+    d_x, d_y = fitted.rotation.shape
+    if d_x == d_y and fitted.unique:
+        return True
+    warn_nan(
+        what, f"the alignment of widths {d_x} and {d_y} is not unique with {num_samples} samples"
+    )
+    return False
 
 
 def inverse_row_entropy(rotation: Tensor) -> Tensor:
@@ -352,13 +431,19 @@ def inverse_row_entropy(rotation: Tensor) -> Tensor:
     Returns:
         Scalar in [0, 1]; 1 for d = 1.
     """
+    value: Tensor = 1 - _row_entropies(rotation).mean()
+    return value
+
+
+def _row_entropies(rotation: Tensor) -> Tensor:
+    """Entropy of each squared row over ln d, which is 0 for d = 1."""
     d = rotation.shape[0]
     if d == 1:
-        return torch.ones((), dtype=rotation.dtype, device=rotation.device)
+        return rotation.new_zeros(1)
     shares = rotation.square()
     shares = shares / shares.sum(1, keepdim=True)
-    value: Tensor = 1 + torch.special.xlogy(shares, shares).sum(1).mean() / math.log(d)
-    return value
+    entropies: Tensor = torch.special.xlogy(shares, shares).sum(1) / -math.log(d)
+    return entropies
 
 
 def random_rotation_inverse_row_entropy(d: int) -> float:

@@ -1,6 +1,8 @@
 import math
 
+import numpy as np
 import pytest
+import scipy
 import torch
 
 from hrsa_lightning.functional import (
@@ -10,6 +12,7 @@ from hrsa_lightning.functional import (
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.functional._inputs import halves, sample_keys
+from hrsa_lightning.functional.procrustes import alignment_spectrum
 from tests.functional import reference
 from tests.functional.inputs import HOSTILE, pair, rotation
 
@@ -191,3 +194,39 @@ def test_errors() -> None:
         orthogonal_procrustes(x, y, "cross")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 4 samples, got 3"):
         orthogonal_procrustes(x[:3], y[:3])
+
+
+@pytest.mark.parametrize("name", FULL_RANK)
+def test_spectrum_agrees_with_scipy(name: str) -> None:
+    x, y = HOSTILE[name]()
+    spectrum = alignment_spectrum(x, y)
+    left, right = (m.double().numpy() - m.double().numpy().mean(0) for m in (x, y))
+    expected = scipy.linalg.svdvals(left.T @ right) / (len(x) - 1)
+    error = np.abs(spectrum.singular_values.numpy() - expected).max()
+    assert error <= 1e-6 * expected[0], "rounding of the largest, as in float32"
+    rotation = torch.from_numpy(reference.procrustes((x, y), (x, y))[3])
+    rows = [scipy.stats.entropy(row**2) / math.log(len(row)) for row in rotation.numpy()]
+    torch.testing.assert_close(spectrum.row_entropies, torch.tensor(rows), rtol=0, atol=1e-5)
+
+
+def test_spectrum_says_what_the_data_leave_open() -> None:
+    x, y = HOSTILE["fewer_samples_than_features"]()
+    with pytest.warns(SimilarityWarning, match="row entropies.*not unique with 24 samples"):
+        spectrum = alignment_spectrum(x, y)
+    assert len(spectrum.singular_values) == 23, "as many as samples less one"
+    assert bool(spectrum.row_entropies.isnan().all())
+    x[0, 0] = torch.inf
+    with pytest.warns(SimilarityWarning, match="alignment spectrum.*not finite"):
+        spectrum = alignment_spectrum(x, y)
+    assert bool(spectrum.singular_values.isnan().all() & spectrum.row_entropies.isnan().all())
+
+
+def test_spectrum_adds_up_to_the_values_of_its_rotation() -> None:
+    x, y = pair(200, 12)
+    spectrum = alignment_spectrum(x, y)
+    result = orthogonal_procrustes(x, y, "in_sample")
+    sizes = [torch.linalg.vector_norm((m - m.mean(0)).double()) for m in (x, y)]
+    cosine = spectrum.singular_values.sum() * (len(x) - 1) / (sizes[0] * sizes[1])
+    assert cosine.item() == pytest.approx(result.global_cosine.item(), rel=1e-6)
+    inverse = 1 - spectrum.row_entropies.mean().item()
+    assert inverse == pytest.approx(result.inverse_row_entropy.item(), abs=1e-12)
