@@ -75,8 +75,19 @@ class Monitor(Callback, ABC):
     def publish(self, trainer: Trainer, step: int) -> None:
         """Write pictures and the like after an evaluation; called on rank 0 only."""
 
+    def conclude(self) -> None:
+        """Write what is kept of the last evaluation only; called on rank 0 only."""
+
     def finish(self, trainer: Trainer) -> None:
-        """Write what the end of a fit leaves behind; called on rank 0 only."""
+        """Draw what the end of a fit leaves behind; called on rank 0 only."""
+
+    def resume(self, source: Path, last_step: int) -> None:
+        """Take over what stands beside a history, up to a step; called on rank 0 only.
+
+        Args:
+            source: The history of the run that was interrupted, as for `cut_history`.
+            last_step: Later records are dropped.
+        """
 
     def begin(self, restored: dict[str, Any]) -> None:
         """Start from nothing, or from what a checkpoint remembers, before the first evaluation."""
@@ -142,12 +153,12 @@ class Monitor(Callback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._last_step:
             self._evaluate(trainer, pl_module)
+        self._finish(trainer)
         if not self.budget.affords():
             self.warn_once(
                 f"took more than max_overhead={self.budget.share} of the training time: the run is "
                 "short for the first and the last evaluation, which are always made"
             )
-        self._finish(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -197,6 +208,7 @@ class Monitor(Callback, ABC):
                 source = Path(restored.get("history") or self.history_path)
                 last = self.first_step or -1
                 kept = cut_history(source, self.history_path, last)
+                self.resume(source, last)
                 self._last_step = max([self._last_step, *(record["step"] for record in kept)])
         self._last_step = self.exchange.first(self._last_step)
 
@@ -266,11 +278,16 @@ class Monitor(Callback, ABC):
     def _finish(self, trainer: Trainer) -> None:
         if not trainer.is_global_zero or self.folder is None:
             return
-        if not self.budget.affords(self.budget.drawing):
-            self.warn_once("no pictures, to stay within max_overhead; the history has their values")
-            return
         try:
-            self.finish(trainer)
+            started = time.perf_counter()
+            self.conclude()
+            self.budget.spent += time.perf_counter() - started
+            if self.budget.affords(self.budget.drawing):
+                self.finish(trainer)
+            else:
+                self.warn_once(
+                    "no pictures, to stay within max_overhead; the history has their values"
+                )
         except Exception as error:
             if self._on_error == "raise":
                 raise

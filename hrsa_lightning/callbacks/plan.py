@@ -35,7 +35,7 @@ class Findings:
     Attributes:
         values: By tag.
         floors: Chance or null values, by tag.
-        maps: Both sides of the layer-by-layer heatmaps.
+        maps: Both sides of every comparison, all layers.
         notes: What the reader has to know, and of which places it is true.
     """
 
@@ -94,6 +94,12 @@ class ComparisonPlan:
                 self._labeled[name] = Comparer(
                     self._metrics, num_classes=num_classes, num_groups=self._num_groups
                 )
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compare: not on MPS, which lacks the float64 that the metrics need."""
+        device = self._probing.device
+        return torch.device("cpu") if device.type == "mps" else device
 
     def run(self, live: Live, step: int) -> Findings:
         """Compare the representations of all arms; every rank has to call it.
@@ -172,12 +178,10 @@ class ComparisonPlan:
         return jobs
 
     def _work(self, job: _Job) -> Result:
-        # float64, which the metrics need, does not exist on MPS.
-        device = job.x.device if self._probing.device.type == "mps" else self._probing.device
-        x, y = job.x.to(device), job.y.to(device)
+        x, y = job.x.to(self.device), job.y.to(self.device)
         if job.labels is None:
             return self._comparer.compare(x, y, key=job.key)
-        return self._labeled[job.probes].compare(x, y, job.labels.to(device), job.key)
+        return self._labeled[job.probes].compare(x, y, job.labels.to(self.device), job.key)
 
     def _shares(self, live: Live) -> dict[str, float]:
         """How much of the variance hangs on one sample or one dimension, per arm and layer."""

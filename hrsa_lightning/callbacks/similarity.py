@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from hrsa_lightning.callbacks.base import Monitor, OnError
-from hrsa_lightning.callbacks.pictures import Pictures
+from hrsa_lightning.callbacks.pictures import Pictures, cut_details, details_path
 from hrsa_lightning.callbacks.plan import ComparisonPlan
 from hrsa_lightning.callbacks.probing import Probing
 from hrsa_lightning.callbacks.projector import log_projector
@@ -75,7 +75,10 @@ class SimilarityMonitor(Monitor):
         max_overhead: Most time that the monitor may take, probes, references, history and pictures
             included, as a share of training time: later evaluations are put off until they fit.
             The first and the last are always made, and what is over the share is said.
-        heatmap_every_n_evaluations: Rhythm of the layer-by-layer heatmaps and pictures; 0 for none.
+        heatmap_every_n_evaluations: Rhythm of the layer-by-layer heatmaps, and of the spectrum of
+            the Procrustes rotation at the output (or the last layer) where a Procrustes metric is
+            among `metrics`; 0 for none, and for no pictures. Their numbers are kept at the first
+            and the last evaluation, too, in a file beside the history, for the report.
         projector: Give TensorBoard's embedding projector the representations at the output (or the
             last layer), with labels and texts, at the end of the fit.
         reference_layers: Layers of the reference, one for each of `layers` as matched, where it
@@ -190,7 +193,7 @@ class SimilarityMonitor(Monitor):
         self._floors |= found.floors
         self._evaluations += 1
         if self.exchange.rank == 0:
-            self._pictures.keep(found.maps, found.values)
+            self._pictures.keep(trainer.global_step, found.maps, found.values, self._plan.device)
             self._live = live if self._projector else {}
         return found.values
 
@@ -198,13 +201,23 @@ class SimilarityMonitor(Monitor):
         return self._floors
 
     def publish(self, trainer: Trainer, step: int) -> None:
-        due = self._pictures.is_due(self._evaluations - 1)
-        if due and self.budget.affords(self.budget.drawing):
-            started = time.perf_counter()
-            self._pictures.publish(trainer, step)
-            self.budget.drawing = max(self.budget.drawing, time.perf_counter() - started)
+        pictures = self._pictures
+        if pictures.is_due(self._evaluations - 1):
+            if self._evaluations == 1 or self.budget.affords(pictures.seconds):
+                pictures.write(self.history_path)
+            if pictures.has_heatmaps and self.budget.affords(self.budget.drawing):
+                started = time.perf_counter()
+                pictures.publish(trainer, step)
+                self.budget.drawing = max(self.budget.drawing, time.perf_counter() - started)
         if self._progress_bar:
             trainer.progress_bar_metrics.update(self._pictures.headline())
+
+    def conclude(self) -> None:
+        self._pictures.write(self.history_path)
+
+    def resume(self, source: Path, last_step: int) -> None:
+        assert self.history_path is not None
+        cut_details(details_path(source), details_path(self.history_path), last_step)
 
     def finish(self, trainer: Trainer) -> None:
         self._pictures.finish(trainer, self.history_path, self.folder)

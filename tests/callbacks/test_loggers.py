@@ -173,13 +173,15 @@ def test_without_a_logger_files_go_to_the_root_folder(tmp_path):
     watch = monitor()
     fit([watch], tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"similarity.jsonl", "similarity.png", "similarity_heatmap.png"}
+    data = {"similarity.jsonl", "similarity.details.jsonl"}
+    assert names == {*data, "similarity.png", "similarity_heatmap.png"}
 
 
 def test_a_history_elsewhere_takes_its_pictures_along(tmp_path):
     fit([monitor(history=tmp_path / "deep" / "mine.jsonl")], tmp_path / "root", max_steps=2)
     names = {path.name for path in Path(tmp_path / "deep").iterdir()}
-    assert names == {"mine.jsonl", "similarity.png", "similarity_heatmap.png"}
+    data = {"mine.jsonl", "mine.details.jsonl"}
+    assert names == {*data, "similarity.png", "similarity_heatmap.png"}
 
 
 def test_what_was_measured_is_drawn_even_when_a_run_breaks(tmp_path):
