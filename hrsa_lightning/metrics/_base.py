@@ -253,8 +253,20 @@ class PairMetric(Metric):
         return dict(self._floors)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot a value of ``compute`` or ``forward``, or a list of them; needs matplotlib."""
-        return self._plot(val, ax)
+        """Plot a value of ``compute`` or ``forward``, or a list of them; needs matplotlib.
+
+        Args:
+            val: the value or values; the default is that of ``compute``.
+            ax: where to draw; the default is a figure of its own.
+
+        Returns:
+            Figure and axes. Several keys are several lines; standard errors are bands around them.
+            A single line has its floor, where ``val`` is left out.
+        """
+        names = self._names()
+        value = self.compute() if val is None else val
+        floor = self._floors.get(names[0]) if val is None and len(names) == 1 else None
+        return _draw(value, type(self).__name__, floor, ax)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "PairMetric":
         """Return the metric unchanged: its sums are float64 on purpose."""
@@ -400,3 +412,38 @@ class Exchange:
             origin = source if self.group is None else dist.get_global_rank(self.group, source)
             dist.broadcast(part, src=origin, group=self.group)
         return result
+
+
+def _draw(value: Any, title: str, floor: float | None, ax: Any) -> Any:
+    # Only here: a metric must work without matplotlib.
+    from hrsa_lightning.plots import draw_lines, lines_figure, plot_values
+
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not isinstance(values[0], dict):
+        return plot_values(values, title=title, floor=floor, ax=ax)
+    lines = _lines_of(values)
+    floors = [] if floor is None else [floor]
+    if ax is None:
+        figure = lines_figure(lines, title=title, floors=floors, x_label="computation")
+        return figure, figure.axes[0]
+    draw_lines(ax, lines, title=title, floors=floors)
+    ax.set_xlabel("computation")
+    ax.legend(fontsize=7, frameon=False)
+    return ax.get_figure(root=True), ax
+
+
+def _lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
+    """A line per key over several values, with a band where there is a standard error."""
+    from hrsa_lightning.plots import Line
+
+    keys = list(values[0])
+    lines = []
+    for key in (key for key in keys if not key.endswith("_se")):
+        found = [float(value[key]) for value in values]
+        low = high = None
+        if f"{key}_se" in keys:
+            errors = [float(value[f"{key}_se"]) for value in values]
+            low = [v - e for v, e in zip(found, errors, strict=True)]
+            high = [v + e for v, e in zip(found, errors, strict=True)]
+        lines.append(Line(key, range(len(found)), found, low=low, high=high))
+    return lines
