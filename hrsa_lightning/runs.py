@@ -5,7 +5,7 @@ runs/<recipe>/<time>/
   config.yaml            the resolved recipe
   environment.json       versions, git state, command line, hardware
   events.out.tfevents…   TensorBoard
-  similarity.jsonl …     histories and pictures of the callbacks
+  similarity.jsonl …     histories, details (layer maps, spectra) and pictures of the callbacks
   checkpoints/step_N/    what resuming needs
   adapters/<arm>/        the trained LoRA weights, in peft's format
   summary.json           the run is complete

@@ -75,11 +75,14 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     from hrsa_lightning.models.paths import check_available
     from hrsa_lightning.shelf import resolve_path
 
+    problems = []
     for name, arm in config.arms.items():
         try:
             check_available(arm.backbone)
         except HRSAError as error:
-            raise ConfigError(f"arms.{name}.backbone: {error}") from None
+            problems.append(f"arms.{name}.backbone: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return check_pairs(
         [resolve_path(path) for path in config.data.train],
         train_group_size=config.data.train_group_size,

@@ -62,8 +62,9 @@ def test_plain_lightning(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's calls of jsonargparse
-def test_lightning_cli(tmp_path):
+def test_lightning_cli(tmp_path, monkeypatch):
     pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+    monkeypatch.setattr("sys.argv", ["project"])  # it warns of arguments beside `args`
     from lightning.pytorch.cli import LightningCLI
 
     config = yaml.safe_load(readme("yaml", "LightningCLI"))
