@@ -83,18 +83,18 @@ class Comparer:
             raise DataError(f"probes: expected at least {MIN_SAMPLES} samples, got {len(x)}")
         metrics, notes = self._metrics_for(x, y, key)
         result = Result(notes=list(notes))
+        ids = torch.arange(len(x), device=x.device)
         if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
             # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
             # there would be is asked with noise.
             noise = [torch.randn(m.shape, device=m.device) for m in (x, y)]
-            ids = torch.arange(len(x))
             keys = self._run(metrics, noise[0], noise[1], labels, Result(), ids)
             result.values = dict.fromkeys(keys, float("nan"))
             result.notes.append("representations are not finite, so all values are NaN")
             return result
-        result.values = self._run(metrics, x, y, labels, result, torch.arange(len(x)))
+        result.values = self._run(metrics, x, y, labels, result, ids)
         if self._num_groups:
-            result.values |= self._band(metrics, x, y, labels, result)
+            result.values |= self._band(metrics, x, y, labels, result, ids)
         return result
 
     def _metrics_for(
@@ -136,7 +136,13 @@ class Comparer:
         return {key: values[key] for key in self._keys if key in values}
 
     def _band(
-        self, metrics: MetricCollection, x: Tensor, y: Tensor, labels: Tensor | None, result: Result
+        self,
+        metrics: MetricCollection,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None,
+        result: Result,
+        ids: Tensor,
     ) -> dict[str, float]:
         """95 % band around every value, from the standard errors of a grouped jackknife."""
 
@@ -144,7 +150,6 @@ class Comparer:
             values = self._run(metrics, x, y, labels[0] if labels else None, Result(), ids)
             return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
-        ids = torch.arange(len(x), device=x.device)
         others = [ids] if labels is None else [ids, labels]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -11,7 +11,7 @@ from hrsa_lightning.comparison.options import Look
 from hrsa_lightning.comparison.sources import ModelSource
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.attention import Attention
-from hrsa_lightning.models.backbone import DType, _load_config, load_tokenizer
+from hrsa_lightning.models.backbone import DType, load_backbone_config, load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel, Pooling
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
 from hrsa_lightning.representations.capture import CaptureOptions
@@ -62,7 +62,7 @@ def know(source: ModelSource, look: Look) -> KnownModel:
     """
     trained = source.trained
     trust = trained is not None and trained.trust_remote_code
-    config: Any = _load_config(source.backbone, source.revision, trust)
+    config: Any = load_backbone_config(source.backbone, source.revision, trust)
     tokenizer = load_tokenizer(source.backbone, revision=source.revision, trust_remote_code=trust)
     pooling = look.pooling if trained is None else trained.pooling
     mask = "offsets" if trained is None else trained.instruction_mask

@@ -68,7 +68,7 @@ def load_backbone(
             attention cannot be had.
     """
     source = resolve_backbone(path)
-    config = _load_config(source, revision, trust_remote_code)
+    config = load_backbone_config(source, revision, trust_remote_code)
     configure_attention(config, attention)
     _check_flash_attention(attn_implementation)
     quantized = {} if quantization is None else _quantization_options(quantization, dtype)
@@ -132,7 +132,19 @@ def load_tokenizer(
     return cast(PreTrainedTokenizerFast, tokenizer)
 
 
-def _load_config(source: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+def load_backbone_config(
+    source: str, revision: str | None, trust_remote_code: bool
+) -> PretrainedConfig:
+    """Reads a backbone's config.json and no weights.
+
+    Args:
+        source: Folder or hub id, as `resolve_backbone` gives it.
+        revision: On the hub.
+        trust_remote_code: Run Python files that come with the model.
+
+    Raises:
+        BackboneError: The config cannot be had, or it needs code of its own.
+    """
     try:
         config: Any = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
