@@ -143,7 +143,7 @@ def load_backbone_config(
         trust_remote_code: Run Python files that come with the model.
 
     Raises:
-        BackboneError: The config cannot be had, or it needs code of its own.
+        BackboneError: The config cannot be had, needs code of its own, or is of no decoder LM.
     """
     try:
         config: Any = AutoConfig.from_pretrained(
