@@ -1,17 +1,17 @@
 """Time and memory of the similarity metrics beside other implementations, on the same inputs.
 
-    python benchmarks/metrics.py                          # all, under 5 minutes on two idle cores
-    python benchmarks/metrics.py --only knn --rounds 5
-    python benchmarks/metrics.py --threads 1 --by cpu     # on a machine that does other work
-    python benchmarks/metrics.py --n 256 --d 64           # a quick look whether everything runs
-    python benchmarks/metrics.py --device cuda
+    python -m benchmarks.metrics                          # all, under 5 minutes on two idle cores
+    python -m benchmarks.metrics --only knn --rounds 5
+    python -m benchmarks.metrics --threads 1 --by cpu     # on a machine that does other work
+    python -m benchmarks.metrics --n 256 --d 64           # a quick look whether everything runs
+    python -m benchmarks.metrics --device cuda
 
 Every case runs in a process of its own, and rounds go through all cases in turn, so that whatever
 else the machine does hits all of them. Printed are the least wall and CPU seconds over the rounds,
 the peak of resident memory above the inputs, the ratio of times to ours, which share of the rate of
 a large float32 product (measured in the same rounds) the necessary products reach, and the goals
-that these figures meet or do not. Peers that are not installed are left out. Formulas named
-"written out" are ours, from the definitions of the papers, not code of their authors.
+that these figures meet or do not. Peers that are not installed are left out; `peers.py` holds what
+is not ours.
 
 Inputs: A, 12 pairs of 2048 x 768, generator seeded 1000 + l, y = x Q + .25 (l + 1) noise with Q
 from a QR; B, one pair of 8192 x 1536, seed 7, noise 1.
@@ -28,17 +28,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.peers import KS, Pairs
 from hrsa_lightning import functional as F  # noqa: N812
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
 
-KS = (5, 10, 50)
 PRODUCT_SIZE = 2048
-Pairs = list[tuple[Tensor, Tensor]]
 
 
 def inputs(name: str, n: int, d: int) -> Pairs:
@@ -86,140 +85,6 @@ def probe(pairs: Pairs) -> Callable[[], Any]:
     return lambda: F.linear_probe_transfer(x, y, labels)
 
 
-# Peers and published formulas.
-
-
-def arrays(pairs: Pairs) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(x.numpy(), y.numpy()) for x, y in pairs]
-
-
-def pytorch_cka_heatmap(pairs: Pairs) -> Callable[[], Any]:
-    from cka import cka_from_features
-
-    xs, ys = torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
-    return lambda: cka_from_features(xs, ys)
-
-
-def gram_cka(x: Tensor, y: Tensor) -> Tensor:
-    """arXiv 2601.21192 written out: plain CKA of one pair by its Gram matrices."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    k, ell = x @ x.mT, y @ y.mT
-    return (k * ell).sum() / (k.norm() * ell.norm())
-
-
-def gram_heatmap(pairs: Pairs) -> Callable[[], Any]:
-    return lambda: [[gram_cka(x, y) for _, y in pairs] for x, _ in pairs]
-
-
-def numpy_debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Feature form with debiased norms (Kornblith et al. 2019) written out in NumPy."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    k, ell, n = np.einsum("ij,ij->i", x, x), np.einsum("ij,ij->i", y, y), len(x)
-
-    def debiased(norm: float, a: np.ndarray, b: np.ndarray) -> float:
-        return norm - n / (n - 2) * a.dot(b) + a.sum() * b.sum() / ((n - 1) * (n - 2))
-
-    cross = debiased(np.linalg.norm(x.T.dot(y)) ** 2, k, ell)
-    own_x = debiased(np.linalg.norm(x.T.dot(x)) ** 2, k, k)
-    own_y = debiased(np.linalg.norm(y.T.dot(y)) ** 2, ell, ell)
-    return float(cross / np.sqrt(own_x * own_y))
-
-
-def numpy_cka(pairs: Pairs) -> Callable[[], Any]:
-    return lambda: [numpy_debiased_cka(x, y) for x, y in arrays(pairs)]
-
-
-def scipy_distance(pairs: Pairs) -> Callable[[], Any]:
-    from scipy.spatial import procrustes
-
-    return lambda: [procrustes(x, y)[2] for x, y in arrays(pairs)]
-
-
-def scipy_rotation(pairs: Pairs) -> Callable[[], Any]:
-    from scipy.linalg import orthogonal_procrustes
-
-    def run() -> Any:
-        return [orthogonal_procrustes(x - x.mean(0), y - y.mean(0)) for x, y in arrays(pairs)]
-
-    return run
-
-
-def written_procrustes(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-    """arXiv 2601.21192 written out: fitted centered, judged uncentered."""
-    u, _, v = torch.linalg.svd((x - x.mean(0)).double().mT @ (y - y.mean(0)).double())
-    rotation = u @ v
-    turned = x.double() @ rotation
-    wide = y.double()
-    residual = (turned - wide).square().sum() / wide.square().sum()
-    flat = torch.nn.functional.cosine_similarity(turned.flatten(), wide.flatten(), dim=0)
-    cosines = torch.nn.functional.cosine_similarity(turned, wide)
-    shares = rotation.square()
-    entropy = -(shares * shares.clamp(min=1e-300).log()).sum(1) / np.log(len(rotation))
-    return residual, flat, cosines.mean(), 1 - entropy.mean()
-
-
-def faiss_knn(pairs: Pairs) -> Callable[[], Any]:
-    import faiss
-
-    def search(rows: np.ndarray) -> Tensor:
-        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        index = faiss.IndexFlatIP(unit.shape[1])
-        index.add(unit)
-        return torch.from_numpy(index.search(unit, max(KS) + 1)[1][:, 1:])
-
-    from hrsa_lightning.functional.knn import overlap_of_neighbors
-
-    def run() -> Any:
-        return [overlap_of_neighbors(search(x), search(y), KS, "jaccard") for x, y in arrays(pairs)]
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    return run
-
-
-def sklearn_knn(pairs: Pairs) -> Callable[[], Any]:
-    """arXiv 2601.21192 written out: brute-force neighbors of scikit-learn, Jaccard of sets."""
-    from sklearn.neighbors import NearestNeighbors
-
-    def near(x: np.ndarray) -> np.ndarray:
-        finder = NearestNeighbors(n_neighbors=max(KS) + 1, metric="cosine").fit(x)
-        return finder.kneighbors(x, return_distance=False)[:, 1:]
-
-    def jaccard(a: np.ndarray, b: np.ndarray, k: int) -> float:
-        rows = [(set(p[:k]), set(q[:k])) for p, q in zip(a, b, strict=True)]
-        return float(np.mean([len(p & q) / len(p | q) for p, q in rows]))
-
-    def run() -> Any:
-        found = [(near(x), near(y)) for x, y in arrays(pairs)]
-        return [[jaccard(a, b, k) for k in KS] for a, b in found]
-
-    return run
-
-
-def numpy_correlation(pairs: Pairs) -> Callable[[], Any]:
-    def one(x: np.ndarray, y: np.ndarray) -> list[float]:
-        return [float(np.corrcoef(x[:, j], y[:, j])[0, 1]) for j in range(x.shape[1])]
-
-    return lambda: [one(x, y) for x, y in arrays(pairs)]
-
-
-def logistic_probe(pairs: Pairs) -> Callable[[], Any]:
-    from sklearn.linear_model import LogisticRegression
-
-    x, y = arrays(pairs)[0]
-    labels = y[:, :8].argmax(1)
-
-    def run() -> Any:
-        model = LogisticRegression(max_iter=200).fit(y[::2], labels[::2])
-        own = LogisticRegression(max_iter=200).fit(x[::2], labels[::2])
-        return [
-            model.score(x[1::2], labels[1::2]),
-            model.score(y[1::2], labels[1::2]),
-            own.score(x[1::2], labels[1::2]),
-        ]
-
-    return run
-
-
 class Case(NamedTuple):
     """One implementation of one piece of work; the first of a work is ours.
 
@@ -251,45 +116,48 @@ def _large_product(_: Pairs) -> Callable[[], Any]:
 HEATMAP, MATCHED, ROTATION = "A CKA heatmap 12 x 12", "A CKA x 12", "A Procrustes x 12"
 KNN, CORRELATION, PROBE, PRODUCT = "A k-NN x 12", "A correlation x 12", "A probe", "product"
 OURS, KEPT = "ours", "ours, reference kept"
+AUTHORS = "the authors' way"
 NUMPY = "NumPy, debiased, written out"
 IN_SAMPLE = each(F.orthogonal_procrustes, protocol="in_sample")
 IN_SAMPLE_NAME = "ours, in sample, all values"
 CASES = [
     Case(HEATMAP, "ours, plain and debiased", "A", heatmap, _half_grams, cuda=True),
-    Case(HEATMAP, "pytorch-cka, debiased", "A", pytorch_cka_heatmap, needs="cka"),
-    Case(HEATMAP, "Gram form, plain, written out", "A", gram_heatmap, cuda=True),
+    Case(HEATMAP, "pytorch-cka, debiased", "A", peers.pytorch_cka_heatmap, needs="cka"),
+    Case(HEATMAP, AUTHORS, "A", peers.authors_heatmap, cuda=True),
     Case(MATCHED, OURS, "A", each(F.linear_cka), _own_and_cross, cuda=True),
     Case(MATCHED, KEPT, "A", each_kept(F.linear_cka),
          lambda n, d: 0.75 * _own_and_cross(n, d), cuda=True),
-    Case(MATCHED, NUMPY, "A", numpy_cka),
-    Case(MATCHED, "Gram form, plain, written out", "A", each(gram_cka), cuda=True),
+    Case(MATCHED, NUMPY, "A", peers.numpy_cka),
+    Case(MATCHED, AUTHORS, "A", peers.authors_matched, cuda=True),
     Case(ROTATION, IN_SAMPLE_NAME, "A", IN_SAMPLE, _own_and_cross, cuda=True),
     Case(ROTATION, "ours, held out, all values", "A", each(F.orthogonal_procrustes),
          lambda n, d: 0.75 * _own_and_cross(n, d), cuda=True),
-    Case(ROTATION, "scipy, distance only", "A", scipy_distance, needs="scipy"),
-    Case(ROTATION, "all values, written out", "A", each(written_procrustes), cuda=True),
+    Case(ROTATION, "scipy, distance only", "A", peers.scipy_distance, needs="scipy"),
+    Case(ROTATION, AUTHORS, "A", each(peers.authors_procrustes), cuda=True),
     Case(KNN, OURS, "A", each(F.knn_overlap, k=KS), _half_grams, cuda=True),
     Case(KNN, KEPT, "A", each_kept(F.knn_overlap, k=KS), lambda n, d: _half_grams(n, d) / 2,
          cuda=True),
-    Case(KNN, "faiss, exact", "A", faiss_knn, needs="faiss"),
-    Case(KNN, "scikit-learn, sets", "A", sklearn_knn, needs="sklearn"),
+    Case(KNN, AUTHORS, "A", peers.authors_knn, cuda=True),
+    Case(KNN, "faiss, exact", "A", peers.faiss_knn, needs="faiss"),
+    Case(KNN, "scikit-learn, sets", "A", peers.sklearn_knn, needs="sklearn"),
     Case(CORRELATION, OURS, "A", each(F.dimension_correlation), cuda=True),
-    Case(CORRELATION, "loops over dimensions, written out", "A", numpy_correlation),
+    Case(CORRELATION, "loops over dimensions, written out", "A", peers.numpy_correlation),
     Case(PROBE, "ours, ridge, three accuracies", "A", probe, cuda=True),
-    Case(PROBE, "scikit-learn, logistic", "A", logistic_probe, needs="sklearn"),
+    Case(PROBE, "scikit-learn, logistic", "A", peers.logistic_probe, needs="sklearn"),
     Case("B CKA", OURS, "B", each(F.linear_cka),
          lambda n, d: 4 * 4 * n * 4 * d * d / 1e9, cuda=True),
     Case("B CKA", KEPT, "B", each_kept(F.linear_cka),
          lambda n, d: 3 * 4 * n * 4 * d * d / 1e9, cuda=True),
-    Case("B CKA", NUMPY, "B", numpy_cka),
+    Case("B CKA", NUMPY, "B", peers.numpy_cka),
     Case("B Procrustes", IN_SAMPLE_NAME, "B", IN_SAMPLE,
          lambda n, d: 4 * 4 * n * 4 * d * d / 1e9, cuda=True),
-    Case("B Procrustes", "scipy, rotation and nuclear norm", "B", scipy_rotation, needs="scipy"),
+    Case("B Procrustes", "scipy, rotation and nuclear norm", "B", peers.scipy_rotation,
+         needs="scipy"),
     Case("B k-NN", OURS, "B", each(F.knn_overlap, k=KS),
          lambda n, d: 2 * 16 * n * n * 2 * d / 1e9, cuda=True),
     Case("B k-NN", KEPT, "B", each_kept(F.knn_overlap, k=KS),
          lambda n, d: 16 * n * n * 2 * d / 1e9, cuda=True),
-    Case("B k-NN", "faiss, exact", "B", faiss_knn, needs="faiss"),
+    Case("B k-NN", "faiss, exact", "B", peers.faiss_knn, needs="faiss"),
     Case(PRODUCT, f"{PRODUCT_SIZE} cubed", "", _large_product,
          lambda n, d: 2 * PRODUCT_SIZE**3 / 1e9, cuda=True),
 ]  # fmt: skip
@@ -306,10 +174,10 @@ class Goal(NamedTuple):
 
 GOALS = [
     Goal(HEATMAP, "ours, plain and debiased", "pytorch-cka, debiased", 2),
-    Goal(HEATMAP, "ours, plain and debiased", "Gram form, plain, written out", 20),
+    Goal(HEATMAP, "ours, plain and debiased", AUTHORS, 20),
     Goal(MATCHED, OURS, NUMPY, 1),
     Goal(ROTATION, IN_SAMPLE_NAME, "scipy, distance only", 1.8),
-    Goal(ROTATION, IN_SAMPLE_NAME, "all values, written out", 3.4),
+    Goal(ROTATION, IN_SAMPLE_NAME, AUTHORS, 3.4),
     Goal(KNN, OURS, "faiss, exact", 1),
     Goal(KNN, KEPT, "faiss, exact", 2),
 ]
@@ -370,7 +238,7 @@ def measure(cases: list[Case], options: argparse.Namespace) -> Results:
     best: Results = {}
     for _ in range(options.rounds):
         for case in cases:
-            command = [sys.executable, __file__, "--case", str(CASES.index(case))]
+            command = [sys.executable, "-m", "benchmarks.metrics", "--case", str(CASES.index(case))]
             for name in ("threads", "device", "n", "d"):
                 command += [f"--{name}", str(getattr(options, name))]
             environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}

@@ -1,6 +1,7 @@
 """Orthogonal Procrustes: how well a rotation turns one representation into another."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,6 +38,9 @@ FULL_RANK = 1e-5
 
 ROWS_PER_PRODUCT = 512
 """Few enough rows to stay in the cache between the steps of a cosine."""
+
+OVERSAMPLING = 16
+"""Columns beyond the rank, so that a random mixture of columns spans it well."""
 
 FAR = 2.0
 """Judged as they are, means this many deviations off the origin need every digit of a rotation."""
@@ -173,9 +177,10 @@ def alignment_spectrum(
         if rotations is None:
             warn_nan("alignment spectrum", "an input is not finite")
             return AlignmentSpectrum(nan[: min(d_x, d_y, n - 1)], nan)
-        fitted = rotations.everything
+        fitted = rotations.fitted
         values = fitted.singular_values.double() / (n - 1)
-        if not _is_unique(fitted, n, "row entropies"):
+        if not fitted.unique:
+            _warn_not_unique("row entropies", (d_x, d_y), n)
             return AlignmentSpectrum(values, nan)
         return AlignmentSpectrum(values, _row_entropies(fitted.rotation))
 
@@ -184,8 +189,11 @@ def _fit(
     x: Tensor, y: Tensor, judged: Tensor | None, protocol: Protocol, chunk_bytes: int
 ) -> "tuple[PairMoments, Rotations | None]":
     """Sums and rotations, in the dtype of the data where that is enough, or else in float64."""
-    moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
-    rotations = fit_rotations(moments, protocol, quick=True)
+    num_fitted = x.shape[0] if judged is None else int((~judged).sum())
+    rotations = None
+    if _settles_all((x.shape[1], y.shape[1]), num_fitted):
+        moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
+        rotations = fit_rotations(moments, protocol, quick=True)
     if rotations is None:
         moments = _cross_moments(x, y, judged, chunk_bytes, torch.float64)
         rotations = fit_rotations(moments, protocol)
@@ -221,9 +229,9 @@ class Polar(NamedTuple):
 
 
 class Rotations(NamedTuple):
-    """Rotations fitted on all samples and on those that a protocol fits on."""
+    """Rotations fitted on all samples, None where that is not unique, and as a protocol fits."""
 
-    everything: Polar
+    everything: Polar | None
     fitted: Polar
 
 
@@ -246,13 +254,19 @@ def fit_rotations(
     if quick and protocol == "paper" and moments.far_from_origin(FAR):
         return None
     polar = _quick_polar if quick else _polar
-    everything = polar(moments.centered_cross(), int(moments.count.sum()))
-    if everything is None or not held_out:
-        return None if everything is None else Rotations(everything, everything)
+    if not held_out:
+        fitted = polar(moments.centered_cross(), int(moments.count.sum()))
+        return None if fitted is None else Rotations(fitted, fitted)
     if not bool((moments.count >= 2).all()):
         return None
     fitted = polar(_centered_cross(moments, 0), int(moments.count[0]))
-    return None if fitted is None else Rotations(everything, fitted)
+    if fitted is None:
+        return None
+    num_samples = int(moments.count.sum())
+    if not _settles_all(moments.widths, num_samples):
+        return Rotations(None, fitted)
+    everything = polar(moments.centered_cross(), num_samples)
+    return None if everything is None else Rotations(everything, fitted)
 
 
 def judge_rotations(
@@ -276,11 +290,16 @@ def judge_rotations(
     if not bool((total_x > 0) & (total_y > 0)):
         warn_nan("orthogonal Procrustes", "a representation has no variance")
         return ProcrustesResult(nan, nan, nan, nan, None)
+    everything, entropy = rotations.everything, nan
+    if everything is not None and everything.unique:
+        entropy = inverse_row_entropy(everything.rotation)
+    else:
+        _warn_not_unique("inverse row entropy", moments.widths, int(n))
     return ProcrustesResult(
         residual_variance_ratio=(total_x + total_y - 2 * inner) / total_y,
         global_cosine=inner / (total_x * total_y).sqrt(),
         mean_cosine=nan,
-        inverse_row_entropy=_entropy(rotations.everything, int(n)),
+        inverse_row_entropy=entropy,
         rotation=fitted.rotation,
     )
 
@@ -353,7 +372,7 @@ def _means(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
 
 def _quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
     """Polar factor in float32, if the cross moment is conditioned well enough for that."""
-    if cross.shape[0] != cross.shape[1] or num_samples - 1 < cross.shape[0]:
+    if not _settles_all(cross.shape, num_samples):
         return None
     # Brought to order 1, so that no scale of the data leaves the range of float32.
     scale = torch.linalg.vector_norm(cross, torch.inf)
@@ -372,12 +391,35 @@ def _quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
 def _polar(cross: Tensor, num_samples: int) -> Polar:
     """Polar factor of a cross moment; directions it leaves open are zero."""
     unique = _has_full_rank(cross, num_samples)
-    u, s, v = torch.linalg.svd(cross, full_matrices=False)
+    if 2 * num_samples < min(cross.shape):
+        u, s, v = _low_rank_svd(cross, num_samples)
+    else:
+        u, s, v = torch.linalg.svd(cross, full_matrices=False)
     if not unique:
         s[num_samples - 1 :] = 0
         settled = s > s[0] * torch.finfo(torch.float32).eps
         u, s = u * settled, s[settled]
     return Polar(u @ v, unique, s)
+
+
+def _low_rank_svd(cross: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of a cross moment of few samples, whose rank is below their number.
+
+    A few columns mixed at random span its range (Halko et al. 2011, arXiv 0909.4061, section 1.3),
+    here up to rounding, since none of its singular values is left out.
+    """
+    generator = torch.Generator(cross.device).manual_seed(0)
+    size = (cross.shape[1], num_samples + OVERSAMPLING)
+    mixing = torch.randn(size, generator=generator, dtype=cross.dtype, device=cross.device)
+    basis = torch.linalg.qr(cross @ mixing)[0]
+    u, s, v = torch.linalg.svd(basis.mT @ cross, full_matrices=False)
+    return basis @ u, s, v
+
+
+def _settles_all(widths: Sequence[int], num_samples: int) -> bool:
+    """Whether so many samples can settle every direction of a rotation."""
+    d_x, d_y = widths
+    return d_x == d_y and num_samples - 1 >= d_x
 
 
 def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
@@ -387,9 +429,9 @@ def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
     a massive feature does not make the others look like rounding, against the effect of rounding
     the data to float32.
     """
-    d = cross.shape[0]
-    if d != cross.shape[1] or num_samples - 1 < d:
+    if not _settles_all(cross.shape, num_samples):
         return False
+    d = cross.shape[0]
     scaled = cross / torch.linalg.vector_norm(cross, dim=1, keepdim=True)
     scaled = scaled / torch.linalg.vector_norm(scaled, dim=0)
     factor, pivots, info = torch.linalg.lu_factor_ex(scaled)
@@ -405,21 +447,11 @@ def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
     return bool(1 / torch.minimum(norm, vector.norm()) > rounding)
 
 
-def _entropy(fitted: Polar, num_samples: int) -> Tensor:
-    if not _is_unique(fitted, num_samples, "inverse row entropy"):
-        return scalar_nan(fitted.rotation)
-    return inverse_row_entropy(fitted.rotation)
-
-
-def _is_unique(fitted: Polar, num_samples: int, what: str) -> bool:
-    """Whether a rotation is the only one; warns where it is not."""
-    d_x, d_y = fitted.rotation.shape
-    if d_x == d_y and fitted.unique:
-        return True
+def _warn_not_unique(what: str, widths: tuple[int, int], num_samples: int) -> None:
+    d_x, d_y = widths
     warn_nan(
         what, f"the alignment of widths {d_x} and {d_y} is not unique with {num_samples} samples"
     )
-    return False
 
 
 def inverse_row_entropy(rotation: Tensor) -> Tensor:
