@@ -5,7 +5,6 @@ from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair
 from hrsa_lightning.functional._moments import (
-    FEATURES_PER_PRODUCT,
     MASSIVE,
     PairMoments,
     location,
@@ -19,6 +18,9 @@ from hrsa_lightning.functional._numerics import (
 )
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, linear_cka_heatmaps
 from hrsa_lightning.functional.reference import Reference, unwrap
+
+SMALL_WIDTH = 96
+"""Features whose product with themselves is not worth halving further."""
 
 
 def linear_cka(
@@ -120,13 +122,13 @@ def _centered(x: Tensor) -> Tensor:
 
 
 def _squared_norm_of_self_product(x: Tensor) -> Tensor:
-    """||x'x||_F^2 from the blocks on and above the diagonal."""
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for top in range(0, x.shape[1], FEATURES_PER_PRODUCT):
-        end = min(top + FEATURES_PER_PRODUCT, x.shape[1])
-        block = x[:, top:end].mT @ x[:, top:]
-        total += 2 * row_norms(block).sum() - row_norms(block[:, : end - top]).sum()
-    return total
+    """||x'x||_F^2 from the blocks on and above the diagonal, halved until they are small."""
+    width = x.shape[1]
+    if width <= SMALL_WIDTH:
+        return row_norms(x.mT @ x).sum()
+    left, right = x[:, : width // 2], x[:, width // 2 :]
+    across = 2 * row_norms(left.mT @ right).sum()
+    return across + _squared_norm_of_self_product(left) + _squared_norm_of_self_product(right)
 
 
 def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMoments:

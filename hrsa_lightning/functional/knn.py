@@ -157,9 +157,8 @@ def nearest_neighbors(
         (n, max(ks)), int64. For each k in ``ks`` the first k of a row are its k nearest.
     """
     k = max(ks)
-    rows, half_norms = _centered_rows(x, similarity)
+    rows, norms, half_norms = _centered_rows(x, similarity)
     values, found = _search(rows, half_norms, k + 1, chunk_bytes)
-    norms = row_norms(rows)
     # What rounding to float32 may have moved: rows, their products, and half norms.
     room = norms + norms[found[:, :k]].max(1).values
     room *= ROUNDING * torch.finfo(rows.dtype).eps
@@ -202,19 +201,20 @@ def _decide(
     return candidates.gather(1, order), settled
 
 
-def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """Rows whose Euclidean neighbors are the wanted ones, around a center, and half their norms.
+def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows whose Euclidean neighbors are the wanted ones, around a center.
 
     For cosine these are unit vectors: their distance orders as their cosine does. Centering keeps
     the differences of vectors that all point in nearly the same direction.
 
     Returns:
-        (n, d), and (n,) half squared norms.
+        (n, d); (n,) squared norms, float64; and (n,) what half of them takes from each score.
     """
     center = location(x).to(x.dtype)
     rows = x - center
     if similarity == "euclidean":
-        return rows, (row_norms(rows) / 2).to(x.dtype)
+        norms = row_norms(rows)
+        return rows, norms, (norms / 2).to(x.dtype)
     squares, shifted, wide = row_norms(x), row_norms(rows), center.double()
     # Near the center the norm follows from the small difference, with more digits.
     expanded = shifted + 2 * (rows @ center).double() + wide.dot(wide)
@@ -224,8 +224,9 @@ def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
     typical = inverse.median()
     rows *= inverse[:, None].to(x.dtype)
     rows.addr_((inverse - typical).to(x.dtype), center)
+    norms = row_norms(rows)
     # A row of zeros has cosine 0 with every other.
-    return rows, (row_norms(rows) / 2 + zero / 2).to(x.dtype)
+    return rows, norms, ((norms + zero) / 2).to(x.dtype)
 
 
 def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
@@ -237,7 +238,8 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
     n = len(rows)
     values = rows.new_full((n, k), -torch.inf)
     found = torch.zeros(n, k, dtype=torch.int64, device=rows.device)
-    step = min(n, rows_per_chunk(3 * n * rows.element_size(), chunk_bytes))
+    left = max(chunk_bytes - rows.nbytes, chunk_bytes // 4)
+    step = min(n, rows_per_chunk(3 * n * rows.element_size(), left))
     for start in range(0, n, step):
         block, later = slice(start, min(start + step, n)), slice(start + step, n)
         scores = _products(rows, block)
