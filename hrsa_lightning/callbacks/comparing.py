@@ -1,7 +1,7 @@
 """From two representations of the same samples to values, whatever the metrics are."""
 
 import warnings
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection
 from hrsa_lightning.callbacks.metric_sets import fit_widths, metric_set
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import jackknife
+from hrsa_lightning.functional.uncertainty import t_quantile
 
 __all__ = ["Comparer", "Result", "variance_shares"]
 
@@ -81,29 +82,32 @@ class Comparer:
             )
         if len(x) < MIN_SAMPLES:
             raise DataError(f"probes: expected at least {MIN_SAMPLES} samples, got {len(x)}")
-        metrics, notes = self._metrics_for(x, y, key)
-        result = Result(notes=list(notes))
+        # Ids keep a sample in its half at every evaluation, though both models change. A metric
+        # that does not know them is not given them, as with labels.
         ids = torch.arange(len(x), device=x.device)
+        known = {"x_ids": ids, "y_ids": ids} | ({} if labels is None else {"labels": labels})
+        metrics, notes = self._metrics_for(x, y, known, key)
+        result = Result(notes=list(notes))
         if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
             # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
             # there would be is asked with noise.
             noise = [torch.randn(m.shape, device=m.device) for m in (x, y)]
-            keys = self._run(metrics, noise[0], noise[1], labels, Result(), ids)
+            keys = self._run(metrics, noise[0], noise[1], known, Result())
             result.values = dict.fromkeys(keys, float("nan"))
             result.notes.append("representations are not finite, so all values are NaN")
             return result
-        result.values = self._run(metrics, x, y, labels, result, ids)
+        result.values = self._run(metrics, x, y, known, result)
         if self._num_groups:
-            result.values |= self._band(metrics, x, y, labels, result, ids)
+            result.values |= self._band(metrics, x, y, known, result)
         return result
 
     def _metrics_for(
-        self, x: Tensor, y: Tensor, key: Hashable
+        self, x: Tensor, y: Tensor, known: dict[str, Tensor], key: Hashable
     ) -> tuple[MetricCollection, list[str]]:
         """The metrics that can take these widths; the others are left out and named."""
         widths = (x.shape[1], y.shape[1])
         if (widths, key) not in self._fitting:
-            self._fitting[widths, key] = fit_widths(self._metrics, x, y)
+            self._fitting[widths, key] = fit_widths(self._metrics, x, y, known)
         return self._fitting[widths, key]
 
     def _run(
@@ -111,13 +115,10 @@ class Comparer:
         metrics: MetricCollection,
         x: Tensor,
         y: Tensor,
-        labels: Tensor | None,
+        known: dict[str, Tensor],
         result: Result,
-        ids: Tensor,
     ) -> dict[str, float]:
-        # Ids keep a sample in its half at every evaluation, though both models change. A metric
-        # that does not know them is not given them, as with labels.
-        known = {"x_ids": ids, "y_ids": ids} | ({} if labels is None else {"labels": labels})
+        """Values by key; floors and notes go to `result`."""
         if next(iter(metrics.values(copy_state=False))).device != x.device:
             metrics.to(x.device)
         with warnings.catch_warnings(record=True) as caught:
@@ -125,40 +126,39 @@ class Comparer:
             try:
                 metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
-                for metric in metrics.values(copy_state=False):
-                    if callable(floors := getattr(metric, "floors", None)):
-                        result.floors |= floors()
+                floors = _floors(metrics, values)
             finally:
                 metrics.reset()  # lets go of the rows as well
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
-        if self._keys is None:
-            return values
-        return {key: values[key] for key in self._keys if key in values}
+        if self._keys is not None:
+            values = {key: values[key] for key in self._keys if key in values}
+        result.floors |= {key: floors[key] for key in values if key in floors}
+        return values
 
     def _band(
         self,
         metrics: MetricCollection,
         x: Tensor,
         y: Tensor,
-        labels: Tensor | None,
+        known: dict[str, Tensor],
         result: Result,
-        ids: Tensor,
     ) -> dict[str, float]:
         """95 % band around every value, from the standard errors of a grouped jackknife."""
 
-        def values_of(x: Tensor, y: Tensor, ids: Tensor, *labels: Tensor) -> dict[str, Tensor]:
-            values = self._run(metrics, x, y, labels[0] if labels else None, Result(), ids)
+        def values_of(x: Tensor, y: Tensor, *parts: Tensor) -> dict[str, Tensor]:
+            values = self._run(metrics, x, y, dict(zip(known, parts, strict=True)), Result())
             return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
 
-        others = [ids] if labels is None else [ids, labels]
+        groups = min(self._num_groups, len(x))
+        ids = known["y_ids"]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             errors = jackknife(
-                values_of, x, y, *others, num_groups=self._num_groups, x_ids=ids, y_ids=ids
+                values_of, x, y, *known.values(), num_groups=groups, x_ids=ids, y_ids=ids
             )[1]
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         assert isinstance(errors, dict)
-        width = _student_quantile(self._num_groups - 1)
+        width = t_quantile(groups - 1)
         band: dict[str, float] = {}
         for key, value in result.values.items():
             half = width * float(errors[key])
@@ -192,12 +192,20 @@ def variance_shares(x: Tensor) -> dict[str, float]:
     }
 
 
-def _student_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t, by the Cornish-Fisher expansion (within 2 % from 4 on)."""
-    z = 1.959964
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+def _floors(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str, float]:
+    """Chance or null values under the keys of the values, where metrics know them."""
+    found: dict[str, float] = {}
+    for name, metric in metrics.items(keep_base=True, copy_state=False):
+        if not callable(floors := getattr(metric, "floors", None)):
+            continue
+        known = {
+            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v for k, v in floors().items()
+        }
+        whole = f"{metrics.prefix or ''}{name}{metrics.postfix or ''}"
+        if len(known) == 1 and whole in values:  # one value has the metric's name for a key
+            known = dict.fromkeys([whole], *known.values())
+        found |= known
+    return {key: floor for key, floor in found.items() if key in values}
 
 
 def _number(name: str, value: Any) -> float:

@@ -45,18 +45,25 @@ def metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection,
 
 
 def fit_widths(
-    metrics: MetricCollection, x: Tensor, y: Tensor
+    metrics: MetricCollection, x: Tensor, y: Tensor, known: Mapping[str, Tensor]
 ) -> tuple[MetricCollection, list[str]]:
     """A copy with the metrics that can take these widths, and notes on those left out.
+
+    Args:
+        metrics: All of them.
+        x: (samples, features).
+        y: (samples, other features).
+        known: What else there is to know of each sample, (samples, …), such as its label.
 
     Raises:
         DataError: When none can.
     """
     fitting, notes = metrics.clone(), []
     if x.shape[1] != y.shape[1]:
+        few = {name: values[:_FEW] for name, values in known.items()}
         kept: dict[str, Any] = {}
         for name, metric in metrics.items(keep_base=True):
-            if _takes(metric, x[:_FEW], y[:_FEW]):
+            if _takes(metric, x[:_FEW], y[:_FEW], few):
                 kept[name] = metric.clone()
             else:
                 notes.append(
@@ -65,7 +72,7 @@ def fit_widths(
                 )
         if not kept:
             raise DataError(notes[0])
-        fitting = MetricCollection(kept)
+        fitting = MetricCollection(kept, prefix=metrics.prefix, postfix=metrics.postfix)
     for metric in fitting.values(copy_state=False):
         # Every rank holds all rows when it compares, so there is nothing to add up.
         metric.distributed_available_fn = _alone
@@ -93,11 +100,12 @@ def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
     return MetricCollection(chosen, compute_groups=[list(chosen)])
 
 
-def _takes(metric: Metric, x: Tensor, y: Tensor) -> bool:
-    trial = metric.clone().to(x.device)
+def _takes(metric: Metric, x: Tensor, y: Tensor, known: Mapping[str, Tensor]) -> bool:
+    # A collection gives a metric only the keywords that its `update` has.
+    trial = MetricCollection([metric.clone().to(x.device)])
     trial.reset()
     try:
-        trial.update(x, y)
+        trial.update(x, y, **known)
     except (ValueError, RuntimeError):
         return False
     return True

@@ -6,8 +6,9 @@ alike. `facts.Fact.similarity` turns the values of any metric into such.
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
+
+from hrsa_lightning.functional.uncertainty import t_quantile
 
 __all__ = [
     "LEAST_CHANGE",
@@ -19,7 +20,6 @@ __all__ = [
     "realignment_gain",
     "recovered_share",
     "spread",
-    "t_quantile",
 ]
 
 LEAST_CHANGE = 0.01
@@ -96,44 +96,6 @@ def spread(values: Sequence[float]) -> Spread:
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in defined) / (count - 1))
     half = t_quantile(count - 1) * std / math.sqrt(count)
     return Spread(mean, std, mean - half, mean + half, count)
-
-
-@cache
-def t_quantile(freedom: int, probability: float = 0.975) -> float:
-    """Quantile of Student's t for a whole number of degrees of freedom.
-
-    The distribution function is the finite sum of Abramowitz and Stegun, 26.7.3 and 26.7.4; the
-    quantile is found by bisection.
-
-    Args:
-        freedom: Degrees of freedom, at least 1.
-        probability: Between one half and one.
-
-    Example:
-        >>> round(t_quantile(2), 4)
-        4.3027
-    """
-    inside = 2 * probability - 1
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < inside:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < inside else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """Probability that |T| is at most t."""
-    theta = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
 
 
 def realignment_gain(first: float, last: float) -> float:

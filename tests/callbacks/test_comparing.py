@@ -1,13 +1,16 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from scipy import stats
-from torchmetrics import MeanAbsoluteError, Metric
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
-from hrsa_lightning.callbacks.comparing import Comparer, _student_quantile, variance_shares
+from hrsa_lightning.callbacks.comparing import Comparer, variance_shares
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.functional import knn_overlap, linear_cka
+from hrsa_lightning.functional import jackknife, knn_overlap, linear_cka
+from hrsa_lightning.functional.knn import chance_overlap
+from hrsa_lightning.metrics import KNNOverlap
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
 Y = X @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2)) + 0.5 * torch.randn(80, 6)
@@ -89,12 +92,6 @@ def test_the_band_covers_the_truth_about_as_often_as_it_says():
     assert covered >= 16
 
 
-@pytest.mark.parametrize("freedom", [4, 9, 30])
-def test_the_quantile_is_students(freedom):
-    expected = stats.t.ppf(0.975, freedom)
-    assert _student_quantile(freedom) == pytest.approx(expected, rel=0.02)
-
-
 def _draw(n, mix):
     x = torch.randn(n, 4)
     return x, x @ mix + 0.7 * torch.randn(n, 4)
@@ -105,6 +102,39 @@ def test_labels_reach_the_probe():
     values = Comparer(num_classes=2).compare(X, Y, labels).values
     assert values["probe_ceiling_accuracy"] > 0.7
     assert not any(key.startswith("probe") for key in Comparer().compare(X, Y).values)
+
+
+def test_labels_and_other_widths_leave_out_what_needs_equal_ones():
+    labels = (X[:, 0] > 0).long()
+    result = Comparer(num_classes=2).compare(X, Y[:, :4], labels)
+    assert result.values["cka"] == pytest.approx(linear_cka(X, Y[:, :4]).item(), abs=1e-6)
+    assert not any(key.startswith(("probe", "dimension")) for key in result.values)
+    for name in ("probe_transfer", "dimension_correlation"):
+        note = f"{name} needs equal widths and is left out (6 against 4 features)"
+        assert result.notes.count(note) == 1
+    with pytest.raises(DataError, match="probe_transfer needs equal widths"):
+        Comparer(["probe_transfer_accuracy"], num_classes=2).compare(X, Y[:, :4], labels)
+
+
+def test_floors_have_the_keys_of_the_values_and_no_others():
+    result = Comparer(["procrustes_residual", "knn_overlap_5"]).compare(X, Y)
+    assert result.floors.keys() == result.values.keys()
+    result = Comparer({"mine": KNNOverlap(5)}).compare(X, Y)
+    assert result.floors == {"mine": pytest.approx(chance_overlap(5, len(X)))}
+    collection = MetricCollection({"knn": KNNOverlap((5, 9))}, prefix="a_")
+    for y in (Y, Y[:, :4]):
+        result = Comparer(collection).compare(X, y)
+        assert set(result.values) == set(result.floors) == {"a_knn_overlap_5", "a_knn_overlap_9"}
+
+
+def test_a_band_of_fewer_samples_than_groups():
+    x, y = X[:6], Y[:6]
+    values = Comparer(["cka_plain"], num_groups=10).compare(x, y).values
+    error = jackknife(
+        partial(linear_cka, debiased=False), x, y, num_groups=6, y_ids=torch.arange(6)
+    )
+    half = float(error.standard_error) * stats.t.ppf(0.975, 5)
+    assert values["cka_plain_high"] - values["cka_plain"] == pytest.approx(half, rel=1e-4)
 
 
 def test_variance_shares():

@@ -12,15 +12,7 @@ from hrsa_lightning.reporting.statistics import (
     realignment_gain,
     recovered_share,
     spread,
-    t_quantile,
 )
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 19, 60, 501])
-@pytest.mark.parametrize("probability", [0.9, 0.975, 0.999])
-def test_quantiles_are_those_of_scipy(freedom, probability):
-    expected = stats.t.ppf(probability, freedom)
-    assert t_quantile(freedom, probability) == pytest.approx(expected, rel=1e-9)
 
 
 def test_interval_is_that_of_a_t_test():
