@@ -134,12 +134,14 @@ class Probing:
         """Representations of all arms, one forward pass each: probe set to arm to layer to rows."""
         exchange = self.observer.exchange
         with exchange.together():
-            shares = {
-                arm: self.observer.look(
+            for arm, module in self.modules.items():
+                self.observer.make_ready(arm, self.tokenizer_for(module))
+        shares = {}
+        for arm, module in self.modules.items():
+            with exchange.together():  # before the next arm, whose weights may be spread over ranks
+                shares[arm] = self.observer.look(
                     module, self.layers[arm], self.device, arm, self.tokenizer_for(module)
                 )
-                for arm, module in self.modules.items()
-            }
         gathered = {arm: self.observer.gather(share) for arm, share in shares.items()}
         return {
             name: {arm: snapshots[name] for arm, snapshots in gathered.items()}
@@ -231,4 +233,6 @@ def _resolve(source: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
                 f"probes: {source!r} gives several loaders; name them with probes={{...}}"
             )
         return loader
-    return source
+    raise DataError(
+        f"probes: {source!r} is neither a file nor a loader method of the datamodule or module"
+    )

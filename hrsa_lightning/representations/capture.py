@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from hrsa_lightning.errors import DataError
 from hrsa_lightning.representations.layers import LayerSelection
 from hrsa_lightning.representations.pooling import PoolingMethod, drop_first_token, pool
 
-__all__ = ["CaptureOptions", "batch_size", "call_module", "capture", "is_sharded"]
+__all__ = [
+    "CaptureOptions",
+    "batch_size",
+    "call_module",
+    "capture",
+    "capture_batch",
+    "dtype_of",
+    "is_sharded",
+]
 
 Forward = Callable[[nn.Module, Any], Any]
 Snapshot = dict[str, Tensor]
@@ -97,26 +106,83 @@ def capture(
     Raises:
         DataError: When a layer was not called or returned nothing that can be compared.
     """
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     for batch in batches:
-        batch = _to_module(batch, device, dtype)
-        activations: dict[str, Any] = {}
-        with _recording(layers.modules, activations), options.context():
-            result = (options.forward or call_module)(module, batch)
-        missing = [name for name in layers.modules if name not in activations]
-        if missing:
-            raise DataError(
-                f"layers: {', '.join(missing)} took no part in the forward pass; "
-                "choose layers that it calls, or give forward="
-            )
-        for name, key in layers.outputs.items():
-            activations[name] = _output(result, key)
-        num_samples = batch_size(batch)
-        mask = options.mask_of(batch)
-        yield {
-            name: _reduce(name, activations[name], num_samples, mask, options).to(store_on)
-            for name in layers.names
-        }
+        yield capture_batch(module, batch, layers, options, device=device, store_on=store_on)
+
+
+def capture_batch(
+    module: nn.Module,
+    batch: Any,
+    layers: LayerSelection,
+    options: CaptureOptions,
+    *,
+    device: torch.device,
+    store_on: torch.device,
+) -> Snapshot:
+    """What `capture` yields for one batch; of a layer that is called several times, the last call.
+
+    What cannot be pooled is told when the forward pass is over: one that ends early on one rank
+    would leave the others waiting where weights are spread over ranks.
+
+    Raises:
+        DataError: See `capture`.
+    """
+    batch = _to_module(batch, device, dtype_of(module))
+    taker = _Taker(batch, options)
+    with _recording(layers.modules, taker), options.context():
+        result = (options.forward or call_module)(module, batch)
+    for name, key in layers.outputs.items():
+        taker.take(name, result, key)
+    missing = [name for name in layers.modules if name not in taker.found]
+    if missing:
+        raise DataError(
+            f"layers: {', '.join(missing)} took no part in the forward pass; "
+            "choose layers that it calls, or give forward="
+        )
+    return {name: taker.rows(name).to(store_on) for name in layers.names}
+
+
+class _Taker:
+    """Pools activations as they appear, so that no more than one layer's is held at a time.
+
+    Args:
+        batch: The inputs.
+        options: How to pool.
+
+    Attributes:
+        found: Short name to pooled rows, or to why there are none.
+    """
+
+    def __init__(self, batch: Any, options: CaptureOptions) -> None:
+        self.found: dict[str, Tensor | Exception] = {}
+        self._batch = batch
+        self._options = options
+
+    @cached_property
+    def _mask(self) -> Tensor | None:
+        return self._options.mask_of(self._batch)
+
+    @cached_property
+    def _num_samples(self) -> int:
+        return batch_size(self._batch)
+
+    def take(self, name: str, result: Any, key: str | None = None) -> None:
+        """Pool what a layer or the module returned, in full precision."""
+        try:
+            activation = _output(result, key)
+            with torch.autocast(activation.device.type, enabled=False):
+                self.found[name] = _reduce(
+                    name, activation, self._num_samples, self._mask, self._options
+                )
+        except Exception as error:
+            self.found[name] = error
+
+    def rows(self, name: str) -> Tensor:
+        """The pooled rows of one layer; raises what kept them from being made."""
+        found = self.found[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def call_module(module: nn.Module, batch: Any) -> Any:
@@ -153,6 +219,11 @@ def batch_size(batch: Any) -> int:
     raise DataError(f"probes: expected batches of tensors, got {type(batch).__name__} without any")
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's first floating-point weight; float32 where it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether parameters are spread over ranks, so that a forward pass needs all of them."""
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters()) or any(
@@ -185,10 +256,10 @@ def _to_module(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _recording(modules: Mapping[str, nn.Module], activations: dict[str, Any]) -> Iterator[None]:
+def _recording(modules: Mapping[str, nn.Module], taker: _Taker) -> Iterator[None]:
     def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            activations[name] = _output(output, None)
+            taker.take(name, output)
 
         return record
 
@@ -238,4 +309,7 @@ def _reduce(
             f"layer {name}: {len(rows)} rows for {num_samples} samples; "
             "choose pooling='none' or a function for this layer"
         )
+    if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
+        # The next layer may work in place, and a view would keep the whole activation alive.
+        return rows.clone(memory_format=torch.contiguous_format)
     return rows

@@ -21,7 +21,9 @@ def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None
 
     Args:
         activation: (samples,), (samples, features), (samples, tokens, features) or
-            (samples, channels, *spatial); the last form is read as an image with channels first.
+            (samples, channels, *spatial); the last form, with two or more spatial dimensions, is
+            read as an image with channels first. For signals, (samples, channels, time), and
+            images with channels last give a function: `lambda signal, mask: signal.mean(2)`.
         method: `mean` over tokens or positions, `first` (also called `cls`) or `last` token,
             `flatten` to one long row, `none` for one row per token or position, or a function of
             the activation and the mask. Vectors are left as they are.

@@ -57,6 +57,7 @@ class ProbeSet:
 
         Raises:
             ConfigError: For texts without a way to tokenize them.
+            DataError: When the tokenizer does not give tensors with a row for each text.
         """
         if self.texts is None:
             yield from (self.held[number] for number in numbers)
@@ -69,7 +70,7 @@ class ProbeSet:
         for number in numbers:
             if number not in kept:
                 texts = self.texts[number * self.size : (number + 1) * self.size]
-                kept[number] = dict(tokenize(texts))
+                kept[number] = _checked(dict(tokenize(texts)), len(texts))
             yield kept[number]
 
     def text_cut_differently(
@@ -106,8 +107,9 @@ def load_probes(
     """Make a probe set of whatever the user has at hand.
 
     Args:
-        source: Texts, records with a `text`, the path of a JSONL file of either, one tensor, or an
-            iterable of batches such as a `DataLoader`, which is read once.
+        source: Texts, records with a `text` (also a dataset of them), the path of a JSONL file of
+            either, one tensor, or an iterable of batches such as a `DataLoader`, which is read
+            once.
         size: Samples per batch, for texts and tensors.
         label_key: Where a batch holds its labels: a key of a mapping or a position in a tuple.
         limit: At most so many batches.
@@ -126,9 +128,8 @@ def load_probes(
             "probes: expected texts, a path, a tensor, or an iterable of batches, "
             f"got {type(source).__name__}"
         )
-    items = source if isinstance(source, Sequence) else None
-    if items and (isinstance(items[0], str) or _is_record(items[0])):
-        return text_probes(items, size=size, limit=limit)
+    if _holds_texts(source):
+        return text_probes(list(source), size=size, limit=limit)
     return batch_probes(source, label_key=label_key, limit=limit, shard=shard, shards=shards)
 
 
@@ -247,6 +248,24 @@ def _token_rows(
         return []
     keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
+
+
+def _checked(batch: dict[str, Any], num_texts: int) -> dict[str, Any]:
+    found = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    if not found or any(len(value) != num_texts for value in found.values() if value.ndim):
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        raise DataError(
+            f"tokenizer: expected tensors with a row for each of {num_texts} texts, got "
+            f"{shapes or 'none'}; one of transformers needs padding=True, return_tensors='pt'"
+        )
+    return batch
+
+
+def _holds_texts(source: Any) -> bool:
+    """Whether a list, or a dataset that can be indexed, holds texts or records with a text."""
+    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source)):
+        return False
+    return isinstance(source[0], str) or _is_record(source[0])
 
 
 def _is_record(item: Any) -> bool:

@@ -7,12 +7,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.representations.capture import dtype_of, is_sharded
 from hrsa_lightning.representations.layers import clean_name
 from hrsa_lightning.representations.probes import Tokenizer, tokenizer_of
 from hrsa_lightning.representations.trace import RepresentationTrace
@@ -81,6 +83,9 @@ class GivenModel(FrozenModel):
 class PretrainedModel(FrozenModel):
     """A folder or hub id that transformers' `AutoModel` loads, safetensors only.
 
+    It runs in the dtype of the live model, whatever its file has, so that rounding is no difference
+    between the two.
+
     Raises:
         ConfigError: When `path` looks like a folder and is none with a `config.json`, or later,
             when there is no such model.
@@ -101,7 +106,9 @@ class PretrainedModel(FrozenModel):
         from transformers import AutoModel
 
         try:
-            model = AutoModel.from_pretrained(self._path, use_safetensors=True)
+            model = AutoModel.from_pretrained(
+                self._path, use_safetensors=True, dtype=dtype_of(live)
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ConfigError(f"reference: {self._path!r} cannot be loaded: {reason}") from error
@@ -124,7 +131,8 @@ class CheckpointModel(FrozenModel):
     A file may hold a part of the weights, such as adapters only; the rest is as in the live model.
 
     Raises:
-        ConfigError: When there is no such file, or it does not fit the live model.
+        ConfigError: When there is no such file, it does not fit the live model, or the weights of
+            the live model are spread over ranks, which hold them in more than one place.
     """
 
     per_arm = True
@@ -136,6 +144,11 @@ class CheckpointModel(FrozenModel):
 
     @contextmanager
     def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
+        if is_sharded(live):
+            raise ConfigError(
+                f"reference: {str(self._path)!r} cannot take the place of weights that are spread "
+                "over ranks; give the model as a module or a folder"
+            )
         weights = {clean_name(name): value for name, value in _read_weights(self._path).items()}
         if any(name.startswith(prefix) for name in weights):
             weights = {
@@ -303,7 +316,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"reference: {str(path)!r} holds more than tensors and plain values, which would have "
+            "to be executed; save its state_dict as .safetensors"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise ConfigError(f"reference: {str(path)!r} holds no state_dict")

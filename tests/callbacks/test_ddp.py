@@ -5,12 +5,14 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from hrsa_lightning.callbacks import RetrievalMonitor, SimilarityMonitor
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.representations import read_history
 from tests.callbacks import projects
-from tests.callbacks.projects import fit, flavor, same, weights
+from tests.callbacks.projects import classifier, fit, flavor, same, weights
 
 pytestmark = pytest.mark.ddp
 
@@ -145,15 +147,17 @@ def sharded_module(pl):
     return module
 
 
-def sharded(rank, world_size, folder):
+def fit_sharded(rank, callbacks, folder):
     pl = flavor()
+    strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    return distributed(rank, callbacks, folder, strategy=strategy, make=sharded_module)
+
+
+def sharded(rank, world_size, folder):
     results = []
     for watched in (True, False):
         watch = monitor()
-        strategy = pl.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        trainer = distributed(
-            rank, [watch] if watched else [], folder, strategy=strategy, make=sharded_module
-        )
+        trainer = fit_sharded(rank, [watch] if watched else [], folder)
         state = trainer.lightning_module.state_dict()
         results.append({k: getattr(v, "full_tensor", lambda v=v: v)() for k, v in state.items()})
         if watched:
@@ -167,3 +171,44 @@ def test_weights_that_are_spread_over_ranks(ddp_pool, tmp_path):
     for unchanged, found in ddp_pool.run(sharded, tmp_path):
         assert unchanged
         assert found[0] == pytest.approx(records(single)[0], abs=1e-5)
+
+
+class CannotPoolOn:
+    """A pooling that one rank cannot do, at one step and for one batch only."""
+
+    def __init__(self, rank):
+        self.rank = rank
+        self.calls = 0
+
+    def __call__(self, activation, mask):
+        self.calls += 1
+        if self.rank == dist.get_rank() and self.calls == 5:
+            raise RuntimeError("only here")
+        return activation
+
+
+def sharded_and_uneven(rank, world_size, folder):
+    """Watch with fewer batches than ranks, with a failure on one rank, and against a file."""
+    batches = projects.probe_batches()
+    few = monitor(name="few", probes=batches[:1], metrics=["cka"])
+    failing = monitor(name="failing", pooling={"output": CannotPoolOn(1)}, on_error="warn")
+    fit_sharded(rank, [few, failing], folder)
+    torch.save({"state_dict": classifier(flavor()).state_dict()}, folder / f"{rank}.ckpt")
+    against = SimilarityMonitor(str(folder / f"{rank}.ckpt"), probes=batches)
+    try:
+        fit_sharded(rank, [against], folder)
+    except ConfigError as error:
+        refusal = str(error)
+    steps = [[r["step"] for r in read_history(watch.history_path)] for watch in (few, failing)]
+    return records(few), *steps, refusal
+
+
+def test_sharded_weights_and_batches_that_do_not_share_out_evenly(ddp_pool, tmp_path):
+    single = monitor(probes=projects.probe_batches()[:1], metrics=["cka"])
+    fit([single], tmp_path / "single", max_steps=1)
+    expected = {tag.replace("similarity", "few", 1): v for tag, v in records(single)[0].items()}
+    for values, few, failing, refusal in ddp_pool.run(sharded_and_uneven, tmp_path):
+        assert values[0] == pytest.approx(expected, abs=1e-5)
+        assert few == [0, 2, 3]
+        assert failing == [0, 3], "the evaluation at step 2 failed on both, and no one waits"
+        assert "weights that are spread over ranks" in refusal

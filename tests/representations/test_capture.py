@@ -61,6 +61,55 @@ def test_layers_of_any_form_and_hooks_are_gone():
     assert not any(part._forward_hooks for part in module.modules())
 
 
+def test_a_layer_is_seen_as_it_was_though_the_next_one_works_in_place():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
+    x = torch.randn(5, 3)
+    snapshot = run(module, x, ["0", "output"], pooling="flatten")
+    torch.testing.assert_close(snapshot["0"], module[0](x).detach())
+    assert bool((snapshot["0"] < 0).any())
+    assert bool((snapshot["output"] >= 0).all())
+
+
+def test_pooling_is_in_full_precision_under_autocast():
+    def autocast():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    batch = {"input_ids": torch.randint(9, (3, 50)), "attention_mask": torch.ones(3, 50)}
+    module = Tokens()
+    found = run(module, batch, ["embed"], context=autocast)["embed"]
+    torch.testing.assert_close(found, module.embed(batch["input_ids"]).mean(1).detach())
+
+
+def test_of_a_layer_that_is_called_several_times_the_last_call_counts():
+    module = nn.ModuleDict({"shared": nn.Linear(3, 3)})
+
+    def forward(net, x):
+        return net["shared"](net["shared"](x[0]).expand(4, 3) + x)
+
+    x = torch.randn(4, 3)  # the first call has one row for four samples
+    found = run(module, x, ["shared"], forward=forward)["shared"]
+    torch.testing.assert_close(found, forward(module, x).detach())
+
+
+def test_what_cannot_be_pooled_is_told_when_the_forward_pass_is_over():
+    passes = []
+
+    def forward(net, x):
+        out = net(x)
+        passes.append(1)
+        return out
+
+    def pooling(activation, mask):
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(nn.Linear(3, 2), torch.randn(4, 3), ["output"], forward=forward, pooling=pooling)
+    net = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(net, torch.randn(4, 3), ["0"], forward=forward, pooling=pooling)
+    assert passes == [1, 1]
+
+
 def test_hooks_are_gone_after_an_error():
     class Broken(nn.Module):
         def __init__(self):

@@ -112,6 +112,37 @@ def test_texts_are_tokenized_once_per_owner():
         list(probes.batches([0], "other", None))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_ids": [[1, 2], [3]]}, r"a row for each of 2 texts, got none; .*return_tensors"),
+        ({"input_ids": torch.zeros(3, 2)}, r"got \{'input_ids': \(3, 2\)\}"),
+    ],
+)
+def test_a_tokenizer_that_gives_no_rows_is_named(given, message):
+    with pytest.raises(DataError, match=message):
+        list(text_probes(["a", "bb"]).batches([0], "", lambda texts: given))
+
+
+def test_a_dataset_of_texts():
+    """A dataset of Hugging Face can be indexed and iterated over, but is no `Sequence`."""
+
+    class Records:
+        rows = ({"text": "bb", "label": 1}, {"text": "a", "label": 0})
+
+        def __len__(self):
+            return len(self.rows)
+
+        def __getitem__(self, index):
+            return self.rows[index]
+
+        def __iter__(self):
+            return iter(self.rows)
+
+    probes = load(Records())
+    assert (probes.texts, probes.labels) == (["a", "bb"], ["0", "1"])
+
+
 def test_a_models_own_tokenizer():
     class Model(torch.nn.Module):
         def probe_batch(self, texts, max_length):

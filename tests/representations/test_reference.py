@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models import load_tokenizer
@@ -74,6 +74,29 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path):
     with (
         pytest.raises(ConfigError, match="'nobody/nothing' cannot be loaded"),
         model.opened(nn.Identity(), CPU, ""),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pretrained_reference_runs_in_the_dtype_of_the_live_model(tmp_path, dtype):
+    model = AutoModel.from_pretrained(make_backbone(tmp_path / "model")).bfloat16()
+    model.save_pretrained(tmp_path / "half")
+    frozen = parse_references(str(tmp_path / "half")).frozen["half"]
+    with frozen.opened(nn.Linear(1, 1).to(dtype), CPU, "") as opened:
+        assert {parameter.dtype for parameter in opened.parameters()} == {dtype}
+
+
+class Settings:
+    """Something that a checkpoint may hold beside tensors."""
+
+
+def test_a_checkpoint_that_would_have_to_be_executed_is_refused(tmp_path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(2)}, "settings": Settings()}, path)
+    with (
+        pytest.raises(ConfigError, match=r"holds more than tensors.*as \.safetensors"),
+        CheckpointModel(str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
     ):
         pass
 
