@@ -62,6 +62,9 @@ def test_a_floor_that_would_flatten_the_curves_is_a_note():
     (first, _) = (ax for ax in curves_figure(history(floors=floors)).axes if ax.get_visible())
     assert [text.get_text() for text in first.texts] == ["chance -7.00, far below"]
     assert first.get_ylim()[0] > 0.5
+    lowest = min(line.get_ydata().min() for line in first.lines)
+    bottom = first.texts[0].get_window_extent().y1
+    assert bottom < first.transData.transform((0, lowest))[1], "no curve runs through the note"
 
 
 def test_other_places_and_nothing_to_draw():
@@ -139,6 +142,14 @@ def test_layers_over_steps_have_the_first_layer_below():
     assert ax.images[0].get_array()[0].tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["layer_0", "output"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "10", "40"]
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, 1), (6, 6), (8, 8), (9, 5), (1000, 5)])
+def test_few_steps_are_all_named(count, shown):
+    figure = layer_steps_figure(torch.zeros(2, count), ["a", "b"], range(count), title="cka")
+    labels = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert len(labels) == shown
+    assert (labels[0], labels[-1]) == ("0", str(count - 1))
 
 
 def test_many_layers_keep_their_labels_apart():

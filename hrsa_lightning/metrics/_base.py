@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -266,7 +267,7 @@ class PairMetric(Metric):
         names = self._names()
         value = self.compute() if val is None else val
         floor = self._floors.get(names[0]) if val is None and len(names) == 1 else None
-        return _draw(value, type(self).__name__, floor, ax)
+        return draw(value, type(self).__name__, floor, ax)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "PairMetric":
         """Return the metric unchanged: its sums are float64 on purpose."""
@@ -414,28 +415,32 @@ class Exchange:
         return result
 
 
-def _draw(value: Any, title: str, floor: float | None, ax: Any) -> Any:
-    # Only here: a metric must work without matplotlib.
-    from hrsa_lightning.plots import draw_lines, lines_figure, plot_values
+def pictures() -> ModuleType:
+    """What draws; loaded when asked for, since a metric must work without matplotlib."""
+    from hrsa_lightning import plots
 
+    return plots
+
+
+def draw(value: Any, title: str, floor: float | None, ax: Any) -> Any:
+    """Figure and axes with one value of a metric, or a list of them, each a number or a dict."""
+    plots = pictures()
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not isinstance(values[0], dict):
-        return plot_values(values, title=title, floor=floor, ax=ax)
-    lines = _lines_of(values)
+        return plots.plot_values(values, title=title, floor=floor, ax=ax)
+    lines = lines_of(values)
     floors = [] if floor is None else [floor]
     if ax is None:
-        figure = lines_figure(lines, title=title, floors=floors, x_label="computation")
+        figure = plots.lines_figure(lines, title=title, floors=floors, x_label="computation")
         return figure, figure.axes[0]
-    draw_lines(ax, lines, title=title, floors=floors)
+    plots.draw_lines(ax, lines, title=title, floors=floors)
     ax.set_xlabel("computation")
     ax.legend(fontsize=7, frameon=False)
     return ax.get_figure(root=True), ax
 
 
-def _lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
+def lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
     """A line per key over several values, with a band where there is a standard error."""
-    from hrsa_lightning.plots import Line
-
     keys = list(values[0])
     lines = []
     for key in (key for key in keys if not key.endswith("_se")):
@@ -445,5 +450,5 @@ def _lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
             errors = [float(value[f"{key}_se"]) for value in values]
             low = [v - e for v, e in zip(found, errors, strict=True)]
             high = [v + e for v, e in zip(found, errors, strict=True)]
-        lines.append(Line(key, range(len(found)), found, low=low, high=high))
+        lines.append(pictures().Line(key, range(len(found)), found, low=low, high=high))
     return lines

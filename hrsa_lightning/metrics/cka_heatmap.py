@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, check_layers, linear_cka_heatmap
-from hrsa_lightning.metrics._base import Exchange, PairMetric
+from hrsa_lightning.metrics._base import Exchange, PairMetric, pictures
 
 WIDTHS = ("widths_x", "widths_y")
 
@@ -73,16 +73,29 @@ class LinearCKAHeatmap(PairMetric):
         super().update(torch.cat(left, 1), torch.cat(right, 1), x_ids=x_ids, y_ids=y_ids)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw the value of ``compute``, or a given one, as a picture; needs matplotlib."""
-        from matplotlib import pyplot  # only here: the metric itself must import without it
+        """Draw one value of ``compute`` or ``forward`` as a map of layers; needs matplotlib.
 
+        Args:
+            val: the value; the default is that of ``compute``.
+            ax: where to draw; the default is a figure of its own.
+
+        Returns:
+            Figure and axes, with the first layers at the bottom left.
+        """
         value = self.compute() if val is None else val
         heatmap: Tensor = value[self._names()[0]] if isinstance(value, dict) else value
-        figure, axes = (ax.figure, ax) if ax is not None else pyplot.subplots()
-        image = axes.imshow(heatmap.tolist(), vmin=0, vmax=1, origin="lower")
-        axes.set(xlabel="layer of y", ylabel="layer of x", title=type(self).__name__)
-        figure.colorbar(image, ax=axes)
-        return figure, axes
+        rows, columns = ([str(layer) for layer in range(count)] for count in heatmap.shape)
+        title = type(self).__name__
+        label = f"linear CKA, {'debiased' if self.debiased else 'plain'}"
+        if ax is None:
+            sides = {"row_label": "layer of x", "column_label": "layer of y"}
+            figure = pictures().heatmap_figure(
+                heatmap, rows, columns, title=title, label=label, **sides
+            )
+            return figure, figure.axes[0]
+        pictures().draw_heatmap(ax, heatmap, rows, columns, title=title, label=label)
+        ax.set(xlabel="layer of y", ylabel="layer of x")
+        return ax.get_figure(root=True), ax
 
     def _names(self) -> tuple[str, ...]:
         return ("cka",) if self.debiased else ("cka_plain",)

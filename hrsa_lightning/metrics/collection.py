@@ -1,6 +1,6 @@
 """The paper's set of metrics as one collection."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from hrsa_lightning.functional._inputs import check_choice
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.knn import Overlap, Similarity
 from hrsa_lightning.functional.procrustes import Protocol
-from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._base import PairMetric, draw, lines_of, pictures
 from hrsa_lightning.metrics.cka import LinearCKA
 from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
 from hrsa_lightning.metrics.knn import KNNOverlap
@@ -45,6 +45,51 @@ class HRSAMetrics(MetricCollection):
             for name in names:
                 result |= self._member(name).floors()
         return {self._set_name(key): value for key, value in result.items()}
+
+    def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
+        """Plot a value of ``compute`` or ``forward``, or a list of them; needs matplotlib.
+
+        Args:
+            val: the value or values; the default is that of ``compute``.
+            ax: where to draw: axes, one for each key, or with ``together`` a single one; the
+                default is a figure of its own.
+            together: whether all keys share one panel.
+
+        Returns:
+            A list of figure and axes for each key, all in one figure where ``ax`` is left out; with
+            ``together`` figure and axes. Standard errors are bands. Floors are drawn where ``val``
+            is left out and every key has its own panel.
+
+        Raises:
+            ValueError: if there are not as many axes as keys.
+        """
+        floors = self.floors() if val is None else {}
+        value = self.compute() if val is None else val
+        values = [
+            self._plain_names(v) for v in (value if isinstance(value, (list, tuple)) else [value])
+        ]
+        title = type(self).__name__
+        if together:
+            return draw(values, title, None, ax)
+        panels = []
+        for line in lines_of(values):
+            key = self._set_name(line.label)
+            panels.append((key, [line], [floors[key]] if key in floors else []))
+        if ax is None:
+            figure = pictures().panels_figure(
+                panels, title=f"{title}, by computation", legend=False
+            )
+            return [(figure, axes) for axes in figure.axes[: len(panels)]]
+        if len(ax) != len(panels):
+            raise ValueError(f"Expected as many axes as keys, {len(panels)}, got {len(ax)}.")
+        for axes, (key, lines, levels) in zip(ax, panels, strict=True):
+            pictures().draw_lines(axes, lines, title=key, floors=levels)
+        return [(axes.get_figure(root=True), axes) for axes in ax]
+
+    def _plain_names(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        """A value of ``compute`` without prefix and postfix."""
+        before, after = self.prefix or "", self.postfix or ""
+        return {key.removeprefix(before).removesuffix(after): v for key, v in value.items()}
 
 
 def hrsa_metrics(

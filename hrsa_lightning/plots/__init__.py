@@ -11,6 +11,7 @@ from hrsa_lightning.plots.curves import (
     curves_figure,
     draw_lines,
     lines_figure,
+    panels_figure,
     plot_values,
 )
 from hrsa_lightning.plots.maps import (
@@ -38,6 +39,7 @@ __all__ = [
     "layer_steps_figure",
     "layer_steps_height",
     "lines_figure",
+    "panels_figure",
     "plot_values",
     "save_figure",
 ]

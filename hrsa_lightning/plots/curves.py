@@ -229,9 +229,9 @@ def draw_lines(
         if line.low is not None and line.high is not None:
             low, high = plain(line.low), plain(line.high)
             ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
-    draw_floors(ax, floors)
     style_axes(ax, title)
     ax.margins(x=0.02, y=0.08)
+    draw_floors(ax, floors)
     ax.ticklabel_format(axis="y", useOffset=False)
     if log_x:
         ax.set_xscale("symlog", linthresh=1.0)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MOST_LABELED_CELLS = 144
 _MOST_LABELS = 14
+_MOST_STEPS = 8
 _DARK = "#111111"  # on bright cells; plain black would turn into the ink of a dark page
 
 
@@ -138,7 +139,9 @@ def draw_layer_steps(
         vmin=limits[0],
         vmax=limits[1],
     )
-    places = sorted({round(i * (len(steps) - 1) / 4) for i in range(5)})
+    last = len(steps) - 1
+    parts = last if last < _MOST_STEPS else 4
+    places = sorted({round(i * last / max(parts, 1)) for i in range(parts + 1)})
     ax.set_xticks(places, [f"{steps[i]:g}" for i in places], fontsize=7)
     ax.set_yticks(*_some(layers), fontsize=7)
     _finish_map(ax, title, image)

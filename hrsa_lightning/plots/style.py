@@ -16,6 +16,7 @@ PANEL = (3.4, 2.3)
 """Width and height of one panel in inches."""
 _FAR = 2.0  # a floor this many spans of the curves away would flatten them
 _SAME_FLOOR = 5e-3  # floors nearer than this are one line
+_ROOM = 0.08
 
 
 def plain(values: Any) -> Any:
@@ -55,6 +56,9 @@ def draw_floors(ax: "Axes", floors: Sequence[float], name: str = "chance") -> No
         side, edge = ("below", 0.0) if distinct[0] < low else ("above", 1.0)
         text, at = f"{name} {distinct[0]:.2f}, far {side}", (1.0, edge)
         offset, units = (-3, 3 if side == "below" else -10), ("axes fraction", "axes fraction")
+        bottom, top = ax.get_ylim()
+        room = _ROOM * (top - bottom)  # so that no curve runs through the note
+        ax.set_ylim(bottom - room * (side == "below"), top + room * (side == "above"))
     ax.annotate(
         text,
         at,

@@ -6,7 +6,13 @@ import sys
 import pytest
 import torch
 
-from hrsa_lightning.metrics import KNNOverlap, LinearCKA, OrthogonalProcrustes
+from hrsa_lightning.metrics import (
+    KNNOverlap,
+    LinearCKA,
+    LinearCKAHeatmap,
+    OrthogonalProcrustes,
+    hrsa_metrics,
+)
 from tests.functional.inputs import pair
 
 pytest.importorskip("matplotlib")
@@ -60,6 +66,60 @@ def test_into_axes_of_the_user():
     assert fed(LinearCKA()).plot(ax=left) == (figure, left)
     assert fed(OrthogonalProcrustes()).plot(ax=right) == (figure, right)
     assert len(right.get_legend().get_texts()) == 4
+
+
+def test_a_map_of_layers_starts_at_the_bottom_left():
+    metric = LinearCKAHeatmap()
+    x, y = pair(60, 6)
+    metric.update([x, y], [y])
+    figure, ax = metric.plot()
+    assert figure is ax.get_figure()
+    assert ax.images[0].origin == "lower"
+    assert ax.images[0].get_array().tolist() == metric.compute().tolist()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer of y", "layer of x")
+    assert ax.texts[1].get_text() == "1.00", "the second layer of x is that of y"
+
+
+def test_a_map_of_a_user_goes_into_the_axes_of_the_user():
+    from matplotlib.figure import Figure
+
+    ax = Figure().subplots()
+    metric = LinearCKAHeatmap(debiased=False)
+    figure, same = metric.plot({"cka_plain": torch.eye(3), "cka_plain_se": torch.zeros(3, 3)}, ax)
+    assert same is ax
+    assert ax.images[0].get_array().tolist() == torch.eye(3).tolist()
+    assert figure.axes[1].get_ylabel() == "linear CKA, plain"
+
+
+@pytest.fixture(scope="module")
+def collection():
+    return fed(hrsa_metrics(k=(5,), num_jackknife_groups=6, prefix="val_", postfix="_x"))
+
+
+def test_a_collection_has_a_panel_per_key_with_floor_and_band(collection):
+    panels = collection.plot()
+    value, floors = collection.compute(), collection.floors()
+    keys = [key for key in value if not key.endswith("_se_x")]
+    assert [ax.get_title() for _, ax in panels] == keys
+    assert len({id(figure) for figure, _ in panels}) == 1
+    for key, (_, ax) in zip(keys, panels, strict=True):
+        assert ax.lines[0].get_ydata().tolist() == [value[key].item()]
+        assert len(ax.collections) == 1, "a band"
+        assert any("chance" in text.get_text() for text in ax.texts) == (key in floors)
+
+
+def test_a_collection_draws_what_a_user_kept(collection):
+    from matplotlib.figure import Figure
+
+    kept = [{"val_cka_x": 0.5, "val_knn_x": 0.25}, {"val_cka_x": 0.4, "val_knn_x": 0.125}]
+    figure = Figure()
+    axes = figure.subplots(1, 2)
+    assert collection.plot(kept, ax=axes) == [(figure, axes[0]), (figure, axes[1])]
+    assert axes[1].lines[0].get_ydata().tolist() == [0.25, 0.125]
+    _, together = collection.plot(kept, together=True)
+    assert [line.get_label() for line in together.lines] == ["cka", "knn"]
+    with pytest.raises(ValueError, match="as many axes as keys, 2, got 1"):
+        collection.plot(kept, ax=axes[:1])
 
 
 def test_pictures_load_nothing_heavy():
