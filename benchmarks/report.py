@@ -18,14 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-METRICS = (
-    "cka",
-    "knn_overlap_10",
-    "procrustes_residual",
-    "inverse_row_entropy",
-    "dimension_correlation",
-    "probe_transfer_accuracy",
-)
+from hrsa_lightning.reporting.facts import HEADLINE
+
 RECIPES = 4
 GOAL_SECONDS, GOAL_MEGABYTES = 30, 1000
 
@@ -51,7 +45,7 @@ def main() -> int:
     megabytes = used.ru_maxrss / 1024
     print(
         f"{arguments.runs} runs x {arguments.evaluations} evaluations x {arguments.layers} layers "
-        f"x {len(METRICS)} metrics x {len(arguments.comparisons)} comparisons, "
+        f"x {len(HEADLINE)} metrics x {len(arguments.comparisons)} comparisons, "
         f"{size / 1e6:.0f} MB of histories\n"
     )
     print("| | measured | goal | |\n|---|---|---|---|")
@@ -71,7 +65,7 @@ def write_run(folder: Path, index: int, arguments: argparse.Namespace) -> None:
     places = [*(f"layer_{layer}" for layer in range(arguments.layers - 1)), "output"]
     tags = [
         f"similarity/{metric}/{comparison}/{place}"
-        for metric in METRICS
+        for metric in HEADLINE
         for comparison in arguments.comparisons
         for place in places
     ]

@@ -180,10 +180,10 @@ def _finish(
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks.sinks import log_settings, log_text
+    from hrsa_lightning.reporting.facts import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
-    shown = [tag for tag in trainer.callback_metrics if tag.endswith(("/output", "/mrr@10"))]
-    log_settings(trainer, flat_settings(config), shown)
+    log_settings(trainer, flat_settings(config), headline_tags(trainer.callback_metrics))
 
 
 if __name__ == "__main__":

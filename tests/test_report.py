@@ -161,6 +161,9 @@ def test_one_seed_claims_nothing_beyond_its_control(tmp_path):
     low, high = (value(1016, 40, "cka", PAIR, 3) + shift for shift in (-0.02, 0.02))
     assert after["linear CKA, debiased"][0].endswith(f"[{low:.3f}, {high:.3f}]")
     assert "Not kept by these runs" not in text
+    parts = dict(re.findall(r"<h3>(.*?)</h3>\n<(\w+)", text))
+    assert len(parts) == 10
+    assert set(parts.values()) == {"p"}, "every part begins with how to read it"
     assert "linear CKA, layer by layer: rlvr vs base, step 40" in text
 
 

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 from hrsa_lightning.plots import curves_figure, save_figure
+from hrsa_lightning.reporting.facts import HEADLINE
 from hrsa_lightning.representations.history import read_history, split_tag
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "quickstart.png"
-METRICS = ("cka", "knn_overlap_10", "procrustes_residual", "inverse_row_entropy",
-           "dimension_correlation", "probe_transfer_accuracy")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 def _is_shown(tag: str) -> bool:
     _, metric, comparison, where = split_tag(tag)
-    return metric in METRICS and comparison.endswith("_vs_base") and where == "output"
+    return metric in HEADLINE and comparison.endswith("_vs_base") and where == "output"
 
 
 if __name__ == "__main__":

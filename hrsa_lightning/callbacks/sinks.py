@@ -118,7 +118,8 @@ def log_settings(trainer: Trainer, settings: Mapping[str, Any], tags: Sequence[s
 
     Args:
         trainer: Whose loggers.
-        settings: Flat; what is no number, truth value or string is written as text.
+        settings: Flat; what is no number, truth value or string is written as text, and what is
+            unset (`None`, empty) is left out.
         tags: Scalars that the run has logged; the page shows the last value of each.
     """
     from torch.utils.tensorboard.summary import hparams
@@ -126,6 +127,7 @@ def log_settings(trainer: Trainer, settings: Mapping[str, Any], tags: Sequence[s
     plain = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value)
         for name, value in settings.items()
+        if value not in (None, "", [], ())
     }
     for logger in _with(trainer, "add_hparams"):
         writer = logger.experiment._get_file_writer()

@@ -2,12 +2,23 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["BAND_SUFFIXES", "Fact", "fact_of", "metric_order"]
+__all__ = ["BAND_SUFFIXES", "HEADLINE", "Fact", "fact_of", "headline_tags", "metric_order"]
 
 BAND_SUFFIXES = ("_low", "_high", "_se")
 """Ends of the names under which a value's own uncertainty is kept."""
+
+HEADLINE = (
+    "cka",
+    "knn_overlap_10",
+    "procrustes_residual",
+    "inverse_row_entropy",
+    "dimension_correlation",
+    "probe_transfer_accuracy",
+)
+"""One metric of each kind, where there is no room for all."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,30 @@ def fact_of(metric: str) -> Fact:
         known = {"mrr": "MRR", "ndcg": "nDCG"}
         return Fact(f"{known.get(name, name)}@{depth}", "retrieval")
     return Fact(metric.replace("_", " "))
+
+
+def headline_tags(tags: Iterable[str]) -> list[str]:
+    """What of a run's values fits into one row: a metric of each kind at the output, and MRR.
+
+    Drifts of arms from their own start are among them only where nothing else is compared.
+
+    Example:
+        >>> headline_tags(["similarity/cka/a_vs_b/output", "similarity/cka/a_vs_initial/output"])
+        ['similarity/cka/a_vs_b/output']
+    """
+    # Here, because it loads torch, which nothing else in this module needs.
+    from hrsa_lightning.representations.history import split_tag
+
+    scores: list[str] = []
+    drifts: list[str] = []
+    pairs: list[str] = []
+    for tag in (tag for tag in tags if "/" in tag):  # others log plain names such as loss
+        _, metric, comparison, where = split_tag(tag)
+        if metric.startswith("mrr@"):
+            scores.append(tag)
+        elif metric in HEADLINE and where == "output":
+            (drifts if comparison.endswith("_vs_initial") else pairs).append(tag)
+    return [*(pairs or drifts), *scores]
 
 
 def metric_order(metric: str) -> tuple[int, str, int]:

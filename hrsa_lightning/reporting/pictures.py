@@ -19,7 +19,7 @@ from hrsa_lightning.plots import (
 )
 from hrsa_lightning.plots.style import PANEL
 from hrsa_lightning.reporting.document import Gallery, Panel, Swatch
-from hrsa_lightning.reporting.facts import fact_of
+from hrsa_lightning.reporting.facts import HEADLINE, fact_of
 from hrsa_lightning.reporting.grouping import Curve, Experiment, Key
 from hrsa_lightning.reporting.reading import Array
 
@@ -37,14 +37,6 @@ __all__ = [
 
 Style = tuple[str, str]
 T = TypeVar("T")
-_HEADLINE = (
-    "cka",
-    "knn_overlap_10",
-    "procrustes_residual",
-    "inverse_row_entropy",
-    "dimension_correlation",
-    "probe_transfer_accuracy",
-)
 _MOST_POINTS = 300
 _MOST_COLUMNS = 160
 _BLACK = COLORS[6]
@@ -73,7 +65,7 @@ def styles(experiment: Experiment, comparisons: Sequence[str]) -> dict[str, Styl
 
 def headline_metrics(metrics: Sequence[str]) -> list[str]:
     """One metric of each kind; all of them where none is known."""
-    return [metric for metric in _HEADLINE if metric in metrics] or list(metrics)
+    return [metric for metric in HEADLINE if metric in metrics] or list(metrics)
 
 
 def curves_gallery(

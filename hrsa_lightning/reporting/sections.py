@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hrsa_lightning.reporting import explanations
 from hrsa_lightning.reporting.document import Block, Cell, Gallery, Heading, Table, Text
 from hrsa_lightning.reporting.facts import fact_of
 from hrsa_lightning.reporting.grouping import Experiment, Key
@@ -57,7 +58,8 @@ def report_blocks(experiments: Sequence[Experiment], *, log_x: bool = False) -> 
                 blocks += similarity_blocks(
                     experiment, group, where, prefix=prefix, log_x=log_x, maps=maps
                 )
-    blocks += [Heading("Cost of monitoring"), _cost(experiments)]
+    blocks += [Heading("Cost of monitoring"), Text(explanations.COST, is_note=True)]
+    blocks.append(_cost(experiments))
     return [block for block in blocks if not (isinstance(block, Gallery) and not block.panels)]
 
 
@@ -184,7 +186,8 @@ def _score_differences(
         one = len(experiment.runs) == 1
         rows.append([fact_of(metric).title, *cells, "one seed, no interval" if one else words])
     header = ["after training", *(f"{arm} minus {base}" for arm in others), "reading"]
-    return [Table(f"Do the arms' scores differ from those of {base}?", header, rows)]
+    table = Table(f"Do the arms' scores differ from those of {base}?", header, rows)
+    return [Text(explanations.SCORES, is_note=True), table]
 
 
 def _last_scores(

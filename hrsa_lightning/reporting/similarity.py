@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from hrsa_lightning.reporting import explanations
 from hrsa_lightning.reporting.document import Block, Cell, Heading, Table, Text
 from hrsa_lightning.reporting.facts import fact_of
 from hrsa_lightning.reporting.grouping import Experiment
@@ -54,13 +55,9 @@ def similarity_blocks(
     blocks: list[Block] = []
     num_runs = len(experiment.runs)
     if num_runs == 1:
-        blocks.append(
-            Text(
-                "One run: there is no spread over seeds, so no statement beyond the seed control "
-                "is possible.",
-                is_note=True,
-            )
-        )
+        blocks.append(Text(explanations.ONE_RUN, is_note=True))
+    if pairs:
+        blocks.append(Text(explanations.VERDICTS, is_note=True))
     for pair in pairs:
         verdicts = verdicts_of(experiment, group, pair, where, controls)
         if verdicts:
@@ -69,14 +66,7 @@ def similarity_blocks(
             blocks.append(_verdict_table(name_of(pair), verdicts))
     blocks += _controls_table(experiment, group, where, controls)
     if pairs and num_runs > 1:
-        blocks.append(
-            Text(
-                "± is one standard deviation over seeds. Words rest on 95 % t intervals of "
-                "differences within runs, not corrected for the number of rows: of 20 rows "
-                "without any difference, one is expected to show one.",
-                is_note=True,
-            )
-        )
+        blocks.append(Text(explanations.INTERVALS, is_note=True))
     blocks += _derived(experiment, group, where, pairs, controls)
     blocks += _drift_table(experiment, group, where, drifts)
     blocks += _similarity_pictures(
@@ -131,7 +121,8 @@ def _similarity_pictures(
             name=f"{prefix}_layers",
             title=f"{group}, layers over optimizer steps",
         )
-        blocks += [Heading("Layer by layer over steps", 3), gallery]
+        words = explanations.LAYERS
+        blocks += [Heading("Layer by layer over steps", 3), Text(words, is_note=True), gallery]
     elif len(layers) > 1:
         words = f"Maps over layers are drawn for the first {MOST_MAPPED} experiments only."
         blocks.append(Text(words, is_note=True))
@@ -146,16 +137,15 @@ def _details(
     comparisons: Sequence[str],
     colors: dict[str, tuple[str, str]],
 ) -> list[Block]:
-    galleries = {
-        "Every layer against every layer (linear CKA)": maps_gallery(
-            experiment, group, comparisons, name=f"{prefix}_maps", title="linear CKA, debiased"
-        )
-    }
-    for kind, heading in (
-        ("singular_values", "Spectrum behind O*"),
-        ("row_entropy", "Row entropy of O*"),
+    maps = maps_gallery(
+        experiment, group, comparisons, name=f"{prefix}_maps", title="linear CKA, debiased"
+    )
+    found = [("Every layer against every layer (linear CKA)", explanations.MAPS, maps)]
+    for kind, heading, words in (
+        ("singular_values", "Spectrum behind O*", explanations.SINGULAR_VALUES),
+        ("row_entropy", "Row entropy of O*", explanations.ROW_ENTROPY),
     ):
-        galleries[heading] = spectra_gallery(
+        gallery = spectra_gallery(
             experiment,
             group,
             comparisons,
@@ -165,11 +155,12 @@ def _details(
             name=f"{prefix}_{kind}",
             title=f"{heading.lower().replace('o*', 'O*')} at {where}",
         )
+        found.append((heading, words, gallery))
     blocks: list[Block] = []
     absent = []
-    for heading, gallery in galleries.items():
+    for heading, words, gallery in found:
         if gallery.panels:
-            blocks += [Heading(heading, 3), gallery]
+            blocks += [Heading(heading, 3), Text(words, is_note=True), gallery]
         else:
             absent.append(heading[0].lower() + heading[1:])
     if absent:
@@ -218,7 +209,8 @@ def _controls_table(
             v = verdicts.get(metric)
             row += [cell(v.before), cell(v.after)] if v else ["", ""]
         rows.append(row)
-    return [Heading("Controls", 3), Table("Controls before and after training", header, rows)]
+    table = Table("Controls before and after training", header, rows)
+    return [Heading("Controls", 3), Text(explanations.CONTROLS, is_note=True), table]
 
 
 def _derived(
@@ -239,25 +231,16 @@ def _derived(
             between = f"{low:g} to {high:g}" if math.isfinite(low) else "–"
             row: list[str | Cell] = [d.fact.title, cell(d.gain, signed=True)]
             row += [cell(d.half_life, digits=1), between]
-            rows.append([*row, *map(cell, (d.recovered, d.closed, d.by_pair, d.by_control))])
+            shares = (d.recovered, d.closed, d.by_pair, d.by_control)
+            rows.append([*row, *(cell(share, digits=2) for share in shares)])
             if d.fact.kind and math.isfinite(d.recovered.mean):
                 kinds["local" if d.fact.kind == "local" else "taken back"].append(d.recovered.mean)
         if rows:
             blocks.append(Table(f"{name_of(pair)}: derived quantities", header, rows))
             blocks += [Text(f"{name_of(pair)}: {words}") for words in _reversible_words(kinds)]
     if blocks:
-        blocks.insert(0, Heading("Realignment in numbers", 3))
-        blocks.append(
-            Text(
-                "Gain is similarity after minus before. Half-life is when half of the change was "
-                "reached. Recovered is the share of the first distance from identity that "
-                "training took back (negative: moved further apart). Gap closed is the share of "
-                "the first gap to the seed control that is gone, because the pair moved together "
-                f"or because two seeds moved apart. Changes and gaps below {LEAST_CHANGE} give no "
-                "ratio (–). docs/method.md has the formulas.",
-                is_note=True,
-            )
-        )
+        words = explanations.DERIVED.format(least=LEAST_CHANGE)
+        blocks = [Heading("Realignment in numbers", 3), Text(words, is_note=True), *blocks]
     return blocks
 
 
@@ -278,8 +261,8 @@ def _reversible_words(kinds: Mapping[str, Sequence[float]]) -> list[str]:
             )
         else:
             words.append(
-                f"in {what} nothing was taken back: the distance is {1 - share.mean:.1f} times the "
-                "first"
+                f"in {what} nothing was taken back: the distance from identity ended "
+                f"{1 - share.mean:.1f} times as large as it began"
             )
     return ["; ".join(words) + "."] if words else []
 
@@ -300,4 +283,5 @@ def _drift_table(
     ]
     header = ["", *(name.removesuffix(INITIAL) for name in drifts)]
     caption = "Each arm against its own start, at the end of training"
-    return [Heading("Drift from the start", 3), Table(caption, header, rows)]
+    words = Text(explanations.DRIFT, is_note=True)
+    return [Heading("Drift from the start", 3), words, Table(caption, header, rows)]

@@ -246,8 +246,6 @@ def pair_words(verdicts: Sequence[Verdict], num_runs: int) -> list[str]:
         )
     if not controls:
         sentences.append("No control shares its reference, so nothing can be said beyond chance.")
-    elif num_runs == 1:
-        sentences.append("No statement beyond this one draw of the controls is possible.")
     return sentences
 
 

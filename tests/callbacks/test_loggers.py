@@ -100,13 +100,15 @@ def test_texts_and_labels_are_two_titled_columns(tmp_path):
 def test_settings_and_a_card_go_into_the_run_itself(tmp_path):
     logger = flavor().loggers.TensorBoardLogger(tmp_path)
     trainer = fit([monitor()], tmp_path, logger=logger)
-    log_settings(trainer, {"optimizer.lr": 0.1, "arms": ["a", "b"]}, ["similarity/cka/output"])
+    settings = {"optimizer.lr": 0.1, "arms": ["a", "b"], "model.lora": None, "data.weights": []}
+    log_settings(trainer, settings, ["similarity/cka/output"])
     log_text(trainer, "summary", "cka   0.5\nknn  0.25", 6)
     assert [path for path in Path(logger.log_dir).iterdir() if path.is_dir()] == []
     events = EventAccumulator(logger.log_dir).Reload()
     assert [e.step for e in events.Scalars("similarity/cka/output")] == [0, 2, 4, 6], "no more"
     start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(start).session_start_info.hparams
+    assert sorted(settings) == ["arms", "optimizer.lr"], "what is unset is left out"
     assert settings["optimizer.lr"].number_value == 0.1
     assert settings["arms"].string_value == "['a', 'b']"
     experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from hrsa_lightning.reporting import write_report
-from tests.reporting.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, Browser
 from tests.reporting.runs import write_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")

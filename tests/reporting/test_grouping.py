@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from hrsa_lightning.reporting.facts import headline_tags
 from hrsa_lightning.reporting.grouping import Key, group_runs
 from hrsa_lightning.reporting.pictures import spectra_gallery, styles
 from hrsa_lightning.reporting.reading import read_run
@@ -149,3 +150,12 @@ def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
         drawn[kind] = ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()
     assert drawn["singular_values"] == ([1, 2, 3], [1.0, 0.1, 0.01])
     assert drawn["row_entropy"] == ([0, 100], [0.1, 0.3])
+
+
+def test_a_row_has_drifts_only_where_nothing_else_is_compared():
+    drifts = [f"similarity/cka/{arm}_vs_initial/output" for arm in "ab"]
+    pairs = ["similarity/cka/a_vs_b/output", "similarity/knn_overlap_10/a_vs_b/output"]
+    others = ["loss", "similarity/cka_plain/a_vs_b/output", "similarity/cka/a_vs_b/layer_1"]
+    scores = ["retrieval/a/mrr@10", "retrieval/a/ndcg@10"]
+    assert headline_tags([*others, *scores, *drifts, *pairs]) == [*pairs, scores[0]]
+    assert headline_tags([*others, *drifts]) == drifts

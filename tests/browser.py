@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 CHROMIUM = next(
@@ -17,6 +18,14 @@ _LAUNCHER = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
+
+_WORDS = """(() => {
+  const words = node => [...node.childNodes].map(child =>
+    child.nodeType === Node.TEXT_NODE ? child.data
+    : ["STYLE", "SCRIPT", "TEMPLATE"].includes(child.tagName) ? ""
+    : (child.shadowRoot ? words(child.shadowRoot) : "") + words(child)).join(" ");
+  return words(document.body);
+})()"""
 
 
 class Browser:
@@ -69,18 +78,31 @@ class Browser:
         while not self._loaded:
             self._next()
 
-    def screenshot(self, path: Path, *, width: int, dark: bool = False) -> tuple[int, int]:
+    def screenshot(
+        self, path: Path, *, width: int, height: int | None = None, dark: bool = False
+    ) -> tuple[int, int]:
         """Write the whole page as PNG; returns the width that its content takes, and its height."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": height or 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         needed = self.evaluate("document.documentElement.scrollWidth")
-        height = self.evaluate("document.documentElement.scrollHeight")
+        height = height or self.evaluate("document.documentElement.scrollHeight")
         self.call("Emulation.setDeviceMetricsOverride", **{**size, "height": height})
         picture = self.call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(picture))
         return needed, height
+
+    def words(self) -> str:
+        """All text of the page, that of its web components included."""
+        return " ".join(self.evaluate(_WORDS).split())
+
+    def wait_for(self, condition: str, *, seconds: float = 30) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, f"still waiting for {condition}; {self.words()[:2000]}"
+            time.sleep(0.1)
 
     def evaluate(self, expression: str):
         """The value of a JavaScript expression on the page."""
