@@ -209,7 +209,7 @@ class Monitor(Callback, ABC):
                 last = self.first_step or -1
                 kept = cut_history(source, self.history_path, last)
                 self.resume(source, last)
-                self._last_step = max([self._last_step, *(record["step"] for record in kept)])
+                self._last_step = max([self._last_step, *kept])
         self._last_step = self.exchange.first(self._last_step)
 
     def _evaluate(

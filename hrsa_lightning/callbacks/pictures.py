@@ -1,6 +1,5 @@
 """Curves, heatmaps and spectra of a similarity monitor: pictures, and the numbers behind them."""
 
-import json
 import math
 import time
 import warnings
@@ -24,7 +23,7 @@ from hrsa_lightning.representations.history import append_record, read_history, 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LayerMap", "Pictures", "cut_details", "details_path"]
+__all__ = ["LayerMap", "Pictures", "details_path"]
 
 _NUM_PERCENTILES = 101
 _DIGITS = 6
@@ -197,24 +196,6 @@ def details_path(history: Path) -> Path:
         'similarity.details.jsonl'
     """
     return history.with_name(f"{history.stem}.details.jsonl")
-
-
-def cut_details(source: Path, target: Path, last_step: int) -> None:
-    """Begin a file of details with the records of another, as `cut_history` does for a history.
-
-    Args:
-        source: That of the run that was interrupted; may be missing.
-        target: That of the run that goes on; may be the same file.
-        last_step: Later records are dropped.
-    """
-    lines = source.read_text(encoding="utf-8").split("\n")[:-1] if source.is_file() else []
-    kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= last_step]
-    if kept:
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(target)
-    else:
-        target.unlink(missing_ok=True)
 
 
 def _about(pair: LayerMap, kind: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from hrsa_lightning.callbacks.base import Monitor, OnError
-from hrsa_lightning.callbacks.pictures import Pictures, cut_details, details_path
+from hrsa_lightning.callbacks.pictures import Pictures, details_path
 from hrsa_lightning.callbacks.plan import ComparisonPlan
 from hrsa_lightning.callbacks.probing import Probing
 from hrsa_lightning.callbacks.projector import log_projector
@@ -18,6 +18,7 @@ from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.callbacks.store import StoreOn
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.representations.capture import Forward
+from hrsa_lightning.representations.history import cut_history
 from hrsa_lightning.representations.pooling import PoolingMethod
 from hrsa_lightning.representations.probes import Tokenizer
 from hrsa_lightning.representations.reference import parse_references
@@ -217,7 +218,7 @@ class SimilarityMonitor(Monitor):
 
     def resume(self, source: Path, last_step: int) -> None:
         assert self.history_path is not None
-        cut_details(details_path(source), details_path(self.history_path), last_step)
+        cut_history(details_path(source), details_path(self.history_path), last_step)
 
     def finish(self, trainer: Trainer) -> None:
         self._pictures.finish(trainer, self.history_path, self.folder)

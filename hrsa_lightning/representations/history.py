@@ -55,24 +55,28 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(_finite(record)) + "\n")
 
 
-def cut_history(source: Path, target: Path, last_step: int) -> list[dict[str, Any]]:
+def cut_history(source: Path, target: Path, last_step: int) -> list[int]:
     """Begin `target` with the records of `source` up to a step, for a run that resumes there.
 
     Args:
-        source: The history of the run that was interrupted; may be missing.
-        target: The history of the run that goes on; may be the same file.
+        source: The file of the run that was interrupted; may be missing.
+        target: The file of the run that goes on; may be the same one. Where no record is kept,
+            there is none.
         last_step: Later records are dropped.
 
     Returns:
-        The records kept.
+        The steps of the records kept.
     """
-    records = read_history(source) if source.is_file() else []
-    kept = [record for record in records if record["step"] <= last_step]
-    partial = target.with_name(target.name + ".partial")
+    lines = source.read_text(encoding="utf-8").split("\n")[:-1] if source.is_file() else []
+    kept = [(step, line) for line in lines if (step := json.loads(line)["step"]) <= last_step]
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text("".join(json.dumps(_finite(r)) + "\n" for r in kept), encoding="utf-8")
+    if not kept:
+        target.unlink(missing_ok=True)
+        return []
+    partial = target.with_name(target.name + ".partial")
+    partial.write_text("".join(f"{line}\n" for _, line in kept), encoding="utf-8")
     partial.replace(target)
-    return kept
+    return [step for step, _ in kept]
 
 
 def split_tag(tag: str) -> tuple[str, str, str, str]:

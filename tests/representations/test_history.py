@@ -34,11 +34,11 @@ def test_cutting_keeps_what_the_checkpoint_has_seen(tmp_path):
     source, target = tmp_path / "a.jsonl", tmp_path / "b" / "a.jsonl"
     for step in (0, 5, 10):
         append_record(source, record(step, cka=1.0))
-    assert [r["step"] for r in cut_history(source, target, 5)] == [0, 5]
+    assert cut_history(source, target, 5) == [0, 5]
     assert [r["step"] for r in read_history(target)] == [0, 5]
     assert len(read_history(source)) == 3, "the other run's file stays"
     assert cut_history(tmp_path / "absent.jsonl", target, 5) == []
-    assert read_history(target) == []
+    assert not target.exists()
 
 
 def test_summary_takes_first_and_last_where_a_value_exists():
