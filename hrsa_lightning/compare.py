@@ -102,7 +102,7 @@ _numbers.__name__ = "list of positive numbers"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.comparison.sources import find_models
+    from hrsa_lightning.comparison.naming import name_models
     from hrsa_lightning.comparison.texts import load_texts
 
     look = Look(
@@ -118,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     measures = Measures(
         _metrics(arguments.metrics), arguments.protocol, arguments.k, arguments.by_label
     )
-    sources = find_models(arguments.models, arguments.base)
+    sources = name_models(arguments.models, arguments.base)
     texts = load_texts(
         arguments.texts,
         column=arguments.column,

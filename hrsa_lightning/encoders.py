@@ -1,30 +1,26 @@
 """Anything that embeds texts, behind one face: arms of runs, exports, sentence-transformers.
 
-A model is named by one of
-
-- a run's folder, which stands for all its arms, or `FOLDER:ARM` for one of them;
-- a folder that `SentenceTransformer` loads (it has a modules.json), or a model of the hub;
-- a backbone's folder or `embedded:NAME`, pooled as the recipes do by default.
-
 Importing this module imports no torch.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from hrsa_lightning.config import load_config, to_yaml
 from hrsa_lightning.data.records import Query
 from hrsa_lightning.errors import BackboneError, ConfigError
-from hrsa_lightning.schema import Config, nearest
-from hrsa_lightning.shelf import EMBEDDED, resolve_path
+from hrsa_lightning.schema import Config, ModelConfig
+from hrsa_lightning.sources import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
 """What goes before a query that has an instruction, as in training."""
+
+_MAX_LENGTH = 512
+"""Most tokens of a text where neither training nor an option says so."""
 
 
 class Encoder(Protocol):
@@ -65,38 +61,50 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """One model that a command was given.
+    """A model that was named, as something that embeds.
+
+    Models of the hub, and folders with a modules.json that is not our own, are left to
+    sentence-transformers. Everything else is an `EmbeddingModel`: as it was trained, or, for a
+    plain backbone, as recipes pool by default.
 
     Attributes:
-        kind: "arm" of a run, "sentence-transformers", or "backbone".
-        path: Folder or hub id; of an arm, the run's folder.
-        arm: Name of the arm.
-        config: The run's recipe.
+        source: Which one.
     """
 
-    kind: Literal["arm", "sentence-transformers", "backbone"]
-    path: str
-    arm: str | None = None
-    config: Config | None = None
+    source: Source
 
     @property
     def name(self) -> str:
         """As a user would write it."""
-        return self.path if self.arm is None else f"{self.path}:{self.arm}"
+        return self.source.spec
+
+    @property
+    def path(self) -> str:
+        """As a user would write it, without the name of an arm."""
+        return self.name if self.source.arm is None else str(self.source.place.parent)
+
+    @property
+    def arm(self) -> str | None:
+        """Name of the arm of a run."""
+        return None if self.source.arm is None else self.source.arm.name
+
+    @property
+    def config(self) -> Config | None:
+        """The run's recipe."""
+        return None if self.source.arm is None else self.source.arm.config
+
+    @property
+    def packaged(self) -> bool:
+        """Whether sentence-transformers knows best how it embeds."""
+        if self.source.model is not None or self.source.adapter is not None:
+            return False
+        folder = Path(self.source.backbone)
+        return not folder.is_dir() or (folder / "modules.json").is_file()
 
     def identity(self, options: EncoderOptions | None = None) -> str:
-        """Name, settings, and size and time of every file; a hub id stands for its files."""
+        """Changes with weights, settings, and those options that change embeddings."""
         options = options or EncoderOptions()
-        parts = [self.kind, self.name, str(options.dtype), str(options.max_length), TEMPLATE]
-        folders = [Path(resolve_path(self.path)).expanduser()]
-        if self.config is not None and self.arm is not None:
-            backbone = Path(resolve_path(self.config.arms[self.arm].backbone)).expanduser()
-            folders = [folders[0] / "adapters" / self.arm, backbone]
-            parts.append(to_yaml(self.config))
-        for folder in folders:
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                state = path.stat()
-                parts.append(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}")
+        parts = [self.source.identity(), str(options.dtype), str(options.max_length), TEMPLATE]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def load(self, options: EncoderOptions | None = None) -> Encoder:
@@ -106,40 +114,13 @@ class ModelReference:
             BackboneError: It cannot be loaded.
             ConfigError: sentence-transformers is needed and not installed.
         """
-        options = options or EncoderOptions()
-        if self.kind == "sentence-transformers":
-            return _load_sentence_transformer(self.path, options)
-        return _load_own(self, options)
+        load = _load_sentence_transformer if self.packaged else _load_own
+        return load(self, options or EncoderOptions())
 
 
 def find_models(text: str) -> list[ModelReference]:
-    """What a name on the command line stands for; a run's folder stands for all its arms.
-
-    Raises:
-        BackboneError: There is no such folder, or nothing in it that can be loaded.
-        ConfigError: The run has no such arm, or its config.yaml is wrong.
-    """
-    if text.startswith(EMBEDDED):
-        from hrsa_lightning.models.paths import resolve_backbone
-
-        resolve_backbone(text)
-        return [ModelReference("backbone", text)]
-    path, arm = _split_arm(text)
-    folder = Path(path).expanduser()
-    if (folder / "config.yaml").is_file():
-        return _find_arms(folder, arm)
-    if folder.is_dir() and arm is None:
-        if (folder / "modules.json").is_file():
-            return [ModelReference("sentence-transformers", str(folder))]
-        if (folder / "config.json").is_file():
-            return [ModelReference("backbone", str(folder))]
-        raise BackboneError(
-            f"model {text!r}: the folder is neither a run (config.yaml) nor a model (modules.json, "
-            "config.json)"
-        )
-    if folder.exists() or text[:1] in "./~" or text.count("/") > 1 or ":" in text:
-        raise BackboneError(f"model {text!r}: no such folder (looked for {folder.absolute()})")
-    return [ModelReference("sentence-transformers", text)]
+    """What a name on the command line stands for, see `find_sources`."""
+    return [ModelReference(source) for source in find_sources(text)]
 
 
 def find_model(text: str) -> ModelReference:
@@ -153,28 +134,6 @@ def find_model(text: str) -> ModelReference:
         names = ", ".join(reference.name for reference in found)
         raise ConfigError(f"model {text!r} has several arms, name one of them: {names}")
     return found[0]
-
-
-def _split_arm(text: str) -> tuple[str, str | None]:
-    path, colon, arm = text.rpartition(":")
-    # A drive letter's colon, or none, is followed by something that is no arm's name.
-    return (path, arm) if colon and arm.isidentifier() and len(path) > 1 else (text, None)
-
-
-def _find_arms(folder: Path, arm: str | None) -> list[ModelReference]:
-    config = load_config(str(folder / "config.yaml"))
-    if arm is not None and arm not in config.arms:
-        raise ConfigError(
-            f"{folder} has no arm {arm!r}.{nearest(arm, config.arms)} "
-            f"Its arms: {', '.join(config.arms)}."
-        )
-    chosen = [arm] if arm is not None else list(config.arms)
-    for name in chosen:
-        if not (folder / "adapters" / name).is_dir():
-            raise BackboneError(
-                f"run {str(folder)!r}: adapters/{name} is missing; the run is not finished"
-            )
-    return [ModelReference("arm", str(folder), name, config) for name in chosen]
 
 
 @dataclass(frozen=True)
@@ -243,32 +202,18 @@ class SentenceTransformerEncoder:
 
 
 def _load_own(reference: ModelReference, options: EncoderOptions) -> Encoder:
-    from hrsa_lightning.models.embedder import EmbeddingModel
+    from hrsa_lightning.sources.loading import check_source, load_model
 
-    config = reference.config
-    arguments: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-    lengths = (512, 512)
-    if config is None or reference.arm is None:
-        backbone, attention = reference.path, _saved_attention(Path(resolve_path(reference.path)))
-        arguments |= {"dtype": options.dtype or "float32", "attention": attention}
-    else:
-        adapter = Path(reference.path, "adapters", reference.arm)
-        arm, model = config.arms[reference.arm], config.model
-        lengths = (config.data.query_length, config.data.passage_length)
-        backbone = arm.backbone if model.lora else str(adapter)
-        if model.lora:
-            arguments |= {"adapter": adapter, "revision": arm.revision}
-        arguments |= {
-            "dtype": options.dtype or model.dtype,
-            "attn_implementation": model.attn_implementation,
-            "attention": model.attention,
-            "pooling": model.pooling,
-            "normalize": model.normalize,
-            "instruction_mask": model.instruction_mask,
-            "trust_remote_code": options.trust_remote_code or model.trust_remote_code,
-        }
-    loaded = EmbeddingModel.from_pretrained(backbone, **arguments)
-    loaded.to(_device(options)).eval()
+    source = reference.source
+    model = source.model or ModelConfig(attention=_saved_attention(Path(source.backbone)))
+    model = replace(
+        model,
+        dtype=options.dtype or model.dtype,
+        trust_remote_code=options.trust_remote_code or model.trust_remote_code,
+    )
+    check_source(source, trust_remote_code=model.trust_remote_code)
+    loaded = load_model(source, model).to(_device(options))
+    lengths = source.lengths or (_MAX_LENGTH, _MAX_LENGTH)
     if options.max_length is not None:
         lengths = (options.max_length, options.max_length)
     identity = reference.identity(options)
@@ -284,28 +229,32 @@ def _saved_attention(folder: Path) -> str:
     return "causal" if content.get("is_causal") else "bidirectional"
 
 
-def _load_sentence_transformer(path: str, options: EncoderOptions) -> Encoder:
+def _load_sentence_transformer(reference: ModelReference, options: EncoderOptions) -> Encoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise ConfigError(
-            f"model {path!r} needs sentence-transformers: pip install 'hrsa-lightning[mine]'"
+            f"model {reference.name!r} needs sentence-transformers: "
+            "pip install 'hrsa-lightning[mine]'"
         ) from None
+    source = reference.source
     dtype = {"dtype": options.dtype} if options.dtype else {}
     try:
         model = SentenceTransformer(
-            path,
+            source.backbone,
             device=_device(options),
+            revision=source.revision,
             trust_remote_code=options.trust_remote_code,
             model_kwargs=dtype,
         )
     # Errors of many libraries come through: hub clients, transformers, the model's own modules.
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BackboneError(f"model {path!r} cannot be loaded: {first}") from error
-    model.max_seq_length = options.max_length or min(512, model.max_seq_length or 512)
-    identity = ModelReference("sentence-transformers", path).identity(options)
-    return SentenceTransformerEncoder(model, identity, options.batch_size)
+        raise BackboneError(f"model {reference.name!r} cannot be loaded: {first}") from error
+    model.max_seq_length = options.max_length or min(
+        _MAX_LENGTH, model.max_seq_length or _MAX_LENGTH
+    )
+    return SentenceTransformerEncoder(model, reference.identity(options), options.batch_size)
 
 
 def _device(options: EncoderOptions) -> str:

@@ -46,11 +46,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.exporting.source import find_source
+    from hrsa_lightning.exporting.source import find_trained
 
-    source = find_source(arguments.run, arguments.arm)
-    _check(arguments, lora=source.has_adapter)
-    default = source.run / "exported" / source.label
+    source, arm = find_trained(arguments.run, arguments.arm)
+    _check(arguments, lora=source.adapter is not None)
+    default = arm.run / "exported" / arm.label
     out = (arguments.out or default).expanduser().absolute()
     if out.exists():
         raise ConfigError(f"--out: {out} exists; name a new folder")
@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     form: Literal["adapter", "standard"] | None = None
     if arguments.adapter_only or arguments.standard:
         form = "adapter" if arguments.adapter_only else "standard"
-    for line in export(source, out, form, arguments.dtype, mixing):
+    for line in export(source, arm, out, form, arguments.dtype, mixing):
         print(line)
     return 0
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from hrsa_lightning.encoders import EncoderOptions, ModelReference, find_model, find_models
+from hrsa_lightning.encoders import EncoderOptions, find_model, find_models
 from hrsa_lightning.errors import BackboneError, ConfigError
 from hrsa_lightning.models.embedder import EmbeddingModel
 from tests.evaluation.runs import make_run
@@ -75,7 +75,7 @@ def test_sentence_transformers_get_the_instruction_as_prompt(backbone, tmp_path)
     model.prompts = {"query": "ask: ", "document": "text: "}
     model.save_pretrained(str(tmp_path / "st"))
     reference = find_model(str(tmp_path / "st"))
-    assert reference.kind == "sentence-transformers"
+    assert reference.packaged
     encoder = reference.load(EncoderOptions(batch_size=2))
     prompts = ["ask: ", *(f"Instruct: {q[0]}\nQuery: " for q in QUERIES[1:])]
     contents = [QUERIES[0], *(q[1] for q in QUERIES[1:])]
@@ -90,10 +90,10 @@ def test_sentence_transformers_get_the_instruction_as_prompt(backbone, tmp_path)
 
 def test_a_run_stands_for_its_arms(run):
     assert [model.name for model in find_models(str(run))] == [f"{run}:base", f"{run}:rlvr"]
-    assert find_models("embedded:tiny/base")[0].kind == "backbone"
-    assert find_models("Qwen/Qwen3-Embedding-0.6B") == [
-        ModelReference("sentence-transformers", "Qwen/Qwen3-Embedding-0.6B")
-    ]
+    assert not find_models("embedded:tiny/base")[0].packaged
+    (on_hub,) = find_models("Qwen/Qwen3-Embedding-0.6B@v1")
+    assert on_hub.packaged
+    assert (on_hub.source.backbone, on_hub.source.revision) == ("Qwen/Qwen3-Embedding-0.6B", "v1")
 
 
 def test_mistakes_are_named(run, tmp_path):
@@ -108,7 +108,9 @@ def test_mistakes_are_named(run, tmp_path):
     with pytest.raises(BackboneError, match="not shipped"):
         find_models("embedded:tiny/huge")
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    with pytest.raises(BackboneError, match="adapters/base is missing; the run is not finished"):
+    with pytest.raises(
+        ConfigError, match="the run is not finished, it has no weights of arm 'base'"
+    ):
         find_models(str(tmp_path))
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from hrsa_lightning.encoders import find_model
 from hrsa_lightning.export import main
 from tests.exporting.runs import make_run, make_whole_checkpoint
 from tests.tiny import make_backbone
@@ -132,6 +133,9 @@ def test_an_adapter_alone_is_never_loaded_as_causal(run, tmp_path):
     assert max(plain, float(queries.max())) < 1e-5
     with pytest.raises(ValueError, match="trust_remote_code"):
         _load(out)
+    encoder = find_model(str(out)).load()
+    queries = [(INSTRUCTION, text) for text in TEXTS]
+    torch.testing.assert_close(encoder.encode_queries(queries), models["rlvr"].embed(queries, 48))
     backbone = AutoModel.from_pretrained(resolve_backbone("embedded:tiny/rlvr"))
     with pytest.raises(ValueError, match="adapter_config"):
         PeftModel.from_pretrained(backbone, str(out))

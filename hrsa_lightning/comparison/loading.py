@@ -1,23 +1,21 @@
 """Models of a comparison: what is known before weights are read, and the models themselves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.comparison.options import Look
-from hrsa_lightning.comparison.sources import ModelSource
-from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.attention import Attention
-from hrsa_lightning.models.backbone import DType, load_backbone_config, load_tokenizer
-from hrsa_lightning.models.embedder import EmbeddingModel, Pooling
+from hrsa_lightning.models.backbone import load_tokenizer
+from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
 from hrsa_lightning.representations.capture import CaptureOptions
 from hrsa_lightning.representations.layers import LayerSelection, select_layers
+from hrsa_lightning.schema import ModelConfig
+from hrsa_lightning.sources import Source
+from hrsa_lightning.sources.loading import check_source
 
-__all__ = ["OUTPUT", "KnownModel", "capture_options", "know", "open_model", "wanted_layers"]
+__all__ = ["OUTPUT", "KnownModel", "capture_options", "know", "wanted_layers"]
 
 OUTPUT = "output"
 
@@ -27,104 +25,52 @@ class KnownModel:
     """A model whose config and tokenizer were read.
 
     Attributes:
+        name: Unique among the models of a comparison; goes into tables and file names.
         source: Which one.
+        model: How it is loaded.
         tokenizer: As the model will use it.
-        attention: `causal` or `bidirectional`.
-        pooling: Of its embedding.
-        normalize: Whether its embedding has length 1.
-        dtype: Of the weights.
         num_layers: Decoder layers.
         width: Features of each.
         identity: Changes when the weights do.
     """
 
-    source: ModelSource
+    name: str
+    source: Source
+    model: ModelConfig
     tokenizer: EmbeddingTokenizer
-    attention: Attention
-    pooling: Pooling
-    normalize: bool
-    dtype: DType
     num_layers: int
     width: int
-    identity: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of its source."""
-        return self.source.name
+    identity: str
 
 
-def know(source: ModelSource, look: Look) -> KnownModel:
-    """Read what decides how a model is loaded, and refuse what is no decoder.
+def know(name: str, source: Source, look: Look) -> KnownModel:
+    """Read what decides how a model is loaded; refuse what is no decoder, and misfit adapters.
 
     Raises:
-        BackboneError: See `load_backbone` and `load_tokenizer`.
+        BackboneError: See `check_source` and `load_tokenizer`.
     """
-    trained = source.trained
-    trust = trained is not None and trained.trust_remote_code
-    config: Any = load_backbone_config(source.backbone, source.revision, trust)
+    trust = source.model is not None and source.model.trust_remote_code
+    config: Any = check_source(source, trust_remote_code=trust)
     tokenizer = load_tokenizer(source.backbone, revision=source.revision, trust_remote_code=trust)
-    pooling = look.pooling if trained is None else trained.pooling
-    mask = "offsets" if trained is None else trained.instruction_mask
-    own = "causal" if getattr(config, "is_causal", True) else "bidirectional"
-    attention = own if look.attention == "auto" else look.attention
+    model = source.model
+    if model is None:
+        own = "causal" if getattr(config, "is_causal", True) else "bidirectional"
+        attention = own if look.attention == "auto" else look.attention
+        model = ModelConfig(attention=attention, pooling=look.pooling)
+    model = replace(model, dtype=look.dtype or model.dtype)
     return KnownModel(
+        name,
         source,
+        model,
         EmbeddingTokenizer(
             tokenizer,
-            instruction_mask=cast(InstructionMask, mask),
-            add_eos=pooling == "last",
+            instruction_mask=cast(InstructionMask, model.instruction_mask),
+            add_eos=model.pooling == "last",
         ),
-        cast(Attention, attention if trained is None else trained.attention),
-        cast(Pooling, pooling),
-        trained is None or trained.normalize,
-        cast(DType, look.dtype or (trained.dtype if trained else "float32")),
         config.num_hidden_layers,
         config.hidden_size,
         source.identity(getattr(config, "_commit_hash", None)),
     )
-
-
-def open_model(known: KnownModel, device: torch.device) -> EmbeddingModel:
-    """Load a model in evaluation mode.
-
-    Raises:
-        BackboneError: See `EmbeddingModel.from_pretrained`; or the weights of a checkpoint do not
-            fit the backbone.
-    """
-    source, trained = known.source, known.source.trained
-    model = EmbeddingModel.from_pretrained(
-        source.backbone,
-        revision=source.revision,
-        dtype=known.dtype,
-        attn_implementation=cast(Any, trained.attn_implementation if trained else "sdpa"),
-        attention=known.attention,
-        pooling=known.pooling,
-        normalize=known.normalize,
-        adapter=source.adapter,
-        trust_remote_code=trained is not None and trained.trust_remote_code,
-        instruction_mask=known.tokenizer.instruction_mask,
-    )
-    if source.checkpoint is not None:
-        folder, arm = source.checkpoint
-        try:
-            model.load_state_dict(_arm_weights(folder, arm))
-        except RuntimeError as error:
-            problem = " ".join(str(error).split())
-            raise BackboneError(
-                f"{folder}: the weights of arm {arm!r} do not fit its backbone: {problem:.200}"
-            ) from error
-    return model.to(device).eval()
-
-
-def _arm_weights(checkpoint: Any, arm: str) -> dict[str, Tensor]:
-    content = SafetensorsCheckpointIO().load_checkpoint(checkpoint)
-    prefix = f"arms.{arm}."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in content["state_dict"].items()
-        if name.startswith(prefix)
-    }
 
 
 def wanted_layers(model: EmbeddingModel, look: Look, name: str) -> LayerSelection:

@@ -1,5 +1,7 @@
 """Runs models over the texts, one after the other, and keeps their representations on disk."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -9,20 +11,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hrsa_lightning.comparison.loading import (
-    KnownModel,
-    capture_options,
-    open_model,
-    wanted_layers,
-)
+from hrsa_lightning.comparison.loading import KnownModel, capture_options, wanted_layers
 from hrsa_lightning.comparison.options import Look
-from hrsa_lightning.comparison.sources import fingerprint
 from hrsa_lightning.comparison.store import Representations, RepresentationWriter
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer
 from hrsa_lightning.representations.capture import capture
 from hrsa_lightning.representations.isolation import untouched
 from hrsa_lightning.representations.probes import ProbeSet
+from hrsa_lightning.sources.loading import load_model
 
 __all__ = ["Viewer"]
 
@@ -119,7 +116,7 @@ class Viewer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, known: KnownModel, home: Path) -> None:
-        model = open_model(known, self._device)
+        model = load_model(known.source, known.model).to(self._device)
         layers = wanted_layers(model, self._look, known.name)
         writer = RepresentationWriter(home, layers.names)
         snapshots = capture(
@@ -164,9 +161,10 @@ class Viewer:
             "look": {
                 k: v for k, v in asdict(self._look).items() if k not in ("attention", "dtype")
             },
-            "as": [known.attention, known.pooling, known.normalize, known.dtype],
+            "as": asdict(known.model),
         }
-        return self._folder / f"{known.name}-{fingerprint(content)[:12]}"
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self._folder / f"{known.name}-{digest[:12]}"
 
 
 def _existing(folder: Path) -> Path:

@@ -128,10 +128,10 @@ def _facts(known: KnownModel) -> dict[str, Any]:
         "backbone": known.source.backbone,
         "revision": known.source.revision,
         "adapter": None if known.source.adapter is None else str(known.source.adapter),
-        "attention": known.attention,
-        "pooling": known.pooling,
-        "normalize": known.normalize,
-        "dtype": known.dtype,
+        "attention": known.model.attention,
+        "pooling": known.model.pooling,
+        "normalize": known.model.normalize,
+        "dtype": known.model.dtype,
         "layers": known.num_layers,
         "width": known.width,
     }
@@ -168,9 +168,9 @@ def _report(study: Study) -> list[str]:
                 [
                     known.name,
                     f"`{known.source.spec}`",
-                    known.attention,
-                    f"{known.pooling}{', length 1' if known.normalize else ''}",
-                    known.dtype,
+                    known.model.attention,
+                    f"{known.model.pooling}{', length 1' if known.model.normalize else ''}",
+                    known.model.dtype,
                     str(known.num_layers),
                     str(known.width),
                 ]
@@ -191,7 +191,7 @@ def _report(study: Study) -> list[str]:
 def _cautions(study: Study) -> list[str]:
     found = []
     for aspect in ("attention", "pooling", "dtype"):
-        kinds = {known.name: str(getattr(known, aspect)) for known in study.models}
+        kinds = {known.name: str(getattr(known.model, aspect)) for known in study.models}
         if len(set(kinds.values())) > 1:
             listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
             found.append(f"- The models differ in {aspect}: {listed}.")

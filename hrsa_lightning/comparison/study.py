@@ -1,6 +1,6 @@
 """The whole of a comparison: check, look, measure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -21,11 +21,11 @@ from hrsa_lightning.comparison.pairs import (
     heatmap,
     pair_layers,
 )
-from hrsa_lightning.comparison.sources import ModelSource
 from hrsa_lightning.comparison.store import Representations
 from hrsa_lightning.comparison.texts import Texts
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.representations.probes import ProbeSet, text_probes
+from hrsa_lightning.sources import Source
 
 __all__ = ["Comparison", "Study", "compare_models", "find_device", "quieten"]
 
@@ -80,7 +80,7 @@ class Study:
 
 
 def compare_models(
-    sources: Sequence[ModelSource],
+    sources: Mapping[str, Source],
     texts: Texts,
     out: Path,
     *,
@@ -97,7 +97,7 @@ def compare_models(
     layers, and for the heatmaps the rows of all layers of two models, at most 2,048 of each.
 
     Args:
-        sources: At least two, from `find_models`.
+        sources: At least two, from `name_models`.
         texts: From `load_texts`.
         out: Folder for the representations.
         look: How models turn texts into rows.
@@ -118,7 +118,7 @@ def compare_models(
     probes = _ordered(texts, look.batch_size)
     by_row = look.level == "sentence" and probes.labels is not None
     meter = Meter(measures, LabelRows.of(probes.labels or ()) if by_row else None, place)
-    models = [know(source, look) for source in sources]
+    models = [know(name, source, look) for name, source in sources.items()]
     _check_widths(models, measures)
     viewer = Viewer(probes, look, out / REPRESENTATIONS, place, resume)
     num_rows = viewer.num_rows(models)

@@ -5,29 +5,29 @@ from pathlib import Path
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.exporting.folder import Form
-from hrsa_lightning.exporting.source import Source
 from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.sources import Arm
 from hrsa_lightning.summary import HISTORIES, summary_lines
 
 __all__ = ["write_card"]
 
 
-def write_card(folder: Path, source: Source, form: Form, facts: list[str]) -> None:
+def write_card(folder: Path, arm: Arm, form: Form, facts: list[str]) -> None:
     """Write README.md, and copy the run's curves beside it.
 
     Args:
         folder: The export.
-        source: What is exported.
+        arm: What is exported.
         form: How it is loaded.
         facts: Sentences about this export, such as the differences that were measured.
     """
-    config = source.config
-    title = f"{config.name}: {source.label}"
+    config = arm.config
+    title = f"{config.name}: {arm.label}"
     attention = config.model.attention
     parts = [
-        _front_matter(source),
+        _front_matter(arm),
         f"# {title}",
-        f"An embedding model made of `{source.backbone}` by contrastive training with"
+        f"An embedding model made of `{arm.backbone}` by contrastive training with"
         " `hrsa_lightning`. Attention is"
         f" {attention}, pooling is {config.model.pooling}"
         f"{', embeddings have length 1' if config.model.normalize else ''}.",
@@ -35,19 +35,19 @@ def write_card(folder: Path, source: Source, form: Form, facts: list[str]) -> No
         _usage(form),
         *facts,
         "## Training",
-        _training(source),
+        _training(arm),
         "## Measured while it trained",
-        *_measurements(folder, source),
+        *_measurements(folder, arm),
         "## The whole recipe",
         f"```yaml\n{to_yaml(config).rstrip()}\n```",
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _front_matter(source: Source) -> str:
+def _front_matter(arm: Arm) -> str:
     lines = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
     lines += ["tags:", "- sentence-transformers", "- feature-extraction", "- hrsa-lightning"]
-    named = source.backbone
+    named = arm.backbone
     on_hub = not named.startswith("embedded:") and not Path(resolve_backbone(named)).is_dir()
     if on_hub:
         lines.append(f"base_model: {named}")
@@ -72,15 +72,15 @@ scores = model.similarity(queries, passages)
     )
 
 
-def _training(source: Source) -> str:
-    config = source.config
+def _training(arm: Arm) -> str:
+    config = arm.config
     lora = config.model.lora
     trained = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}" if lora else "all weights"
     if config.model.quantization:
         trained += f", beside frozen weights in {config.model.quantization}; here on the full ones"
-    step = "the end of the run" if source.step is None else f"step {source.step}"
+    step = "the end of the run" if arm.step is None else f"step {arm.step}"
     rows = [
-        ("backbone", f"`{source.backbone}`"),
+        ("backbone", f"`{arm.backbone}`"),
         ("trained", trained),
         ("weights of", step),
         ("data", ", ".join(f"`{name}`" for name in config.data.train)),
@@ -94,13 +94,13 @@ def _training(source: Source) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def _measurements(folder: Path, source: Source) -> list[str]:
-    tables = "\n".join(summary_lines(source.run)).strip("\n")
+def _measurements(folder: Path, arm: Arm) -> list[str]:
+    tables = "\n".join(summary_lines(arm.run)).strip("\n")
     parts = [f"```text\n{tables}\n```"] if tables else ["The run measured nothing."]
-    if source.step is not None and tables:
+    if arm.step is not None and tables:
         parts.insert(0, "These are of the whole run, not of this checkpoint alone.")
     for history in HISTORIES:
-        picture = (source.run / history).with_suffix(".png")
+        picture = (arm.run / history).with_suffix(".png")
         if picture.is_file():
             shutil.copyfile(picture, folder / picture.name)
             parts.append(f"![{picture.stem} over training steps]({picture.name})")

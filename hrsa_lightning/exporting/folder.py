@@ -11,9 +11,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
-from hrsa_lightning.exporting.source import Source
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
+from hrsa_lightning.sources import Arm
+from hrsa_lightning.sources.naming import EXPORT_SETTINGS, EXPORTED_ADAPTER
 
 __all__ = ["Form", "write_description", "write_model", "write_tokenizer"]
 
@@ -33,14 +34,14 @@ _VERBATIM_FAMILY = "granite"
 as qwen2, it puts rules of its own in the place of those in the file."""
 
 
-def write_model(folder: Path, model: EmbeddingModel, source: Source, dtype: torch.dtype) -> None:
+def write_model(folder: Path, model: EmbeddingModel, arm: Arm, dtype: torch.dtype) -> None:
     """Write the merged backbone and its tokenizer; config.json says which attention it has."""
     transformer: Any = model.transformer
     nn.Module.to(transformer, dtype)
     transformer.config.dtype = dtype
     transformer.save_pretrained(folder)
     nn.Module.to(transformer, torch.float32)
-    by_offsets = source.config.model.instruction_mask == "offsets"
+    by_offsets = arm.config.model.instruction_mask == "offsets"
     write_tokenizer(folder, model.tokenizer, standalone=True, by_offsets=by_offsets)
 
 
@@ -72,15 +73,15 @@ def write_tokenizer(
 
 
 def write_description(
-    folder: Path, form: Form, model: EmbeddingModel, source: Source, prompts: Mapping[str, str]
+    folder: Path, form: Form, model: EmbeddingModel, arm: Arm, prompts: Mapping[str, str]
 ) -> None:
     """Write what makes the folder a model of sentence-transformers: modules, prompts, pooling."""
     for name in ("modules.json", "sentence_bert_config.json"):
         (folder / name).unlink(missing_ok=True)
     if form == "standard":
-        _write_standard_modules(folder, model, source)
+        _write_standard_modules(folder, model, arm)
     else:
-        _write_own_module(folder, form, model, source)
+        _write_own_module(folder, form, model, arm)
     settings = {
         "model_type": "SentenceTransformer",
         "prompts": dict(prompts),
@@ -90,7 +91,7 @@ def write_description(
     _write_json(folder / "config_sentence_transformers.json", settings)
 
 
-def _write_standard_modules(folder: Path, model: EmbeddingModel, source: Source) -> None:
+def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> None:
     pooling = {
         "embedding_dimension": model.embedding_dim,
         "pooling_mode": _POOLING_MODES[model.pooling],
@@ -105,7 +106,7 @@ def _write_standard_modules(folder: Path, model: EmbeddingModel, source: Source)
     for path, _ in modules[1:]:
         (folder / path).mkdir(exist_ok=True)
         _write_json(folder / path / "config.json", pooling if path == "1_Pooling" else {})
-    data = source.config.data
+    data = arm.config.data
     transformer = {
         "transformer_task": "feature-extraction",
         "max_seq_length": max(data.query_length, data.passage_length),
@@ -117,37 +118,35 @@ def _write_standard_modules(folder: Path, model: EmbeddingModel, source: Source)
     _write_modules(folder, modules)
 
 
-def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, source: Source) -> None:
-    from hrsa_lightning.exporting.modules import ADAPTER, SETTINGS
+def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, arm: Arm) -> None:
     from hrsa_lightning.models.paths import resolve_backbone
 
     settings: dict[str, Any] = {
         "backbone": None,
         "dtype": "auto",
-        "attention": source.config.model.attention,
+        "attention": arm.config.model.attention,
         "pooling": model.pooling,
         "normalize": model.normalize,
-        "instruction_mask": source.config.model.instruction_mask,
-        "query_length": source.config.data.query_length,
-        "passage_length": source.config.data.passage_length,
+        "instruction_mask": arm.config.model.instruction_mask,
+        "query_length": arm.config.data.query_length,
+        "passage_length": arm.config.data.passage_length,
     }
     if form == "adapter":
         assert isinstance(model.backbone, PeftModel)
         peft: Any = model.backbone.peft_config["default"]
         names = ("r", "lora_alpha", "use_rslora")
         targets = peft.target_modules
-        settings["backbone"] = _kept_path(source.backbone, resolve_backbone(source.backbone))
-        settings["revision"] = source.config.arms[source.arm].revision
+        settings["backbone"] = _kept_path(arm.backbone, resolve_backbone(arm.backbone))
+        settings["revision"] = arm.config.arms[arm.name].revision
         settings["dtype"] = "float32"
-        settings["trust_remote_code"] = source.config.model.trust_remote_code
         settings["lora"] = {name: getattr(peft, name) for name in names} | {
             "lora_dropout": 0.0,
             "target_modules": targets if isinstance(targets, str) else sorted(targets),
         }
         weights = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
         plain = {name: tensor.contiguous() for name, tensor in weights.items()}
-        save_file(plain, folder / ADAPTER, metadata={"format": "pt"})
-    _write_json(folder / SETTINGS, settings)
+        save_file(plain, folder / EXPORTED_ADAPTER, metadata={"format": "pt"})
+    _write_json(folder / EXPORT_SETTINGS, settings)
     _write_modules(folder, [("", _OWN)])
 
 

@@ -6,30 +6,22 @@ backbone, an export's modules.json names this class, and sentence-transformers i
 is asked to with `trust_remote_code=True`; the code is that of the installed package.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.adapters import load_adapter_state
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer
+from hrsa_lightning.sources import find_sources
+from hrsa_lightning.sources.loading import load_model
 
-__all__ = ["ADAPTER", "SETTINGS", "TrainedEmbedding"]
-
-SETTINGS = "hrsa_embedding.json"
-"""How the model was trained; the file's `backbone` is null where the folder has all weights."""
-
-ADAPTER = "hrsa_adapter.safetensors"
-"""LoRA weights. Not under peft's file name: peft alone would put them on a causal backbone."""
+__all__ = ["TrainedEmbedding"]
 
 
 class TrainedEmbedding(InputModule):
@@ -98,22 +90,15 @@ class TrainedEmbedding(InputModule):
         cache_folder: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        trust_remote_code: bool = False,
         **_: Any,
     ) -> "TrainedEmbedding":
         """Loads what `hrsa_lightning.export` wrote, from a folder or from the hub."""
         found = cls.load_dir_path(
             model_name_or_path, subfolder, token, cache_folder, revision, local_files_only
         )
-        folder = Path(str(found))
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        query_length, passage_length = settings.pop("query_length"), settings.pop("passage_length")
-        backbone = settings.pop("backbone")
-        model = EmbeddingModel.from_pretrained(folder if backbone is None else backbone, **settings)
-        if backbone is not None:
-            try:
-                load_adapter_state(model, load_file(folder / ADAPTER))
-            except (ValueError, RuntimeError) as error:
-                raise BackboneError(
-                    f"{os.fspath(folder)}: its adapter is not one for {backbone}: {error}"
-                ) from error
-        return cls(model.eval(), query_length, passage_length, folder)
+        (source,) = find_sources(str(found))
+        assert source.model is not None
+        assert source.lengths is not None
+        trusting = replace(source.model, trust_remote_code=trust_remote_code)
+        return cls(load_model(source, trusting), *source.lengths, Path(str(found)))

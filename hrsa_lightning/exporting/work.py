@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +22,11 @@ from hrsa_lightning.exporting.checking import (
 )
 from hrsa_lightning.exporting.folder import Form, write_description, write_model, write_tokenizer
 from hrsa_lightning.exporting.merging import Method, interpolate, merge_adapter
-from hrsa_lightning.exporting.source import Source, find_source, holds_transformer, load_source
+from hrsa_lightning.exporting.source import find_trained, holds_transformer
 from hrsa_lightning.models.backbone import load_backbone
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.sources import Arm, Source
+from hrsa_lightning.sources.loading import check_source, load_model
 
 __all__ = ["TOLERANCE", "Mixing", "export"]
 
@@ -50,6 +52,7 @@ class Mixing:
 
 def export(
     source: Source,
+    arm: Arm,
     out: Path,
     form: Form | None,
     dtype: Literal["float32", "bfloat16"],
@@ -58,7 +61,8 @@ def export(
     """Write one arm of a run as a model folder.
 
     Args:
-        source: What to export.
+        source: What to export, as an arm of a run.
+        arm: That arm.
         out: Folder that does not exist; it appears complete or not at all.
         form: `"standard"`, `"adapter"`, or `None` for standard modules where these are exact and
             else a module of this package.
@@ -73,27 +77,27 @@ def export(
         ConfigError: The disk is full.
     """
     _quieten()
-    model = load_source(source)
+    model = _load(source)
     if mixing is not None:
         merge_adapter(model)
-        _mix(model, source, mixing)
+        _mix(model, arm, mixing)
     _check_space(out, model, form, dtype)
-    data = source.config.data
-    samples = collect_samples(source.config)
+    data = arm.config.data
+    samples = collect_samples(arm.config)
     length = max(data.query_length, data.passage_length)
     expected = expected_embeddings(model, samples, length)
     with _appearing(out) as folder:
-        made = _Writer(folder, model, source, samples, expected, dtype).write(form)
+        made = _Writer(folder, model, arm, samples, expected, dtype).write(form)
         facts = _facts(made, samples)
         if mixing is not None:
             facts.append(
                 f"Weights are a {mixing.method} interpolation with `{mixing.other}`, which has a"
                 f" share of {mixing.weight:g}."
             )
-        write_card(folder, source, made.form, facts)
+        write_card(folder, arm, made.form, facts)
     trusted = "" if made.form == "standard" else ", trust_remote_code=True"
     return [
-        f"{source.run.name} {source.label} -> {out}",
+        f"{arm.run.name} {arm.label} -> {out}",
         *(f"  {line}" for line in made.lines),
         f'load it:  SentenceTransformer("{out}"{trusted})',
     ]
@@ -131,14 +135,14 @@ class _Writer:
         self,
         folder: Path,
         model: EmbeddingModel,
-        source: Source,
+        arm: Arm,
         samples: Samples,
         expected: Expected,
         dtype: Literal["float32", "bfloat16"],
     ) -> None:
         self._folder = folder
         self._model = model
-        self._source = source
+        self._arm = arm
         self._samples = samples
         self._expected = expected
         self._dtype = dtype
@@ -149,7 +153,7 @@ class _Writer:
             return self._checked(self._describe("adapter"))
         merge_adapter(self._model)
         dtype = torch.float32 if self._dtype == "float32" else torch.bfloat16
-        write_model(self._folder, self._model, self._source, dtype)
+        write_model(self._folder, self._model, self._arm, dtype)
         made = self._describe("standard")
         if made.exact or (form == "standard" and made.passages <= made.tolerance):
             return made
@@ -167,7 +171,7 @@ class _Writer:
         for number, text in enumerate(text for text, _ in self._common_instructions()):
             name = "query" if number == 0 else f"query_{number + 1}"
             prompts[name] = template.format(instruction=text)
-        write_description(self._folder, form, self._model, self._source, prompts)
+        write_description(self._folder, form, self._model, self._arm, prompts)
         passages, queries = largest_difference(
             self._folder, self._samples, self._expected, template
         )
@@ -202,13 +206,24 @@ def _facts(made: _Made, samples: Samples) -> list[str]:
     ]
 
 
-def _mix(model: EmbeddingModel, source: Source, mixing: Mixing) -> None:
+def _load(source: Source) -> EmbeddingModel:
+    """In float32, with an attention that any machine has."""
+    assert source.model is not None
+    check_source(source, trust_remote_code=source.model.trust_remote_code)
+    eager = source.model.attn_implementation == "eager"
+    wanted = replace(
+        source.model, dtype="float32", attn_implementation="eager" if eager else "sdpa"
+    )
+    return load_model(source, wanted)
+
+
+def _mix(model: EmbeddingModel, arm: Arm, mixing: Mixing) -> None:
     other = mixing.other
     if other.is_dir() and holds_transformer(other):
         target = load_backbone(other, attention="causal")
     else:
-        found = find_source(other, source.arm if _has_arm(other, source.arm) else None)
-        trained = load_source(found)
+        source, _ = find_trained(other, arm.name if _has_arm(other, arm.name) else None)
+        trained = _load(source)
         merge_adapter(trained)
         target = trained.transformer
     interpolate(model.transformer, target, mixing.weight, mixing.method)

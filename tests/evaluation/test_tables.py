@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.evaluation import tables
 from hrsa_lightning.evaluation.arms import EvaluatedArm, find_arm, group_models
 from hrsa_lightning.evaluation.scores import TaskScores
+from hrsa_lightning.sources import Source
 
 
 def _arm(name, *models, origin="x"):
-    references = tuple(ModelReference("backbone", model) for model in models)
+    references = tuple(ModelReference(Source(model, Path(model), model)) for model in models)
     return EvaluatedArm(name, references, origin)
 
 
