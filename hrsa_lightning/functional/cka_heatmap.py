@@ -188,17 +188,23 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
 def _upper_gram(tail: Tensor, out: Tensor) -> None:
     """Products of the first rows of ``tail`` with all of them, above the diagonal.
 
-    Halved until few rows are left, so that most of the work is in wide products; what is below the
-    diagonal in between keeps its old content.
+    What is below the diagonal in between keeps its old content.
     """
     rows = out.shape[0]
-    if rows <= ROWS_PER_PRODUCT:
-        torch.matmul(tail[:rows], tail.mT, out=out)
+    if rows < len(tail):
+        torch.matmul(tail[:rows], tail[rows:].mT, out=out[:, rows:])
+    _upper_square(tail[:rows], out[:, :rows])
+
+
+def _upper_square(rows: Tensor, out: Tensor) -> None:
+    """Products of rows with each other, halved until few are left: the upper half is enough."""
+    if len(rows) <= ROWS_PER_PRODUCT:
+        torch.matmul(rows, rows.mT, out=out)
         return
-    half = -(-rows // (2 * ROWS_PER_PRODUCT)) * ROWS_PER_PRODUCT
-    _upper_gram(tail[:half], out[:half, :half])
-    torch.matmul(tail[:half], tail[half:].mT, out=out[:half, half:])
-    _upper_gram(tail[half:], out[half:, half:])
+    half = -(-len(rows) // (2 * ROWS_PER_PRODUCT)) * ROWS_PER_PRODUCT
+    torch.matmul(rows[:half], rows[half:].mT, out=out[:half, half:])
+    _upper_square(rows[:half], out[:half, :half])
+    _upper_square(rows[half:], out[half:, half:])
 
 
 def _add_products(gram: Tensor, num_x: int, products: Tensor) -> None:

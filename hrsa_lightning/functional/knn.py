@@ -238,23 +238,27 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
     n = len(rows)
     values = rows.new_full((n, k), -torch.inf)
     found = torch.zeros(n, k, dtype=torch.int64, device=rows.device)
-    left = max(chunk_bytes - rows.nbytes, chunk_bytes // 4)
-    step = min(n, rows_per_chunk(3 * n * rows.element_size(), left))
+    scores_bytes = max(chunk_bytes - rows.nbytes, -(-chunk_bytes // 4))
+    step = min(n, rows_per_chunk(4 * n * rows.element_size(), scores_bytes))
+    buffer = rows.new_empty(step * n)
     for start in range(0, n, step):
         block, later = slice(start, min(start + step, n)), slice(start + step, n)
-        scores = _products(rows, block)
+        scores = _products(rows, block, buffer)
         if start + step < n:
-            across = scores[:, step:].mT - half_norms[block]
+            across = scores[:, step:].mT.contiguous()
+            across -= half_norms[block]
             _keep_best(values[later], found[later], across, start)
+            del across
         scores -= half_norms[start:]
         scores.diagonal().fill_(-torch.inf)
         _keep_best(values[block], found[block], scores, start)
     return values, found
 
 
-def _products(rows: Tensor, block: slice) -> Tensor:
-    """Inner products of a block of rows with itself and all later rows."""
-    result = rows.new_empty(block.stop - block.start, len(rows) - block.start)
+def _products(rows: Tensor, block: slice, buffer: Tensor) -> Tensor:
+    """Inner products of a block of rows with itself and all later rows, in a buffer."""
+    size = (block.stop - block.start, len(rows) - block.start)
+    result = buffer[: size[0] * size[1]].view(size)
     for top in range(0, len(result), ROWS_PER_PRODUCT):
         end = min(top + ROWS_PER_PRODUCT, len(result))
         first = block.start + top
