@@ -247,6 +247,9 @@ def test_panels_of_a_vector_sheet_lie_side_by_side(three):
 
 def test_scores_of_the_arms_are_set_against_the_base(three):
     tables = Tables(page_of(three / "out")).tables
+    rows = tables["Held-out retrieval before and after training"]
+    assert column(rows, "MRR@10 before")["noise"][1] == pytest.approx(-0.101)
+    assert column(rows, "after")["noise"][1] == pytest.approx(0.4 - 0.101)
     rows = tables["Do the arms' scores differ from those of base?"]
     assert column(rows, "noise minus base")["MRR@10"][1] == pytest.approx(-0.101)
     assert column(rows, "rlvr minus base")["MRR@10"][1] == pytest.approx(0.01 / 3)

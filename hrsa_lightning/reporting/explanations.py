@@ -17,8 +17,9 @@ __all__ = [
 
 VERDICTS = (
     "Before and after are the first and the last evaluation. Chance is what unrelated "
-    "representations of this many samples and dimensions give. A control shows how far models end "
-    "apart whose backbones do not differ: only what differs from it is about the backbones."
+    "representations of this many samples and dimensions give. Controls show how far models end "
+    "apart whose backbones are the same, or were only displaced: what does not differ from them is "
+    "not about the backbones."
 )
 ONE_RUN = (
     "One run: there is no spread over seeds, so no statement beyond the seed control is possible, "
@@ -41,7 +42,7 @@ DERIVED = (
     "two seeds moved apart. Changes and gaps below {least} give no ratio (–). docs/method.md has "
     "the formulas."
 )
-DRIFT = "How alike each arm still is to itself before training; nobody is compared with another."
+DRIFT = "How alike each arm still is to itself before training; no arm is compared with another."
 LAYERS = (
     "Each row is a layer, the first at the bottom; each column is an evaluation. Bright is alike. "
     "All maps of one metric share their colors."

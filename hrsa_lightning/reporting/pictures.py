@@ -46,9 +46,8 @@ _OTHERS = COLORS[:6]
 def styles(experiment: Experiment, comparisons: Sequence[str]) -> dict[str, Style]:
     """Color and dash of each comparison: an arm keeps its color, controls stand back."""
     arms = list(experiment.arms()) or list(dict.fromkeys(map(_arm, comparisons)))
-    seeds = {_arm(name) for name in experiment.seed_controls} & {
-        _arm(name) for name in comparisons if name in experiment.seed_controls
-    }
+    compared = {key.comparison for key in experiment.keys}
+    seeds = {_arm(name) for name in experiment.seed_controls if name in compared}
     named = [arm for arm in arms if arm not in seeds and arm not in experiment.displacement]
     found: dict[str, Style] = {}
     for name in comparisons:

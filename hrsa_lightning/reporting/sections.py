@@ -136,11 +136,11 @@ def _retrieval(experiment: Experiment, group: str, prefix: str, log_x: bool) -> 
     metrics = metrics_of(experiment, group)
     rows: list[list[str | Cell]] = []
     header = [""]
-    for arm in arms:
-        header += [f"{arm or 'model'} before", "after"]
     for metric in metrics:
-        row: list[str | Cell] = [fact_of(metric).title]
-        for arm in arms:
+        header += [f"{fact_of(metric).title} before", "after"]
+    for arm in arms:
+        row: list[str | Cell] = [arm or "model"]
+        for metric in metrics:
             found = _before_after(experiment, group, metric, arm)
             row += [cell(found[0]), cell(found[1])] if found else ["", ""]
         rows.append(row)

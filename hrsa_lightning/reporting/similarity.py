@@ -58,6 +58,8 @@ def similarity_blocks(
         blocks.append(Text(explanations.ONE_RUN, is_note=True))
     if pairs:
         blocks.append(Text(explanations.VERDICTS, is_note=True))
+    if pairs and num_runs > 1:
+        blocks.append(Text(explanations.INTERVALS, is_note=True))
     for pair in pairs:
         verdicts = verdicts_of(experiment, group, pair, where, controls)
         if verdicts:
@@ -65,8 +67,6 @@ def similarity_blocks(
             blocks += [Text(sentence) for sentence in pair_words(verdicts, num_runs)]
             blocks.append(_verdict_table(name_of(pair), verdicts))
     blocks += _controls_table(experiment, group, where, controls)
-    if pairs and num_runs > 1:
-        blocks.append(Text(explanations.INTERVALS, is_note=True))
     blocks += _derived(experiment, group, where, pairs, controls)
     blocks += _drift_table(experiment, group, where, drifts)
     blocks += _similarity_pictures(

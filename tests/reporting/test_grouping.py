@@ -152,6 +152,18 @@ def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
     assert drawn["row_entropy"] == ([0, 100], [0.1, 0.3])
 
 
+def test_a_control_looks_the_same_wherever_it_is_drawn(tmp_path):
+    (found,) = experiment_of(tmp_path, {})
+    arms = list(found.arms())
+    by_pair = styles(found, [f"{arm}_vs_base" for arm in arms[1:]])
+    by_arm = styles(found, arms)
+    assert by_arm == {"base": by_arm["base"]} | {
+        name.partition("_vs_")[0]: style for name, style in by_pair.items()
+    }
+    assert by_arm["base_seed2"] == ("#000000", "--")
+    assert len(set(by_arm.values())) == len(arms)
+
+
 def test_a_row_has_drifts_only_where_nothing_else_is_compared():
     drifts = [f"similarity/cka/{arm}_vs_initial/output" for arm in "ab"]
     pairs = ["similarity/cka/a_vs_b/output", "similarity/knn_overlap_10/a_vs_b/output"]
