@@ -245,7 +245,7 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
         block, later = slice(start, min(start + step, n)), slice(start + step, n)
         scores = _products(rows, block, buffer)
         if start + step < n:
-            across = scores[:, step:].mT.contiguous()
+            across = scores[:, step:].mT.clone(memory_format=torch.contiguous_format)
             across -= half_norms[block]
             _keep_best(values[later], found[later], across, start)
             del across
