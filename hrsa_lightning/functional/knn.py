@@ -165,7 +165,7 @@ def nearest_neighbors(
     borders = torch.stack([values[:, size - 1] - values[:, size] for size in ks], dim=1)
     doubtful = (borders <= room[:, None]).any(1).nonzero()[:, 0]
     found = found[:, :k].contiguous()
-    step = rows_per_chunk(4 * (k + SPARE) * x.shape[1] * 8, chunk_bytes)
+    step = rows_per_chunk(4 * (k + SPARE) * x.shape[1] * 8, -(-chunk_bytes // 4))
     for part in torch.split(doubtful, step) if len(doubtful) else ():
         scores = rows[part] @ rows.mT - half_norms
         decided, settled = _decide(x, scores, part, k, room[part], similarity)
@@ -239,7 +239,7 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
     values = rows.new_full((n, k), -torch.inf)
     found = torch.zeros(n, k, dtype=torch.int64, device=rows.device)
     scores_bytes = max(chunk_bytes - rows.nbytes, -(-chunk_bytes // 4))
-    step = min(n, rows_per_chunk(4 * n * rows.element_size(), scores_bytes))
+    step = min(n, rows_per_chunk(3 * n * rows.element_size(), scores_bytes))
     buffer = rows.new_empty(step * n)
     for start in range(0, n, step):
         block, later = slice(start, min(start + step, n)), slice(start + step, n)
