@@ -19,6 +19,7 @@ from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import TokenizedTexts
 from hrsa_lightning.modules.aside import GradientsAside
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
+from hrsa_lightning.modules.heap import give_back_freed_memory, keep_freed_memory
 from hrsa_lightning.modules.meter import StepMeter
 from hrsa_lightning.modules.sharding import shard
 from hrsa_lightning.modules.synchronization import GradientSync, gradient_sync
@@ -108,12 +109,14 @@ class PairedContrastiveModule(LightningModule):
                 shard(arm, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Learn how this strategy averages gradients.
+        """Learn how this strategy averages gradients; on a CPU, keep freed memory until the end.
 
         Raises:
             ConfigError: The strategy cannot do with several backward passes per step.
         """
         assert self.trainer.model is not None
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._sync = gradient_sync(self.trainer.model)
         if self._budget is None:
             return
@@ -124,6 +127,11 @@ class PairedContrastiveModule(LightningModule):
                 f"activation_budget: {name} runs one backward pass per step; expected null there,"
                 f" got {self._budget.limit}"
             )
+
+    def on_fit_end(self) -> None:
+        """Give back what was kept."""
+        if self.device.type == "cpu":
+            give_back_freed_memory()
 
     def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
