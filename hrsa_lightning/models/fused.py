@@ -98,7 +98,8 @@ class _LoraLinear(torch.autograd.Function):
         wide_TO = grad_TO.to(first.dtype)
         to_narrow_TR = (wide_TO @ second).mul_(ctx.scale)
         if ctx.needs_input_grad[4]:
-            to_second = (wide_TO.T @ narrow_TR).mul_(ctx.scale)
+            # In this order MKL takes half the time.
+            to_second = (narrow_TR.T @ wide_TO).mul_(ctx.scale).T
         if ctx.needs_input_grad[3]:
             to_first = to_narrow_TR.T @ _rows(_dropped(x, kept, first.dtype))
         if ctx.needs_input_grad[0]:
