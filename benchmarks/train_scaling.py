@@ -8,7 +8,6 @@ settings are those of `train_throughput`; every batch size has a process of its 
 """
 
 import argparse
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from benchmarks.train_throughput import (
     Setup,
     drawn_examples,
     measure,
+    median_seconds,
+    peak_memory,
     write_inputs,
 )
 
@@ -26,9 +27,9 @@ def count_tokens(setup: Setup) -> float:
     from hrsa_lightning.models import EmbeddingTokenizer, load_tokenizer
 
     tokenizer = EmbeddingTokenizer(load_tokenizer(setup.backbone))
-    measured = drawn_examples(setup)[setup.batch : setup.batch * setup.steps]
+    measured = drawn_examples(setup)[setup.batch : setup.batch * setup.all_steps]
     texts = [text for example in measured for text in example.values()]
-    return int(tokenizer.encode(texts, setup.length).lengths.sum()) / setup.rounds
+    return int(tokenizer.encode(texts, setup.length).lengths.sum()) / setup.steps
 
 
 def main() -> None:
@@ -40,9 +41,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--length", type=int, default=256, help="most tokens of a text")
     parser.add_argument("--dropout", type=float, default=0.1, help="of LoRA")
-    parser.add_argument("--rounds", type=int, default=1, help="measured steps")
+    parser.add_argument("--steps", type=int, default=1, help="measured, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--chunk", type=int, default=2048, help="max_tokens_per_chunk")
+    parser.add_argument("--chunk", type=int, default=1024, help="max_tokens_per_chunk")
     parser.add_argument("--budget", type=int, default=600, help="activation budget, MiB")
     arguments = parser.parse_args()
     print(f"train_scaling {vars(arguments)}", flush=True)
@@ -55,15 +56,14 @@ def main() -> None:
                 folder=folder,
                 batch=batch,
                 length=arguments.length,
-                rounds=arguments.rounds,
+                steps=arguments.steps,
                 threads=arguments.threads,
                 chunk=arguments.chunk,
                 budget=arguments.budget,
                 mini_batch=0,
             )
-            steps = measure(setup, [OURS_BUDGET])[OURS_BUDGET]
-            seconds = statistics.median(step[0] for step in steps[1:])
-            tokens, peak = count_tokens(setup), max(step[2] for step in steps)
+            turns = measure(setup, [OURS_BUDGET], rounds=1)[OURS_BUDGET]
+            tokens, seconds, peak = count_tokens(setup), median_seconds(turns), peak_memory(turns)
             per_thousand = 1000 * seconds / tokens
             print(
                 f"{batch:6} {tokens:9.0f} {seconds:8.2f} {per_thousand:18.3f} {peak:9.0f}",

@@ -1,25 +1,25 @@
 """A training step of ours beside that of sentence-transformers' own trainer, in one run.
 
-Every peer is a process of its own with the same random Qwen2 backbone, the same LoRA weights, the
-same batches in the same order, lengths and loss; they take turns, one step each. Data are functions
-of the standard library: a docstring's first sentence, the code, and three other functions.
+Peers take turns. Every turn is a process of its own, alone on the machine as training is, with a
+step to warm up; all have the same random Qwen2 backbone, the same LoRA weights, the same batches in
+the same order, lengths and loss. Data are functions of the standard library: a docstring's first
+sentence, the code, and three other functions.
 
     python -m benchmarks.train_throughput                       # the goals, at full size
-    python -m benchmarks.train_throughput --dropout 0           # loss curves must be equal
+    python -m benchmarks.train_throughput --dropout 0 --steps 3 # loss curves must be equal
     python -m benchmarks.train_throughput --batch 8 --hidden 64 --layers 2 --rounds 1
 """
 
 import argparse
-import ctypes
 import json
 import random
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,27 @@ GOALS = (
 )
 
 
+Step = tuple[float, float, float]
+"""CPU seconds, loss, and peak memory above the loaded model in MiB."""
+
+
 @dataclass(frozen=True)
 class Setup:
-    """What all peers have in common."""
+    """What all peers of a round have in common."""
 
     folder: str
     batch: int
     length: int
-    rounds: int
+    steps: int
     threads: int
     chunk: int
     budget: int
     mini_batch: int
+    seed: int = SEED
 
     @property
-    def steps(self) -> int:
-        return 1 + self.rounds
+    def all_steps(self) -> int:
+        return 1 + self.steps
 
     @property
     def backbone(self) -> str:
@@ -68,10 +73,10 @@ class Setup:
 
 
 @dataclass
-class Gate:
-    """The end of a peer's step: it reports, then waits for its next turn."""
+class StepLog:
+    """Steps of one turn."""
 
-    pipe: Connection
+    steps: list[Step] = field(default_factory=list)
     loss: float = float("nan")
     started: float = field(default_factory=time.process_time)
     base: float = field(default_factory=lambda: _status_mib("VmRSS"))
@@ -81,9 +86,7 @@ class Gate:
 
     def close_step(self) -> None:
         seconds = time.process_time() - self.started
-        self.pipe.send((seconds, self.loss, _status_mib("VmHWM") - self.base))
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # leave the memory to whoever is next
-        self.pipe.recv()
+        self.steps.append((seconds, self.loss, _status_mib("VmHWM") - self.base))
         self.started = time.process_time()
 
 
@@ -119,7 +122,7 @@ def write_inputs(folder: Path, arguments: argparse.Namespace) -> None:
     EmbeddingModel.from_pretrained(folder / "backbone", lora=lora, seed=SEED).save_adapter(
         folder / "adapter"
     )
-    write_pairs(folder / "pairs.jsonl", num_pairs=(2 + arguments.rounds) * arguments.batch)
+    write_pairs(folder / "pairs.jsonl", num_pairs=(2 + arguments.steps) * arguments.batch)
 
 
 def write_pairs(path: Path, num_pairs: int) -> None:
@@ -143,7 +146,7 @@ def write_pairs(path: Path, num_pairs: int) -> None:
     path.write_text("\n".join(map(json.dumps, records)) + "\n")
 
 
-def run_ours(setup: Setup, name: str, pipe: Connection) -> None:
+def run_ours(setup: Setup, name: str) -> list[Step]:
     """Our module under Lightning's Trainer, as the train command sets it up."""
     from lightning.pytorch import Callback, Trainer
 
@@ -170,18 +173,18 @@ def run_ours(setup: Setup, name: str, pipe: Connection) -> None:
         batch_size=setup.batch,
         query_length=setup.length,
         passage_length=setup.length,
-        seed=SEED,
+        seed=setup.seed,
     )
-    gate = Gate(pipe)
+    log = StepLog()
 
     class Report(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
-            gate.loss = float(outputs["loss"])
-            gate.close_step()
+            log.loss = float(outputs["loss"])
+            log.close_step()
 
     Trainer(
         accelerator="cpu",
-        max_steps=setup.steps,
+        max_steps=setup.all_steps,
         callbacks=[Report()],
         logger=False,
         enable_checkpointing=False,
@@ -190,9 +193,10 @@ def run_ours(setup: Setup, name: str, pipe: Connection) -> None:
         use_distributed_sampler=False,
         default_root_dir=setup.folder,
     ).fit(module, data)
+    return log.steps
 
 
-def run_theirs(setup: Setup, name: str, pipe: Connection) -> None:
+def run_theirs(setup: Setup, name: str) -> list[Step]:
     """SentenceTransformerTrainer on the same examples in the same order."""
     from datasets import Dataset
     from peft import PeftModel
@@ -220,20 +224,20 @@ def run_theirs(setup: Setup, name: str, pipe: Connection) -> None:
         if name == THEIRS_CACHED
         else losses.MultipleNegativesRankingLoss(model, scale=scale)
     )
-    gate = Gate(pipe)
+    log = StepLog()
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
-        gate.loss = float(output)
+        log.loss = float(output)
 
     class Report(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-            gate.close_step()
+            log.close_step()
 
     loss.register_forward_hook(keep)
     settings = SentenceTransformerTrainingArguments(
         setup.folder,
         per_device_train_batch_size=setup.batch,
-        max_steps=setup.steps,
+        max_steps=setup.all_steps,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         weight_decay=0.0,
@@ -249,14 +253,15 @@ def run_theirs(setup: Setup, name: str, pipe: Connection) -> None:
     )
     data = Dataset.from_list(drawn_examples(setup))
     SentenceTransformerTrainer(model, settings, data, loss=loss, callbacks=[Report()]).train()
+    return log.steps
 
 
 def drawn_examples(setup: Setup) -> list[dict[str, str]]:
     """All examples of the epoch in the order in which our loader draws them."""
     from hrsa_lightning.data import ContrastiveDataset, GlobalBatchSampler, read_pairs
 
-    dataset = ContrastiveDataset(read_pairs([setup.pairs]), train_group_size=4, seed=SEED)
-    sampler = GlobalBatchSampler(dataset.sizes, setup.batch, seed=SEED)
+    dataset = ContrastiveDataset(read_pairs([setup.pairs]), train_group_size=4, seed=setup.seed)
+    sampler = GlobalBatchSampler(dataset.sizes, setup.batch, seed=setup.seed)
     columns = ["positive", "negative_1", "negative_2", "negative_3"]
     return [
         {"anchor": str(example.query), **dict(zip(columns, example.passages, strict=True))}
@@ -265,8 +270,8 @@ def drawn_examples(setup: Setup) -> list[dict[str, str]]:
     ]
 
 
-def serve(setup: Setup, name: str, pipe: Connection) -> None:
-    """Body of a peer's process."""
+def take_turn(setup: Setup, name: str) -> list[Step]:
+    """Body of a process."""
     import logging
     import warnings
 
@@ -276,37 +281,38 @@ def serve(setup: Setup, name: str, pipe: Connection) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(setup.threads)
     torch.manual_seed(SEED)
-    (run_theirs if name in (THEIRS_CACHED, THEIRS_PLAIN) else run_ours)(setup, name, pipe)
+    return (run_theirs if name in (THEIRS_CACHED, THEIRS_PLAIN) else run_ours)(setup, name)
 
 
-def measure(setup: Setup, names: list[str]) -> dict[str, list[tuple[float, float, float]]]:
-    """(CPU seconds, loss, peak MiB above the loaded model) of every step, by peer."""
-    context = get_context("spawn")
-    pipes, processes = {}, []
-    results: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-    for name in names:  # one after the other: the first step of each is its warm-up
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(setup, name, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-        results[name].append(pipes[name].recv())
-    for number in range(setup.rounds):
-        for name in names if number % 2 else reversed(names):
-            pipes[name].send("next")
-            results[name].append(pipes[name].recv())
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send("end")
-        process.join()
-    return results
+def measure(setup: Setup, names: list[str], rounds: int) -> dict[str, list[list[Step]]]:
+    """Turns of every peer; the first step of a turn is its warm-up."""
+    turns: dict[str, list[list[Step]]] = {name: [] for name in names}
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as alone:
+        for number in range(rounds):
+            of_round = replace(setup, seed=SEED + number)
+            for name in names if number % 2 == 0 else reversed(names):
+                turns[name].append(alone.submit(take_turn, of_round, name).result())
+    return turns
 
 
-def report(results: dict[str, list[tuple[float, float, float]]], dropout: float) -> None:
+def median_seconds(turns: list[list[Step]]) -> float:
+    """Of a measured step."""
+    return statistics.median(step[0] for turn in turns for step in turn[1:])
+
+
+def peak_memory(turns: list[list[Step]]) -> float:
+    """Of all steps, MiB."""
+    return max(step[2] for turn in turns for step in turn)
+
+
+def report(results: dict[str, list[list[Step]]], dropout: float) -> None:
     """Print the table, the goals and, without dropout, how far the loss curves lie apart."""
-    seconds = {n: statistics.median(step[0] for step in rows[1:]) for n, rows in results.items()}
-    peaks = {name: max(row[2] for row in rows) for name, rows in results.items()}
+    seconds = {name: median_seconds(turns) for name, turns in results.items()}
+    peaks = {name: peak_memory(turns) for name, turns in results.items()}
+    curves = {name: [step[1] for turn in turns for step in turn] for name, turns in results.items()}
     print(f"{'':22} {'CPU-s/step':>10} {'peak MiB':>9}  loss of each step")
-    for name, rows in results.items():
-        losses = " ".join(f"{row[1]:.4f}" for row in rows)
+    for name in results:
+        losses = " ".join(f"{loss:.4f}" for loss in curves[name])
         print(f"{name:22} {seconds[name]:10.2f} {peaks[name]:9.0f}  {losses}")
     for ours, theirs, speed, share in GOALS:
         if ours in results and theirs in results:
@@ -317,8 +323,7 @@ def report(results: dict[str, list[tuple[float, float, float]]], dropout: float)
                 f"{part:.0%} of its memory (goal {share:.0%}): {verdict}"
             )
     if dropout == 0:
-        curves = [[row[1] for row in rows] for rows in results.values()]
-        apart = max(max(at) - min(at) for at in zip(*curves, strict=True))
+        apart = max(max(at) - min(at) for at in zip(*curves.values(), strict=True))
         verdict = "equal to rounding" if apart < 1e-3 else "NOT equal"
         print(f"loss curves lie at most {apart:.1e} apart: {verdict}")
 
@@ -330,10 +335,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=256, help="most tokens of a text")
     parser.add_argument("--dropout", type=float, default=0.1, help="of LoRA")
-    parser.add_argument("--rounds", type=int, default=2, help="measured steps of each peer")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each peer")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps of a turn")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
-    parser.add_argument("--chunk", type=int, default=2048, help="our max_tokens_per_chunk")
-    parser.add_argument("--budget", type=int, default=600, help="our activation budget, MiB")
+    parser.add_argument("--chunk", type=int, default=1024, help="our max_tokens_per_chunk")
+    parser.add_argument("--budget", type=int, default=1400, help="our activation budget, MiB")
     parser.add_argument("--mini-batch", type=int, default=16, help="of their cached loss")
     peers = [OURS_CACHED, OURS_BUDGET, OURS_PLAIN, THEIRS_CACHED, THEIRS_PLAIN]
     parser.add_argument("--only", nargs="+", choices=range(len(peers)), type=int, help="peers")
@@ -342,11 +348,9 @@ def main() -> None:
     print(f"train_throughput {vars(arguments)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         write_inputs(Path(folder), arguments)
-        setup = Setup(
-            folder=folder,
-            **{key: getattr(arguments, key) for key in Setup.__annotations__ if key != "folder"},
-        )
-        report(measure(setup, names), arguments.dropout)
+        common = set(Setup.__annotations__) - {"folder", "seed"}
+        setup = Setup(folder=folder, **{key: getattr(arguments, key) for key in common})
+        report(measure(setup, names, arguments.rounds), arguments.dropout)
 
 
 _Raw = argparse.RawDescriptionHelpFormatter
