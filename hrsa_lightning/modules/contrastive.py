@@ -142,8 +142,8 @@ class PairedContrastiveModule(LightningModule):
         self._meter.start_step()
         losses = {}
         for name, arm in self.arms.items():
-            if self._budget is not None:
-                self._budget.reset(self.device)
+            if self._budget is not None and (one_by_one or not losses):
+                self._budget.reset(self.device, self.trainer.num_devices)
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:

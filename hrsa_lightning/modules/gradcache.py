@@ -30,7 +30,7 @@ class ActivationBudget:
 
     Args:
         limit: Bytes; 0 keeps nothing; `"auto"` takes half of what is free at the first step, in
-            the device's memory or in the computer's.
+            the device's memory or, shared out over its processes, in the computer's.
         agree: Makes ranks decide alike where they have to, see `GradientSync`.
 
     Raises:
@@ -46,11 +46,17 @@ class ActivationBudget:
         self._widest = 0
         self._spent = 0.0
 
-    def reset(self, device: torch.device) -> None:
-        """Start a step: nothing is kept."""
+    def reset(self, device: torch.device, num_processes: int = 1) -> None:
+        """Start anew: nothing is kept.
+
+        Args:
+            device: Where activations are.
+            num_processes: How many train on this computer, each with a budget of its own.
+        """
         self._spent = 0.0
         if isinstance(self.limit, str):
-            self.limit = int(AUTO_SHARE * free_memory(device))
+            sharing = num_processes if device.type == "cpu" else 1
+            self.limit = int(AUTO_SHARE * free_memory(device) / sharing)
 
     @contextmanager
     def admit(self, num_slots: int, width: int, parameters: Sequence[Tensor]) -> Iterator[bool]:
