@@ -1,10 +1,10 @@
 """How the cost of our training step grows with the batch, at a fixed budget for activations.
 
-CPU seconds should grow with the tokens, and peak memory not at all. The model, the data and the
-settings are those of `train_throughput`; every batch size has a process of its own.
+CPU seconds should grow with the tokens, and peak memory not at all. Data and settings are those of
+`train_throughput`, the model has two layers; every batch size has a process of its own.
 
     python -m benchmarks.train_scaling                                   # batch 64 to 1024
-    python -m benchmarks.train_scaling --batches 8 16 --hidden 64 --layers 2
+    python -m benchmarks.train_scaling --batches 8 16 --hidden 64
 """
 
 import argparse
@@ -38,13 +38,13 @@ def main() -> None:
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256, 512, 1024])
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--length", type=int, default=256, help="most tokens of a text")
     parser.add_argument("--dropout", type=float, default=0.1, help="of LoRA")
     parser.add_argument("--steps", type=int, default=1, help="measured, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--chunk", type=int, default=1024, help="max_tokens_per_chunk")
-    parser.add_argument("--budget", type=int, default=600, help="activation budget, MiB")
+    parser.add_argument("--budget", type=int, default=200, help="activation budget, MiB")
     arguments = parser.parse_args()
     print(f"train_scaling {vars(arguments)}", flush=True)
     arguments.batch = max(arguments.batches)
