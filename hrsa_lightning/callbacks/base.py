@@ -140,8 +140,10 @@ class Monitor(Callback, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = self.budget.step = trainer.global_step
-        if step != self._last_step and self.schedule.is_due(step) and self._permitted(step):
+        with self.budget.spending():
+            step = self.budget.step = trainer.global_step
+            due = step != self._last_step and self.schedule.is_due(step) and self._permitted(step)
+        if due:
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,7 +220,7 @@ class Monitor(Callback, ABC):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # else training's queue counts as our time
         step = self.budget.step = trainer.global_step
-        with self.budget.spending():
+        with self.budget.evaluating():
             started = time.perf_counter()
             try:
                 with untouched(pl_module):
@@ -279,15 +281,14 @@ class Monitor(Callback, ABC):
         if not trainer.is_global_zero or self.folder is None:
             return
         try:
-            started = time.perf_counter()
-            self.conclude()
-            self.budget.spent += time.perf_counter() - started
-            if self.budget.affords(self.budget.drawing):
-                self.finish(trainer)
-            else:
-                self.warn_once(
-                    "no pictures, to stay within max_overhead; the history has their values"
-                )
+            with self.budget.spending():
+                self.conclude()
+                if self.budget.affords(self.budget.drawing):
+                    self.finish(trainer)
+                else:
+                    self.warn_once(
+                        "no pictures, to stay within max_overhead; the history has their values"
+                    )
         except Exception as error:
             if self._on_error == "raise":
                 raise

@@ -16,8 +16,10 @@ class Budget:
     """The clock of a monitor.
 
     Everything that the monitor does for a fit counts as spent: reading the probes, running
-    references, evaluations, history and pictures. The rest of the time since training started
-    counts as training.
+    references, evaluations, history and pictures, also those at the end, and the question after
+    every step whether it is time. The rest of the time since training started counts as training.
+    So what comes before the first step is a debt that training has to outgrow before anything else
+    is affordable.
 
     Args:
         share: Most seconds spent per second of training; `None` sets no bound.
@@ -64,14 +66,23 @@ class Budget:
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Count the time of a block, which is that of one evaluation or picture, as spent."""
+        """Count the time of a block as spent; blocks are not nested."""
         self._since = time.perf_counter()
         try:
             yield
         finally:
-            self._latest = self._open_seconds()
-            self.spent += self._latest
+            self.spent += self._open_seconds()
             self._since = None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count the time of a block as spent, and expect later evaluations to take as much."""
+        try:
+            with self.spending():
+                started = time.perf_counter()
+                yield
+        finally:
+            self._latest = time.perf_counter() - started
 
     @property
     def train_seconds(self) -> float:

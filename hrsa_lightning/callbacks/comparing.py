@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from hrsa_lightning.callbacks.metric_sets import fit_widths, metric_set
 from hrsa_lightning.errors import ConfigError, DataError
@@ -119,7 +119,7 @@ class Comparer:
         result: Result,
     ) -> dict[str, float]:
         """Values by key; floors and notes go to `result`."""
-        if next(iter(metrics.values(copy_state=False))).device != x.device:
+        if _members(metrics)[0][1].device != x.device:
             metrics.to(x.device)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -195,7 +195,7 @@ def variance_shares(x: Tensor) -> dict[str, float]:
 def _floors(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str, float]:
     """Chance or null values under the keys of the values, where metrics know them."""
     found: dict[str, float] = {}
-    for name, metric in metrics.items(keep_base=True, copy_state=False):
+    for name, metric in _members(metrics):
         if not callable(floors := getattr(metric, "floors", None)):
             continue
         known = {
@@ -206,6 +206,11 @@ def _floors(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str,
             known = dict.fromkeys([whole], *known.values())
         found |= known
     return {key: floor for key, floor in found.items() if key in values}
+
+
+def _members(metrics: MetricCollection) -> list[tuple[str, Metric]]:
+    """What `items` gives, without its setting the shared state of every metric anew."""
+    return [(name, part) for name, part in metrics.named_children() if isinstance(part, Metric)]
 
 
 def _number(name: str, value: Any) -> float:

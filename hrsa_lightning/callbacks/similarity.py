@@ -62,7 +62,9 @@ class SimilarityMonitor(Monitor):
         forward: `forward(module, batch)`; the default calls the module with a mapping's matching
             keys, or with the first entries of a tuple, as many as `forward` requires.
         pooling: `"mean"`, `"first"` (`"cls"`), `"last"`, `"flatten"`, `"none"` (tokens as rows), a
-            function of activation and mask, or a mapping from layer names to these.
+            function of activation and mask, or a mapping from layer names to these. Three
+            dimensions are read as (samples, tokens, features), four and more as images with
+            channels first; signals with channels first need a function.
         mask: Key of the token mask in a batch, or a function of the batch; the default takes
             `pool_mask` or `attention_mask` where there is one.
         exclude_first_token: Leave out each sample's first token, which in LLMs often outweighs all.
@@ -75,7 +77,8 @@ class SimilarityMonitor(Monitor):
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.
         max_overhead: Most time that the monitor may take, probes, references, history and pictures
             included, as a share of training time: later evaluations are put off until they fit.
-            The first and the last are always made, and what is over the share is said.
+            The first and the last are always made. The first comes before any training: what it
+            took has to be earned before the second. What is over the share at the end is said.
         heatmap_every_n_evaluations: Rhythm of the layer-by-layer heatmaps, and of the spectrum of
             the Procrustes rotation at the output (or the last layer) where a Procrustes metric is
             among `metrics`; 0 for none, and for no pictures. Their numbers are kept at the first

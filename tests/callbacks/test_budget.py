@@ -22,7 +22,7 @@ def clock(monkeypatch):
 
 
 def spend(budget, clock, seconds):
-    with budget.spending():
+    with budget.evaluating():
         clock.now += seconds
 
 
@@ -69,13 +69,30 @@ def test_a_failed_evaluation_is_paid_for(clock):
     budget.start(0)
 
     def fail():
-        with budget.spending():
+        with budget.evaluating():
             clock.now += 2.0
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert budget.spent == pytest.approx(2.0)
+
+
+def test_small_expenses_are_added_up_and_foretell_nothing(clock):
+    budget = Budget(0.1)
+    budget.start(0)
+    spend(budget, clock, 1.0)
+    for _ in range(10):
+        train(budget, clock, 1, 5.0)
+        with budget.spending():
+            clock.now += 0.1
+    assert budget.spent == pytest.approx(2.0)
+    assert budget.train_seconds == pytest.approx(50.0)
+    assert budget.affords(2.9)
+    assert not budget.affords(3.1)
+    assert budget.steps_to_wait() == 0, "two evaluations of 1 s, as the last one, are affordable"
+    spend(budget, clock, 1.1)
+    assert budget.steps_to_wait() == 1
 
 
 def test_a_restart_goes_on_with_the_account(clock):

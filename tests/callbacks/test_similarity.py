@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -328,6 +329,38 @@ def test_options_of_capture_reach_it(tmp_path):
     assert trainer.global_step == 2
 
 
+def test_what_a_monitor_does_after_the_last_step_is_counted(tmp_path):
+    class Slow(SimilarityMonitor):
+        def conclude(self):
+            time.sleep(0.02)
+
+        def finish(self, trainer):
+            self.before = self.budget.spent
+            time.sleep(0.03)
+
+    watch = Slow("initial", projects.probe_batches(), metrics=["cka"], on_error="raise")
+    fit([watch], tmp_path, max_steps=1)
+    assert watch.budget.spent >= watch.before + 0.05
+
+
+def test_labeled_probes_and_a_reference_of_another_width(tmp_path):
+    watch = monitor(
+        nn.Sequential(nn.Linear(6, 4)),
+        layers=["output"],
+        metrics=None,
+        label_key=1,
+        by_label=True,
+    )
+    with pytest.warns(HRSAWarning) as caught:
+        fit([watch], tmp_path, max_steps=1)
+    tags = set(history(watch)[-1]["values"])
+    assert {"similarity/cka/output", "similarity/cka/output/0"} <= tags
+    assert not any("/probe_" in tag or "/dimension_" in tag for tag in tags)
+    for name in ("probe_transfer", "dimension_correlation"):
+        told = [w for w in caught if f"{name} needs equal widths" in str(w.message)]
+        assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -356,7 +389,7 @@ def test_mistakes_show_before_a_fit(options, message):
         ({"reference": "arm:x"}, "no arm 'x'"),
         ({"probes": ["text"]}, "texts need tokenizer="),
         ({"probes": []}, "at least one batch"),
-        ({"probes": "val_dataloader"}, "no file 'val_dataloader'"),
+        ({"probes": "val_dataloader"}, "'val_dataloader' is neither a file nor"),
     ],
 )
 def test_mistakes_show_at_the_start_of_a_fit_whatever_on_error_says(tmp_path, options, message):
