@@ -8,20 +8,24 @@ The first two count CPU seconds of this process, so that a busy machine does not
 every figure is the median over repeats that alternate between the two. The monitor has the whole
 HRSA set of metrics at every layer and at the output, against the start.
 
-`--model training` times whole runs of a small decoder, with and without a monitor of
-max_overhead=0.02 that evaluates as often as that allows; each pair of runs begins with the other
-kind. Its wall times need a machine without other work.
+`--model training` times whole runs of a small decoder, with a monitor of max_overhead=0.02 that
+evaluates as often as that allows, without, and once more without, which shows the noise. The three
+take turns of a few steps in one process, so that all meet the same moods of the machine; each time
+another one begins.
 """
 
 import argparse
 import logging
+import math
 import statistics
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -29,10 +33,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
-from hrsa_lightning.callbacks import SimilarityMonitor
-from hrsa_lightning.representations import read_history
+from hrsa_lightning.callbacks import SimilarityMonitor, budget
+from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.representations.isolation import untouched
 from hrsa_lightning.shelf import resolve_path
+
+STEPS_PER_TURN = 5
 
 
 class Pooled(nn.Module):
@@ -117,34 +123,112 @@ class Project(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
-class Run(NamedTuple):
-    """Wall and CPU seconds of one fit, and when it was looked at."""
+class Evaluations(SimilarityMonitor):
+    """Remembers when it looked."""
 
-    wall: float
-    cpu: float
-    evaluations: list[int]
+    def begin(self, restored: dict[str, Any]) -> None:
+        super().begin(restored)
+        self.steps: list[int] = []
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        self.steps.append(trainer.global_step)
+        return super().measure(trainer, pl_module)
 
 
-def run_project(monitor: SimilarityMonitor | None, data: Tensor, steps: int) -> Run:
-    pl.seed_everything(0, verbose=False)
-    module = Project()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            callbacks=[monitor] if monitor else [],
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        loader = DataLoader(TensorDataset(data), batch_size=48, shuffle=True)
-        started = time.perf_counter(), time.process_time()
-        trainer.fit(module, loader)
-        seconds = time.perf_counter() - started[0], time.process_time() - started[1]
-        history = read_history(monitor.history_path) if monitor and monitor.history_path else []
-        return Run(*seconds, [record["step"] for record in history])
+class Turns:
+    """Lets fits in several threads take turns: one runs, the others wait and take no time.
+
+    Args:
+        count: Number of fits.
+        first: Which one begins.
+
+    Attributes:
+        wall: Seconds of each fit, in its own turns.
+        cpu: The same in CPU seconds of the process.
+    """
+
+    def __init__(self, count: int, first: int) -> None:
+        self.wall, self.cpu = [0.0] * count, [0.0] * count
+        self._running = set(range(count))
+        self._whose = first
+        self._since = (0.0, 0.0)
+        self._change = threading.Condition()
+
+    def take(self, me: int) -> None:
+        """Wait for the turn of a fit."""
+        with self._change:
+            self._change.wait_for(lambda: self._whose == me)
+        self._since = time.perf_counter(), time.process_time()
+
+    def give(self, me: int, *, ends: bool = False) -> None:
+        """End the turn of a fit, or all of them."""
+        self.wall[me] += time.perf_counter() - self._since[0]
+        self.cpu[me] += time.process_time() - self._since[1]
+        with self._change:
+            if ends:
+                self._running.remove(me)
+            count = len(self.wall)
+            later = [(me + shift) % count for shift in range(1, count + 1)]
+            self._whose = next((fit for fit in later if fit in self._running), -1)
+            self._change.notify_all()
+
+    def clock(self, me: int) -> float:
+        """Seconds of a fit so far."""
+        running = time.perf_counter() - self._since[0] if self._whose == me else 0.0
+        return self.wall[me] + running
+
+
+class TakeTurns(pl.Callback):
+    """Hands over every few steps."""
+
+    def __init__(self, turns: Turns, me: int, steps: int) -> None:
+        self._turns = turns
+        self._me = me
+        self._steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step % self._steps == 0:
+            self._turns.give(self._me)
+            self._turns.take(self._me)
+
+
+def run_project(
+    callbacks: list[pl.Callback], data: Tensor, steps: int, turns: Turns, me: int
+) -> None:
+    turns.take(me)
+    try:
+        pl.seed_everything(0, verbose=False)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = pl.Trainer(
+                max_steps=steps,
+                accelerator="cpu",
+                callbacks=[*callbacks, TakeTurns(turns, me, STEPS_PER_TURN)],
+                default_root_dir=folder,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(Project(), DataLoader(TensorDataset(data), batch_size=48, shuffle=True))
+    finally:
+        turns.give(me, ends=True)
+
+
+def run_in_turns(
+    monitor: Evaluations, data: Tensor, steps: int, first: int
+) -> tuple[list[float], list[float]]:
+    """Wall and CPU seconds of a run with the monitor, one without, and another one without."""
+    turns = Turns(3, first)
+    # The others' turns are not its training time.
+    budget.time = SimpleNamespace(perf_counter=lambda: turns.clock(0))
+    with ThreadPoolExecutor(3) as pool:
+        fits = [
+            pool.submit(run_project, callbacks, data, steps, turns, me)
+            for me, callbacks in enumerate(([monitor], [], []))
+        ]
+    for fit in fits:
+        fit.result()
+    return turns.wall, turns.cpu
 
 
 def compare_runs(repeats: int, steps: int) -> None:
@@ -152,23 +236,28 @@ def compare_runs(repeats: int, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(1_000, (4_800, 32), generator=generator)
     probes = [{"input_ids": part} for part in data[:128].split(32)]
-    run_project(None, data, min(steps, 20))  # what is slow once only
-    ratios: dict[str, list[float]] = {"wall": [], "CPU": []}
-    for pair in range(repeats):
-        runs: dict[bool, Run] = {}
-        for watched in (pair % 2 == 0, pair % 2 == 1):
-            monitor = SimilarityMonitor(
-                "initial", probes, ["**.layers.*", "output"], max_overhead=0.02
-            )
-            runs[watched] = run_project(monitor if watched else None, data, steps)
-            if watched:
-                share = monitor.budget.spent / monitor.budget.train_seconds
-        print(f"evaluations at {runs[True].evaluations}, by its own count {share:.4f} of the time")
-        for kind, with_it, without in zip(ratios, runs[True][:2], runs[False][:2], strict=True):
-            ratios[kind].append(with_it / without)
-            print(f"  {kind:4} seconds: {with_it:8.2f} with, {without:8.2f} without")
-    for kind, values in ratios.items():
-        print(f"{kind} ratio, median of {repeats} pairs: {statistics.median(values):.3f}")
+    run_project([], data, min(steps, 20), Turns(1, 0), 0)  # what is slow once only
+    ratios: dict[str, list[float]] = {}
+    for repeat in range(repeats):
+        monitor = Evaluations("initial", probes, ["**.layers.*", "output"], max_overhead=0.02)
+        found = run_in_turns(monitor, data, steps, repeat % 3)
+        share = monitor.budget.spent / monitor.budget.train_seconds
+        print(f"evaluations at {monitor.steps}, by its own count {share:.4f} of the time")
+        for kind, (with_it, without, again) in zip(("wall", "CPU"), found, strict=True):
+            print(f"  {kind:4} s: {with_it:.2f} with, {without:.2f} and {again:.2f} without")
+            ratios.setdefault(f"{kind} with / without", []).append(2 * with_it / (without + again))
+            ratios.setdefault(f"{kind} without / without", []).append(again / without)
+    for name, values in ratios.items():
+        print(f"{name}: median {statistics.median(values):.4f}{interval(values)}")
+
+
+def interval(values: list[float]) -> str:
+    """95 % interval of the mean, in words; nothing for a single value."""
+    if len(values) < 2:
+        return ""
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    mean = statistics.fmean(values)
+    return f", mean {mean:.4f} (95 % interval {mean - half:.4f} to {mean + half:.4f})"
 
 
 def main() -> None:
