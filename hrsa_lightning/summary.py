@@ -96,4 +96,5 @@ def _cell(row: SummaryRow) -> str:
 
 
 def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.3f}"
+    # Adding zero after rounding takes the sign off a zero.
+    return "undefined" if math.isnan(value) else f"{round(value, 3) + 0.0:.3f}"

@@ -23,7 +23,9 @@ _WORDS = """(() => {
   const words = node => [...node.childNodes].map(child =>
     child.nodeType === Node.TEXT_NODE ? child.data
     : ["STYLE", "SCRIPT", "TEMPLATE"].includes(child.tagName) ? ""
-    : (child.shadowRoot ? words(child.shadowRoot) : "") + words(child)).join(" ");
+    : (child.shadowRoot ? words(child.shadowRoot) : "")
+      + (child.contentDocument?.body ? words(child.contentDocument.body) : "")
+      + words(child)).join(" ");
   return words(document.body);
 })()"""
 
@@ -94,19 +96,30 @@ class Browser:
         return needed, height
 
     def words(self) -> str:
-        """All text of the page, that of its web components included."""
+        """All text of the page, that of its web components and frames included."""
         return " ".join(self.evaluate(_WORDS).split())
 
-    def wait_for(self, condition: str, *, seconds: float = 30) -> None:
-        """Wait until a JavaScript expression is true."""
+    def wait_for(self, *expected: str) -> str:
+        """Wait until all of some texts are on the page; returns its words."""
+
+        def words_with_all() -> str:
+            words = self.words()
+            return words if all(text in words for text in expected) else ""
+
+        return self.wait_until(words_with_all)
+
+    def wait_until(self, found, *, seconds: float = 60):
+        """Wait until a function gives something, and return that."""
         end = time.monotonic() + seconds
-        while not self.evaluate(condition):
-            assert time.monotonic() < end, f"still waiting for {condition}; {self.words()[:2000]}"
-            time.sleep(0.1)
+        while not (result := found()):
+            assert time.monotonic() < end, f"still waiting; the page says {self.words()[:2000]}"
+            time.sleep(0.2)
+        return result
 
     def evaluate(self, expression: str):
         """The value of a JavaScript expression on the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"]["value"]
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from hrsa_lightning.plots import (
     inline_svg,
     layer_steps_figure,
     lines_figure,
+    metric_figures,
     plot_values,
     save_figure,
 )
@@ -72,6 +73,21 @@ def test_other_places_and_nothing_to_draw():
     assert "layer_0" in figure.get_suptitle()
     with pytest.raises(ValueError, match="under 'other', found none"):
         curves_figure(history(), group="other")
+
+
+def test_panels_come_one_by_one_for_places_that_show_them_small():
+    floors = {"similarity/cka/a_vs_initial/output": 0.0}
+    figures = dict(metric_figures(history(floors=floors)))
+    assert list(figures) == ["cka", "knn_overlap_10"]
+    (panel,) = figures["cka"].axes
+    assert panel.get_title() == "cka at output"
+    assert [text.get_text() for text in figures["cka"].legends[0].get_texts()] == [
+        "a vs initial",
+        "b vs initial",
+    ]
+    assert [text.get_text() for text in panel.texts] == ["chance"]
+    alone = [{"step": s, "values": {"similarity/cka/output": 0.1 * s}} for s in range(3)]
+    assert dict(metric_figures(alone))["cka"].legends == []
 
 
 def test_nan_leaves_a_gap():

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,18 +12,18 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.sinks import log_picture
+from hrsa_lightning.callbacks.sinks import log_picture, takes_pictures
 from hrsa_lightning.functional import SimilarityWarning, linear_cka_heatmap
 from hrsa_lightning.functional.procrustes import alignment_spectrum
 from hrsa_lightning.metrics.procrustes import KEYS
-from hrsa_lightning.plots import curves_figure, heatmap_figure, save_figure
+from hrsa_lightning.plots import curves_figure, heatmap_figure, metric_figures, save_figure
 from hrsa_lightning.representations.capture import Snapshot
 from hrsa_lightning.representations.history import append_record, read_history, split_tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LayerMap", "Pictures", "details_path"]
+__all__ = ["LayerMap", "Pictures", "details_path", "finish_curves"]
 
 _NUM_PERCENTILES = 101
 _DIGITS = 6
@@ -122,9 +122,7 @@ class Pictures:
             return
         records = read_history(history)
         for group in dict.fromkeys(split_tag(tag)[0] for tag in self._values):
-            figure = curves_figure(records, group=group)
-            log_picture(trainer, f"{group}/curves", figure, step)
-            save_figure(figure, target / f"{group}.png")
+            finish_curves(trainer, records, group, target)
 
     def headline(self) -> dict[str, float]:
         """The first metric at the output, by comparison, for a progress bar; at most three."""
@@ -186,6 +184,23 @@ class Pictures:
                 x, y = (side[where].to(self._device) for side in (pair.live, pair.reference))
                 for kind, values in _spectrum(x, y).items():
                     yield {**_about(pair, kind), "where": where, "values": _short(values.tolist())}
+
+
+def finish_curves(
+    trainer: Trainer, history: Sequence[Mapping[str, Any]], group: str, folder: Path
+) -> None:
+    """Write the curves as one sheet, and log them metric by metric, since loggers show them small.
+
+    Args:
+        trainer: Whose loggers.
+        history: What `read_history` returns.
+        group: First part of the tags to draw; names the sheet.
+        folder: Where the sheet goes.
+    """
+    save_figure(curves_figure(history, group=group), folder / f"{group}.png")
+    if takes_pictures(trainer):
+        for metric, figure in metric_figures(history, group=group):
+            log_picture(trainer, f"{group}/curves/{metric}", figure, trainer.global_step)
 
 
 def details_path(history: Path) -> Path:

@@ -11,12 +11,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from hrsa_lightning.callbacks.base import Monitor, OnError
+from hrsa_lightning.callbacks.pictures import finish_curves
 from hrsa_lightning.callbacks.probing import find_arms
 from hrsa_lightning.callbacks.ranking import chance_scores, ranking_scores
 from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.callbacks.sinks import log_picture
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.plots import curves_figure, save_figure
 from hrsa_lightning.representations.capture import is_sharded
 from hrsa_lightning.representations.history import read_history
 
@@ -124,9 +123,8 @@ class RetrievalMonitor(Monitor):
     def finish(self, trainer: Trainer) -> None:
         if self.history_path is None or not self.history_path.is_file():
             return
-        figure = curves_figure(read_history(self.history_path), group=self.name)
-        log_picture(trainer, f"{self.name}/curves", figure, trainer.global_step)
-        save_figure(figure, self.history_path.parent / f"{self.name}.png")
+        history = read_history(self.history_path)
+        finish_curves(trainer, history, self.name, self.history_path.parent)
 
     def _embed(self, arm: str, module: nn.Module, which: str, texts: list[Text]) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""

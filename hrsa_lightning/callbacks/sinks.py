@@ -19,6 +19,7 @@ __all__ = [
     "log_settings",
     "log_text",
     "log_values",
+    "takes_pictures",
 ]
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -45,9 +46,7 @@ def log_values(
 
 def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
     """Send a figure to the loggers that take pictures: TensorBoard, W&B, MLflow."""
-    if getattr(trainer, "fast_dev_run", False):
-        return
-    for logger in trainer.loggers:
+    for logger in trainer.loggers if takes_pictures(trainer) else ():
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):
             experiment.add_image(tag, _pixels(figure), step, dataformats="HWC")
@@ -56,6 +55,18 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None
         elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):
             name = f"{tag.replace('/', '_')}_{step:08d}.png"
             experiment.log_figure(logger.run_id, figure, name)
+
+
+def takes_pictures(trainer: Trainer) -> bool:
+    """Whether a logger would show a picture, so that nobody draws in vain."""
+    if getattr(trainer, "fast_dev_run", False):
+        return False
+    return any(
+        hasattr(logger, "log_image")
+        or hasattr(getattr(logger, "experiment", None), "add_figure")
+        or hasattr(getattr(logger, "experiment", None), "log_figure")
+        for logger in trainer.loggers
+    )
 
 
 def log_layout(trainer: Trainer, layout: Layout) -> None:
@@ -104,7 +115,7 @@ def log_embeddings(
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
     """Give TensorBoard a card with a text as it stands, columns and all."""
-    preformatted = "\n".join(f"    {line}" for line in text.splitlines())
+    preformatted = "\n".join(f"    {line}" for line in text.strip("\n").splitlines())
     for logger in _with(trainer, "add_text"):
         logger.experiment.add_text(tag, preformatted, step)
         logger.experiment.flush()

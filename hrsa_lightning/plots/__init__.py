@@ -11,6 +11,7 @@ from hrsa_lightning.plots.curves import (
     curves_figure,
     draw_lines,
     lines_figure,
+    metric_figures,
     panels_figure,
     plot_values,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "layer_steps_figure",
     "layer_steps_height",
     "lines_figure",
+    "metric_figures",
     "panels_figure",
     "plot_values",
     "save_figure",

@@ -1,7 +1,7 @@
 """Curves over steps: from plain numbers, and from the history of a run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,9 @@ class Line:
     high: Any = None
     color: str | None = None
     dash: str = "-"
+
+
+_Panel = tuple[str, Sequence[Line], Sequence[float]]
 
 
 def lines_figure(
@@ -142,33 +145,42 @@ def curves_figure(
     Raises:
         ValueError: When the history holds nothing to draw.
     """
-    series = _series(history, group)
-    places = list(dict.fromkeys(place for _, _, place in series))
-    if not places:
-        raise ValueError(f"history: expected values under {group!r}, found none")
-    where = where or ("output" if "output" in places else places[-1])
-    here = [(metric, comparison) for metric, comparison, place in series if place == where]
-    metrics = list(dict.fromkeys(m for m, _ in here if not m.endswith(_SUFFIXES)))
-    comparisons = list(dict.fromkeys(c for _, c in here))
-    floors = _floors(history, group)
-    place = "on held-out pairs" if where == "held_out" else f"at {where}"
-    panels = [
-        (
-            metric.replace("_", " "),
-            [
-                _line(series, metric, comparison, where, index)
-                for index, comparison in enumerate(comparisons)
-            ],
-            [floors.get((metric, comparison, where), math.nan) for comparison in comparisons],
-        )
-        for metric in metrics
-    ]
+    place, panels = _panels(history, group, where)
     title = f"{group} {place}, by optimizer step"
-    return panels_figure(panels, title=title, log_x=log_x, legend=comparisons != [""])
+    named = [(metric.replace("_", " "), lines, floors) for metric, lines, floors in panels]
+    return panels_figure(named, title=title, log_x=log_x, legend=_is_named(panels))
+
+
+def metric_figures(
+    history: Sequence[Mapping[str, Any]],
+    *,
+    group: str = "similarity",
+    where: str | None = None,
+    log_x: bool = False,
+) -> "Iterator[tuple[str, Figure]]":
+    """The panels of `curves_figure` one by one, for places that show pictures small.
+
+    Args:
+        history: What `read_history` returns.
+        group: First part of the tags to draw.
+        where: See `curves_figure`.
+        log_x: See `lines_figure`.
+
+    Yields:
+        Name of a metric, and its figure with every comparison.
+
+    Raises:
+        ValueError: When the history holds nothing to draw.
+    """
+    place, panels = _panels(history, group, where)
+    for metric, lines, floors in panels:
+        title = f"{metric.replace('_', ' ')} {place}"
+        named = _is_named(panels)
+        yield metric, lines_figure(lines, title=title, floors=floors, log_x=log_x, legend=named)
 
 
 def panels_figure(
-    panels: Sequence[tuple[str, Sequence[Line], Sequence[float]]],
+    panels: Sequence[_Panel],
     *,
     title: str,
     log_x: bool = False,
@@ -237,6 +249,38 @@ def draw_lines(
         ax.set_xscale("symlog", linthresh=1.0)
     else:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _panels(
+    history: Sequence[Mapping[str, Any]], group: str, where: str | None
+) -> tuple[str, list[_Panel]]:
+    """Words for the place that is drawn, and metric, lines and floors of each panel."""
+    series = _series(history, group)
+    places = list(dict.fromkeys(place for _, _, place in series))
+    if not places:
+        raise ValueError(f"history: expected values under {group!r}, found none")
+    where = where or ("output" if "output" in places else places[-1])
+    here = [(metric, comparison) for metric, comparison, place in series if place == where]
+    metrics = list(dict.fromkeys(m for m, _ in here if not m.endswith(_SUFFIXES)))
+    comparisons = list(dict.fromkeys(c for _, c in here))
+    floors = _floors(history, group)
+    panels: list[_Panel] = [
+        (
+            metric,
+            [
+                _line(series, metric, comparison, where, index)
+                for index, comparison in enumerate(comparisons)
+            ],
+            [floors.get((metric, comparison, where), math.nan) for comparison in comparisons],
+        )
+        for metric in metrics
+    ]
+    return "on held-out pairs" if where == "held_out" else f"at {where}", panels
+
+
+def _is_named(panels: Sequence[_Panel]) -> bool:
+    """Whether a legend says anything: a run's only comparison has no name."""
+    return any(line.label for _, lines, _ in panels for line in lines)
 
 
 def _line(

@@ -39,7 +39,8 @@ def test_tensorboard_shows_scalars_pictures_and_a_layout(tmp_path, name):
     assert [e.step for e in events.Scalars("similarity/cka/output")] == [0, 2, 4, 6]
     heatmaps = [e.step for e in events.Images("similarity/heatmap")]
     assert heatmaps == [0, 4, 6], "every second evaluation and the end"
-    assert [e.step for e in events.Images("similarity/curves")] == [6]
+    for metric in ("cka", "knn_overlap_10"):
+        assert [e.step for e in events.Images(f"similarity/curves/{metric}")] == [6]
     layout = events.SummaryMetadata("custom_scalars__config__").plugin_data
     assert layout.plugin_name == "custom_scalars"
     floor = [e.value for e in events.Scalars("similarity/knn_overlap_10/floor/output")]
