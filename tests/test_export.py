@@ -157,8 +157,8 @@ def test_interpolation_with_another_arm(run, tmp_path):
 def test_an_mteb_task_runs_on_it(run, tmp_path):
     """The saved prompt goes before its queries, so that the score is our module's."""
     mteb = pytest.importorskip("mteb", reason="the extra `eval` is not installed")
-    from hrsa_lightning.callbacks.ranking import ranking_scores
     from hrsa_lightning.data import read_retrieval_set
+    from hrsa_lightning.functional.ranking import ranking_scores
     from tests.evaluation.local_task import LocalRetrieval
     from tests.evaluation.runs import write_pairs
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from hrsa_lightning.callbacks.base import Monitor, OnError
 from hrsa_lightning.callbacks.pictures import finish_curves
 from hrsa_lightning.callbacks.probing import find_arms
-from hrsa_lightning.callbacks.ranking import chance_scores, ranking_scores
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
 from hrsa_lightning.representations.capture import is_sharded
 from hrsa_lightning.representations.history import read_history
 
