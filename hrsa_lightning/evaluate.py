@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hrsa_lightning.arguments import HelpFormatter, add_encoder_options, encoder_options
 from hrsa_lightning.cli import answered
+from hrsa_lightning.errors import ConfigError
 
 _EPILOG = """\
 RUN_OR_MODEL  a run's folder (all its arms) or RUN:ARM; an exported folder or hub id; a backbone.
               Runs that differ in their seeds only are seeds of the same arms.
 TASK          embedded (the package's held-out pairs; no network), or names of mteb's tasks and
-              benchmarks, such as "MTEB(Multilingual, v2)", "MTEB(Code, v1)", BRIGHT, SciFact
+              benchmarks, such as "MTEB(Multilingual, v2)", "MTEB(Code, v1)" and "BRIGHT(v1.1)"
 
-Differences are tested by sign flips over tasks, or over the queries of a single task. Arms with the
-baseline's backbone and another seed show the null effect. Nothing is computed twice."""
+Differences are tested by sign flips over tasks; of a single task over its queries, of one of mteb's
+over its subsets. Arms with the baseline's backbone and another seed show the null effect. Nothing
+is computed twice."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hrsa_lightning.evaluate",
         usage="%(prog)s RUN_OR_MODEL ... [--tasks TASK ...] [options]",
         epilog=_EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=30, width=100
-        ),
+        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("models", nargs="+", metavar="RUN_OR_MODEL", help=argparse.SUPPRESS)
@@ -41,31 +42,24 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--out", default="runs/evaluation", metavar="FOLDER", help="results and cache (%(default)s)"
     )
-    add("--max-length", type=int, metavar="N", help="most tokens of a text (the run's own, or 512)")
-    add("--batch-size", type=int, default=32, metavar="N", help="texts of a forward pass (32)")
-    add("--dtype", help="of the weights, such as bfloat16 (the run's own)")
-    add("--device", help="such as cuda:1")
+    add_encoder_options(parser)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import EncoderOptions, find_models
+    from hrsa_lightning.encoders import find_models
     from hrsa_lightning.evaluation.arms import find_arm, group_models
     from hrsa_lightning.evaluation.runner import EMBEDDED_TASK, evaluate_models, read_tasks
 
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; expected a folder")
     arms = group_models([found for text in arguments.models for found in find_models(text)])
     baseline = find_arm(arguments.baseline, arms) if arguments.baseline else arms[0]
     names = arguments.tasks or ([] if arguments.pairs else [EMBEDDED_TASK])
     tasks = read_tasks(names, arguments.pairs)
-    options = EncoderOptions(
-        max_length=arguments.max_length,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
-    out = Path(arguments.out)
     models = [model for arm in arms for model in arm.models]
-    results = evaluate_models(models, tasks, out / "cache", options, progress=True)
+    results = evaluate_models(models, tasks, out / "cache", encoder_options(arguments), True)
 
     from hrsa_lightning.evaluation import tables
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from hrsa_lightning.arguments import HelpFormatter, add_encoder_options, encoder_options
 from hrsa_lightning.cli import answered
 from hrsa_lightning.errors import ConfigError
 
@@ -26,9 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s PAIRS ... --model MODEL --out OUT.jsonl|FOLDER [options]",
         description="Give contrastive pairs hard negatives. If stopped, it goes on when repeated.",
         epilog=_EPILOG,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=30, width=100
-        ),
+        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("pairs", nargs="+", metavar="PAIRS", help=argparse.SUPPRESS)
@@ -44,17 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", metavar="below|above", help="keep pairs on this side of the margin only")
     add("--margin", type=float, metavar="X", help=argparse.SUPPRESS)
     add("--max-examples", type=int, metavar="N", help="of each file, those with large margins")
-    add("--max-length", type=int, metavar="N", help="most tokens of a text (512)")
-    add("--batch-size", type=int, default=32, metavar="N", help="texts of a forward pass (32)")
-    add("--dtype", help="of the weights, such as bfloat16")
-    add("--device", help="such as cuda:1")
+    add_encoder_options(parser)
     add("--backend", default="auto", help=argparse.SUPPRESS)
     add("--work-dir", metavar="FOLDER", help="keep embeddings here (OUT.work, removed at the end)")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import EncoderOptions, find_model
+    from hrsa_lightning.encoders import find_model
     from hrsa_lightning.mining import MiningOptions
     from hrsa_lightning.mining.miner import Mining
 
@@ -75,14 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     reference = find_model(arguments.model)
     pairs = [_resolve(path) for path in arguments.pairs]
     mining = Mining(pairs, arguments.out, options, work=arguments.work_dir, progress=True)
-    encoder = reference.load(
-        EncoderOptions(
-            max_length=arguments.max_length,
-            batch_size=arguments.batch_size,
-            device=arguments.device,
-            dtype=arguments.dtype,
-        )
-    )
+    encoder = reference.load(encoder_options(arguments))
     _print(mining.run(encoder), arguments.out)
     return 0
 

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,14 +27,17 @@ from hrsa_lightning.mining.output import (
     summary_file,
     training_line,
 )
-from hrsa_lightning.mining.search import nearest_passages, pair_scores
+from hrsa_lightning.mining.search import Scratch, nearest_passages, pair_scores
 from hrsa_lightning.mining.summary import summarize
-from hrsa_lightning.mining.texts import PairTexts, SearchedCorpus
+from hrsa_lightning.mining.texts import PairTexts, SearchedCorpus, passages_of
+from hrsa_lightning.mining.work import WorkFolder
 
-PAIRS_PER_BLOCK = 1024
+PAIRS_PER_BLOCK = 512
 """Pairs that are searched and written together."""
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of the work folder; another number forgets those of other versions."""
+
 _EMBEDDING_OPTIONS = ("corpus",)
 _SEARCH_OPTIONS = ("num_negatives", "rank_range", "max_relative", "keep_existing")
 
@@ -98,23 +100,26 @@ class Mining:
         self.options = options or MiningOptions()
         self.progress = progress
         self._out = Path(out)
-        self._work = Path(f"{out}.work") if work is None else Path(work)
-        self._keeps_work = work is not None
+        self._work = WorkFolder(
+            Path(f"{out}.work") if work is None else Path(work), keep=work is not None
+        )
+        names = [str(one) if isinstance(one, str | Path) else one.name for one in pairs]
+        self._files = output_files(self._out, names, self._work.renaming())
+        self._work.check()
         sources = read_pairs(pairs)
         self._names = [source.name for source in sources]
-        self._files = output_files(self._out, self._names)
-        self._texts = PairTexts(sources, self.options.corpus, progress)
+        with _space_explained(self._out.parent):
+            self._texts = PairTexts(sources, self.options.corpus, self._out.parent, progress)
         self._check_corpora()
 
     def run(self, encoder: Encoder) -> dict[str, Any]:
         """Mine with this model; see `mine`."""
-        with _space_explained(self._work):
+        with _space_explained(self._work.path):
             queries, passages = self._embed(encoder)
             found = self._search(queries, passages)
             summary = self._write(found)
-        if not self._keeps_work:
-            del queries, passages, found
-            shutil.rmtree(self._work)
+            del queries, passages, found  # files that are mapped cannot be removed everywhere
+            self._work.close()
         return summary
 
     def _check_corpora(self) -> None:
@@ -134,10 +139,16 @@ class Mining:
         texts = self._texts
         probe = to_unit_rows(encoder.encode_queries(texts.read_queries(0, 1)), 1, None, "queries")
         dim = probe.shape[1]
-        self._prepare_work(encoder, dim)
+        options = asdict(self.options)
+        embedded = [_FORMAT, encoder.identity, texts.digest, dim]
+        embedded += [options[name] for name in _EMBEDDING_OPTIONS]
+        searched = [options[name] for name in _SEARCH_OPTIONS]
+        rows = texts.num_queries + texts.num_passages
+        num_bytes = rows * dim * 4 + len(texts) * self._record.itemsize
+        self._work.open(_fingerprint(embedded), _fingerprint(searched), num_bytes)
         return (
             embed_file(
-                self._work / "queries.f32",
+                self._work.queries,
                 texts.num_queries,
                 lambda begin, end: encoder.encode_queries(texts.read_queries(begin, end)),
                 dim=dim,
@@ -145,7 +156,7 @@ class Mining:
                 progress=self.progress,
             ),
             embed_file(
-                self._work / "passages.f32",
+                self._work.passages,
                 texts.num_passages,
                 lambda begin, end: encoder.encode_passages(texts.read_passages(begin, end)),
                 dim=dim,
@@ -153,40 +164,6 @@ class Mining:
                 progress=self.progress,
             ),
         )
-
-    def _prepare_work(self, encoder: Encoder, dim: int) -> None:
-        """Drop what an earlier call left behind, as far as it has no place in this one."""
-        options = asdict(self.options)
-        embedded = [_FORMAT, encoder.identity, self._texts.digest, dim]
-        embedded += [options[name] for name in _EMBEDDING_OPTIONS]
-        searched = [options[name] for name in _SEARCH_OPTIONS]
-        state = {"embeddings": _fingerprint(embedded), "search": _fingerprint(searched)}
-        self._work.mkdir(exist_ok=True)
-        state_file = self._work / "state.json"
-        try:
-            old = json.loads(state_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            old = {}
-        if old.get("embeddings") != state["embeddings"]:
-            for name in ("queries", "passages"):
-                (self._work / f"{name}.f32").unlink(missing_ok=True)
-        if old != state:
-            self._found_file.unlink(missing_ok=True)
-            with complete_files([state_file]) as opened:
-                opened[state_file].write(json.dumps(state) + "\n")
-        rows = self._texts.num_queries + self._texts.num_passages
-        needed = rows * dim * 4 + len(self._texts) * self._record.itemsize
-        needed -= sum(path.stat().st_size for path in self._work.iterdir())
-        free = shutil.disk_usage(self._work).free
-        if needed > free:
-            raise DataError(
-                f"{self._work}: embeddings need {needed / 1e9:.1f} GB more, and "
-                f"{free / 1e9:.1f} GB are free; name another folder with work"
-            )
-
-    @property
-    def _found_file(self) -> Path:
-        return self._work / "negatives.bin"
 
     @property
     def _record(self) -> np.dtype[Any]:
@@ -208,7 +185,7 @@ class Mining:
             for corpus in self._texts.corpora
             for begin in range(0, corpus.num_pairs, PAIRS_PER_BLOCK)
         ]
-        path, itemsize = self._found_file, self._record.itemsize
+        path, itemsize = self._work.found, self._record.itemsize
         written = path.stat().st_size // itemsize if path.exists() else 0
         ends = [corpus.first_pair + end for corpus, _, end in blocks]
         skipped = int(np.searchsorted(ends, written, side="right"))
@@ -221,12 +198,13 @@ class Mining:
             unit="pair",
             disable=None if self.progress else True,
         )
+        scratch = Scratch()
         with bar, path.open("r+b" if path.exists() else "w+b") as file:
             file.truncate(done * itemsize)
             file.seek(done * itemsize)
             for corpus, begin, end in blocks[skipped:]:
                 pairs = np.arange(begin, end)
-                found = self._search_block(corpus, pairs, queries, passages)
+                found = self._search_block(corpus, pairs, queries, passages, scratch)
                 file.write(found.tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -239,6 +217,7 @@ class Mining:
         pairs: NDArray[np.int64],
         queries: NDArray[np.float32],
         passages: NDArray[np.float32],
+        scratch: Scratch,
     ) -> NDArray[Any]:
         """Find the negatives of some pairs; `pairs` counts from the corpus' first."""
         texts, options = self._texts, self.options
@@ -246,16 +225,16 @@ class Mining:
         asked = np.array(queries[texts.query[numbers]])
         begin = corpus.first_passage
         searched = passages[begin : begin + corpus.num_passages]
-        row, own = corpus.own.take(corpus.query_text[pairs])
-        old_row, old = texts.negatives.take(numbers)
+        row, own = texts.own(corpus, numbers)
+        old_row, old = texts.negatives(numbers)
         if not options.keep_existing:
             old_row, old = old_row[:0], old[:0]
         old = old - begin
         excluded = (np.concatenate([row, old_row]), np.concatenate([own, old]))
         scores, rows = nearest_passages(
-            asked, searched, options.rank_range[1], excluded, options.backend
+            asked, searched, options.rank_range[1], excluded, options.backend, None, scratch
         )
-        right_row, right = texts.positives.take(numbers)
+        right_row, right = texts.positives(numbers)
         positive = np.full(len(pairs), np.inf)
         np.minimum.at(positive, right_row, pair_scores(asked, searched, right_row, right - begin))
         lacking = options.num_negatives - np.bincount(old_row, minlength=len(pairs))
@@ -274,7 +253,7 @@ class Mining:
         texts, options = self._texts, self.options
         counts = (found["negatives"] >= 0).sum(1)
         if options.keep_existing:
-            counts = counts + np.diff(texts.negatives.offsets)
+            counts = counts + texts.num_negatives
         margins = found["positive"] - found["hardest"]
         decided = keep_pairs(counts, margins, texts.first_pairs, options)
         summary = summarize(texts, self._names, options, found, counts, decided)
@@ -292,11 +271,13 @@ class Mining:
         with complete_files([*self._files, written]) as opened:
             for number in pairs:
                 pair = texts.pair(int(number))
-                negatives = list(pair.negatives) if options.keep_existing else []
-                negatives += [texts.passage(int(n)) for n in chosen[number] if n >= 0]
+                negatives = [texts.passage(int(n)) for n in chosen[number] if n >= 0]
+                if options.keep_existing:
+                    negatives = passages_of(pair)[len(pair.positives) :] + negatives
                 source = int(np.searchsorted(texts.first_pairs, number, side="right")) - 1
                 opened[self._files[source]].write(training_line(pair, negatives))
             opened[written].write(json.dumps(summary, indent=1) + "\n")
+            self._work.begin_renaming([*self._files, written])
         return summary
 
 

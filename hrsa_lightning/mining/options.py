@@ -1,6 +1,7 @@
 """What a user may ask of the mining, checked before anything slow begins. Imports no torch."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from hrsa_lightning.errors import ConfigError
@@ -19,10 +20,11 @@ class MiningOptions:
     """Which passages become the negatives of a pair.
 
     A pair's candidates are all passages of its corpus but these: its query's own text, every
-    positive of a pair with the same query text (in whatever file), and what is already its
-    negative. Texts that differ in case, white space or Unicode compatibility forms only count as
-    one. Candidates are ranked by cosine similarity to the query; of equally similar ones the
-    passage that comes first in the files ranks first.
+    positive of a pair with the same query text (in whatever file) and what else is of these
+    positives' documents (`pos_ids`), and what is already its negative. Texts that differ in case,
+    white space or Unicode compatibility forms only count as one. Candidates are ranked by cosine
+    similarity to the query; of equally similar ones the passage that comes first in the files ranks
+    first.
 
     Attributes:
         num_negatives: Negatives of each pair.
@@ -90,3 +92,5 @@ class MiningOptions:
             if value not in known:
                 choices = ", ".join(choice for choice in known if choice)
                 raise ConfigError(f"{name}: expected one of {choices}; got {value!r}")
+        if self.backend == "faiss" and find_spec("faiss") is None:
+            raise ConfigError("backend: faiss is not installed: pip install faiss-cpu")

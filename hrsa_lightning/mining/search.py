@@ -25,7 +25,7 @@ Integers = NDArray[np.int64]
 Own = tuple[Integers, Integers]
 Best = tuple[Floats, Integers]
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Float32 scores of a block, and at most its passages."""
 
 PAIR_BYTES = 2**20
@@ -33,6 +33,28 @@ PAIR_BYTES = 2**20
 
 SPARE = 16
 """Passages that the first pass selects beyond those asked for."""
+
+MOST_OWN = 256
+"""Passages of a query's own up to which faiss is asked."""
+
+
+class Scratch:
+    """Buffers that searches use one after another.
+
+    Given back and asked for again, large pieces of memory end up scattered among small ones, and
+    the process grows with every search.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Any, Tensor] = {}
+
+    def take(self, rows: int, columns: int, dtype: Any) -> "Tensor":
+        """The buffer of a type, as (rows, columns) of anything; it has no other use meanwhile."""
+        import torch
+
+        if dtype not in self._held or self._held[dtype].numel() < rows * columns:
+            self._held[dtype] = torch.empty(rows * columns, dtype=dtype)
+        return self._held[dtype][: rows * columns].view(rows, columns)
 
 
 def nearest_passages(
@@ -42,6 +64,7 @@ def nearest_passages(
     own: Own,
     backend: Backend = "auto",
     block: int | None = None,
+    scratch: Scratch | None = None,
 ) -> tuple[Doubles, Integers]:
     """The passages most similar to each query.
 
@@ -51,7 +74,9 @@ def nearest_passages(
         depth: How many are wanted.
         own: Passages that are not wanted: rows of `queries` and of `passages`.
         backend: See `MiningOptions`.
-        block: Passages taken at once; the default fills some 32 MiB. It does not change the result.
+        block: Passages taken at once; the default fills `BLOCK_BYTES`. It does not change the
+            result.
+        scratch: Buffers of earlier searches.
 
     Returns:
         Similarities in descending order, (Q, depth), and rows of `passages`, (Q, depth); of equal
@@ -61,9 +86,11 @@ def nearest_passages(
     queries, passages = np.asarray(queries), np.asarray(passages)  # memory maps index slowly
     if block is None:
         block = max(1, BLOCK_BYTES // (4 * max(queries.shape)))
-    select = _select_with_faiss if _use_faiss(backend) else _select_with_torch
     width = min(depth + SPARE, len(passages))
-    found, rows = select(queries, passages, width, own, block)
+    if _use_faiss(backend, own):
+        found, rows = _select_with_faiss(queries, passages, width, own)
+    else:
+        found, rows = _select_with_torch(queries, passages, width, own, block, scratch or Scratch())
     scores = _exact_scores(queries, passages, rows)
     scores, rows = _in_order(scores, rows)
     if width < len(passages):
@@ -73,15 +100,9 @@ def nearest_passages(
         unsure = np.flatnonzero(found[:, -1] + error >= last)
         unsure = unsure[np.isfinite(found[unsure, -1])]
         if len(unsure):
-            floors = (last[unsure] - error).astype(np.float64)
-            candidates = _rows_above(queries[unsure], passages, floors, block)
-            forbidden = _forbidden(own, len(queries), len(passages))
-            for query, close in zip(unsure, candidates, strict=True):
-                close = close[~_contains(forbidden, query * len(passages) + close)]
-                again = _exact_scores(queries[query : query + 1], passages, close[None])
-                ordered, kept = _in_order(again, close[None])
-                scores[query, :depth] = ordered[0, :depth]
-                rows[query, :depth] = kept[0, :depth]
+            floors = last[unsure] - error
+            again = _all_above(queries, passages, unsure, floors, depth, own, block)
+            scores[unsure, :depth], rows[unsure, :depth] = again
     return _to_width(scores, depth, -np.inf), _to_width(rows, depth, -1)
 
 
@@ -104,8 +125,10 @@ def pair_scores(queries: Floats, passages: Floats, rows: Integers, numbers: Inte
     return scores
 
 
-def _use_faiss(backend: Backend) -> bool:
-    return backend == "faiss" or (backend == "auto" and find_spec("faiss") is not None)
+def _use_faiss(backend: Backend, own: Own) -> bool:
+    # faiss cannot leave passages out: as many more are selected as a query has of its own.
+    few = len(own[0]) == 0 or int(np.bincount(own[0]).max()) <= MOST_OWN
+    return few and (backend == "faiss" or (backend == "auto" and find_spec("faiss") is not None))
 
 
 def _exact_scores(queries: Floats, passages: Floats, rows: Integers) -> Doubles:
@@ -135,7 +158,7 @@ def _blocks(passages: Floats, block: int) -> Iterator[tuple[int, Floats]]:
         yield begin, passages[begin : begin + block]
 
 
-def _forbidden(own: Own, num_queries: int, num_passages: int) -> Integers:
+def _forbidden(own: Own, num_passages: int) -> Integers:
     """Sorted numbers `query * num_passages + passage` of what is not wanted."""
     return np.unique(own[0] * num_passages + own[1])
 
@@ -147,31 +170,43 @@ def _contains(ordered: Integers, values: Integers) -> NDArray[np.bool_]:
     return np.asarray(ordered[place] == values)
 
 
-def _select_with_torch(queries: Floats, passages: Floats, width: int, own: Own, block: int) -> Best:
+def _select_with_torch(
+    queries: Floats, passages: Floats, width: int, own: Own, block: int, scratch: Scratch
+) -> Best:
     """About the best `width` passages of each query: scores in descending order, and rows."""
     import torch
+
+    from hrsa_lightning.functional._numerics import full_precision
 
     asked = torch.from_numpy(np.ascontiguousarray(queries))
     best = torch.full((len(queries), width), -torch.inf)
     best_rows = torch.full((len(queries), width), -1)
     by_passage = np.argsort(own[1], kind="stable")
     own_queries, own_passages = own[0][by_passage], own[1][by_passage]
-    buffer = torch.empty(len(queries) * min(block, len(passages)))
+    waiting: list[tuple[Tensor, Tensor]] = []
+    cpu = torch.device("cpu")
     for begin, part in _blocks(passages, block):
-        scores = buffer[: len(queries) * len(part)].view(len(queries), len(part))
-        torch.mm(asked, torch.from_numpy(part).T, out=scores)
+        scores = scratch.take(len(queries), len(part), torch.float32)
+        with full_precision(cpu):
+            torch.mm(asked, torch.from_numpy(part).T, out=scores)
         mine = slice(*np.searchsorted(own_passages, (begin, begin + len(part))))
         scores[own_queries[mine], own_passages[mine] - begin] = -torch.inf
-        found, columns = _better_than(scores, best[:, -1:], width)
-        both = torch.cat([best, found], 1)
-        both_rows = torch.cat([best_rows, columns + begin], 1)
-        best, order = both.topk(width)
-        best_rows = both_rows.gather(1, order)
+        found, columns = _better_than(scores, best[:, -1:], width, scratch)
+        waiting.append((found, columns + begin))
+        # Sorting a few at a time would take longer than finding them.
+        if sum(found.shape[1] for found, _ in waiting) >= width or begin + block >= len(passages):
+            both = torch.cat([best, *(found for found, _ in waiting)], 1)
+            both_rows = torch.cat([best_rows, *(rows for _, rows in waiting)], 1)
+            best, order = both.topk(width)
+            best_rows = both_rows.gather(1, order)
+            waiting.clear()
     best_rows[best == -torch.inf] = -1
     return best.numpy(), best_rows.numpy()
 
 
-def _better_than(scores: "Tensor", floors: "Tensor", width: int) -> tuple["Tensor", "Tensor"]:
+def _better_than(
+    scores: "Tensor", floors: "Tensor", width: int, scratch: Scratch
+) -> tuple["Tensor", "Tensor"]:
     """The scores of a block above each query's floor, or its best `width`: scores and columns.
 
     Few scores of a later block are among the best so far, and only these have to be sorted.
@@ -179,7 +214,7 @@ def _better_than(scores: "Tensor", floors: "Tensor", width: int) -> tuple["Tenso
     import torch
 
     width = min(width, scores.shape[1])
-    better = scores > floors
+    better = torch.gt(scores, floors, out=scratch.take(len(scores), scores.shape[1], torch.bool))
     if np.count_nonzero(better.numpy()) <= len(scores) * width:
         query, column = better.nonzero(as_tuple=True)
         counts = torch.bincount(query, minlength=len(scores))
@@ -195,35 +230,61 @@ def _better_than(scores: "Tensor", floors: "Tensor", width: int) -> tuple["Tenso
     return found, columns
 
 
-def _select_with_faiss(queries: Floats, passages: Floats, width: int, own: Own, block: int) -> Best:
-    """As `_select_with_torch`."""
+def _select_with_faiss(queries: Floats, passages: Floats, width: int, own: Own) -> Best:
+    """As `_select_with_torch`; faiss takes passages in blocks of its own."""
     import faiss
 
-    forbidden = _forbidden(own, len(queries), len(passages))
     spare = int(np.bincount(own[0], minlength=1).max()) if len(own[0]) else 0
-    best = np.full((len(queries), width), -np.inf, dtype=np.float32)
-    best_rows = np.full((len(queries), width), -1, dtype=np.int64)
-    first = np.arange(len(queries))[:, None] * len(passages)
-    asked = np.ascontiguousarray(queries)
-    for begin, part in _blocks(passages, block):
-        found, columns = faiss.knn(
-            asked, part, min(width + spare, len(part)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        rows = columns + begin
-        found[_contains(forbidden, first + rows)] = -np.inf
-        both = np.concatenate([best, found], 1)
-        both_rows = np.concatenate([best_rows, rows], 1)
-        order = np.argsort(-both, axis=1, kind="stable")[:, :width]
-        best = np.take_along_axis(both, order, 1)
-        best_rows = np.take_along_axis(both_rows, order, 1)
+    found, rows = faiss.knn(
+        np.ascontiguousarray(queries),
+        np.ascontiguousarray(passages),
+        min(width + spare, len(passages)),
+        metric=faiss.METRIC_INNER_PRODUCT,
+    )
+    numbers = np.arange(len(queries))[:, None] * len(passages) + rows
+    found[_contains(_forbidden(own, len(passages)), numbers)] = -np.inf
+    order = np.argsort(-found, axis=1, kind="stable")[:, :width]
+    best, best_rows = np.take_along_axis(found, order, 1), np.take_along_axis(rows, order, 1)
     best_rows[best == -np.inf] = -1
     return best, best_rows
 
 
-def _rows_above(queries: Floats, passages: Floats, floors: Doubles, block: int) -> list[Integers]:
-    """For each query, all passages whose float32 score reaches its floor."""
-    rows: list[list[Integers]] = [[] for _ in queries]
+def _all_above(
+    queries: Floats,
+    passages: Floats,
+    unsure: Integers,
+    floors: Doubles,
+    depth: int,
+    own: Own,
+    block: int,
+) -> tuple[Doubles, Integers]:
+    """The best `depth` of all passages whose float32 score reaches a floor, for some queries.
+
+    Args:
+        queries: (Q, D).
+        passages: (N, D).
+        unsure: Rows of `queries`, (U,).
+        floors: Of these, (U,).
+        depth: See `nearest_passages`.
+        own: See `nearest_passages`.
+        block: See `nearest_passages`.
+
+    Returns:
+        Exact scores in descending order, (U, depth), and rows of `passages`.
+    """
+    forbidden = _forbidden(own, len(passages))
+    best = np.full((len(unsure), depth), -np.inf)
+    best_rows = np.full((len(unsure), depth), -1)
+    asked = queries[unsure]
     for begin, part in _blocks(passages, block):
-        for query, close in enumerate(queries @ part.T >= floors[:, None]):
-            rows[query].append(np.flatnonzero(close) + begin)
-    return [np.concatenate(parts) for parts in rows]
+        for place, close in enumerate(asked @ part.T >= floors[:, None]):
+            rows = np.flatnonzero(close) + begin
+            rows = rows[~_contains(forbidden, unsure[place] * len(passages) + rows)]
+            if not len(rows):
+                continue
+            scores = _exact_scores(asked[place : place + 1], passages, rows[None])
+            both = np.concatenate([best[place : place + 1], scores], 1)
+            both_rows = np.concatenate([best_rows[place : place + 1], rows[None]], 1)
+            ordered, ordered_rows = _in_order(both, both_rows)
+            best[place], best_rows[place] = ordered[0, :depth], ordered_rows[0, :depth]
+    return best, best_rows

@@ -32,7 +32,7 @@ def summarize(
     """
     kept = decided.kept
     edges = zip(names, texts.first_pairs[:-1], texts.first_pairs[1:], strict=True)
-    existing = np.diff(texts.negatives.offsets)[kept].sum() if options.keep_existing else 0
+    existing = texts.num_negatives[kept].sum() if options.keep_existing else 0
     return {
         "pairs": len(texts),
         "kept": int(kept.sum()),

@@ -1,25 +1,37 @@
 """Numbers for the texts of contrastive pairs, which themselves stay in their files.
 
-Everything here is arrays of numbers: about 100 bytes a pair, however long the texts are. Texts are
-known by 64-bit digests; among ten million of them, two share one with a probability of 3e-6.
+Texts are known by 64-bit digests; among ten million of them, two share one with a probability of
+3e-6. Digests and numbers are columns in files too, see `columns`, and are looked up for some pairs
+at a time: memory does not grow with the pairs but for a byte a passage.
 """
 
 import hashlib
+import json
+import tempfile
 import unicodedata
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.records import ContrastivePair, Query
 from hrsa_lightning.data.sources import PairSource
+from hrsa_lightning.mining.columns import (
+    ColumnWriter,
+    Digests,
+    Integers,
+    blocks,
+    new_column,
+    number_column,
+    sort_column,
+)
 from hrsa_lightning.mining.options import Corpus
 
-Integers = NDArray[np.int64]
+Passage = tuple[str, str | None]
+"""A passage's text, and the id of its document where that is known."""
 
 
 def normalize_text(text: str) -> str:
@@ -29,22 +41,23 @@ def normalize_text(text: str) -> str:
         >>> normalize_text("  The \u2167th\n Law ")
         'the viiith law'
     """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # Folding takes some letters apart again.
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Rows of different lengths: row `i` is `values[offsets[i] : offsets[i + 1]]`."""
+def passages_of(pair: ContrastivePair) -> list[Passage]:
+    """The positives of a pair, then its negatives.
 
-    offsets: Integers
-    values: Integers
-
-    def take(self, rows: Integers) -> tuple[Integers, Integers]:
-        """The values of `rows`, one row after another, each with its position in `rows`."""
-        counts = self.offsets[rows + 1] - self.offsets[rows]
-        position = np.repeat(np.arange(len(rows)), counts)
-        within = np.arange(len(position)) - np.repeat(counts.cumsum() - counts, counts)
-        return position, self.values[self.offsets[rows][position] + within]
+    Example:
+        >>> passages_of(ContrastivePair("q", ("a",), ("b",), positive_ids=("7",)))
+        [('a', '7'), ('b', None)]
+    """
+    unknown = repeat(None)
+    return [
+        *zip(pair.positives, pair.positive_ids or unknown, strict=False),
+        *zip(pair.negatives, pair.negative_ids or unknown, strict=False),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +69,16 @@ class SearchedCorpus:
         num_pairs: Pairs that search it.
         first_passage: Number of its first passage; passages of a corpus are consecutive.
         num_passages: How many it has.
-        query_text: For each pair, the number of its query's text, without instruction.
-        own: For each query text, the passages that say the same as it or answer it.
+        keys: What its passages are known by, in ascending order: digests of texts and documents.
+        known: For each key, one of its passages, counted from the corpus' first.
     """
 
     first_pair: int
     num_pairs: int
     first_passage: int
     num_passages: int
-    query_text: Integers
-    own: Ragged
+    keys: Digests
+    known: Integers
 
 
 class PairTexts:
@@ -77,49 +90,38 @@ class PairTexts:
     Args:
         sources: Open files of pairs.
         corpus: See `MiningOptions`.
+        folder: On the disk that is to hold the columns; the default is the system's for temporary
+            files.
         progress: Show a progress bar.
 
     Attributes:
         first_pairs: Number of the first pair of each source, and the number of all pairs.
         query: For each pair, the number of its query.
-        positives: For each pair, the numbers of its positives.
-        negatives: For each pair, the numbers of the negatives that it comes with.
         corpora: What is searched.
-        digest: Changes whenever any text does.
+        digest: Changes whenever any text or document does.
     """
 
     def __init__(
-        self, sources: Sequence[PairSource], corpus: Corpus = "file", progress: bool = False
+        self,
+        sources: Sequence[PairSource],
+        corpus: Corpus = "file",
+        folder: Path | None = None,
+        progress: bool = False,
     ) -> None:
         self._sources = list(sources)
+        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
         sizes = [len(source) for source in sources]
         self.first_pairs = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        read = _read(self._iterate(progress))
-        self.digest = read.digest
-        _, self._query_place, self.query = _number(read.queries)
-        flat = np.empty(len(read.passages), dtype=np.int64)
-        places, corpora, numbered = [], [], 0
+        queries = self._read(progress)
+        self._query_place, self.query = number_column(queries, self._folder)
+        self._texts_in_order, self._pairs_in_order = sort_column(self._texts, self._folder)
+        self._number = new_column(len(self._passages), np.int64, self._folder)
+        places = ColumnWriter(np.int64, self._folder)
         edges = self.first_pairs if corpus == "file" else self.first_pairs[[0, -1]]
-        answers = _answers(read)
-        for begin, end in pairwise(edges):
-            span = slice(read.offsets[begin], read.offsets[end])
-            digests, place, number = _number(read.passages[span])
-            flat[span] = number + numbered
-            places.append(place + read.offsets[begin])
-            text, own = _own_passages(answers, read.texts[begin:end], digests)
-            corpora.append(
-                SearchedCorpus(int(begin), int(end - begin), numbered, len(place), text, own)
-            )
-            numbered += len(place)
-        self.corpora = tuple(corpora)
-        self._passage_place = np.concatenate(places)
-        self._offsets = read.offsets
-        counts = np.diff(read.offsets)
-        is_positive = np.arange(len(flat)) - np.repeat(read.offsets[:-1], counts) < np.repeat(
-            read.num_positives, counts
+        self.corpora = tuple(
+            self._number_corpus(begin, end, places) for begin, end in pairwise(edges.tolist())
         )
-        self.positives = Ragged(_offsets(read.num_positives), flat[is_positive])
-        self.negatives = Ragged(_offsets(counts - read.num_positives), flat[~is_positive])
+        self._passage_place: Integers = places.column()
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -133,6 +135,11 @@ class PairTexts:
     def num_passages(self) -> int:
         return len(self._passage_place)
 
+    @property
+    def num_negatives(self) -> Integers:
+        """Negatives that each pair comes with."""
+        return np.diff(self._offsets) - self._num_positives
+
     def pair(self, number: int) -> ContrastivePair:
         """Read one pair again."""
         source = int(np.searchsorted(self.first_pairs, number, side="right")) - 1
@@ -144,117 +151,125 @@ class PairTexts:
 
     def read_passages(self, begin: int, end: int) -> list[str]:
         """Read passages `begin` to `end`."""
-        places = self._passage_place[begin:end]
+        return [text for text, _ in self._at(self._passage_place[begin:end])]
+
+    def passage(self, number: int) -> Passage:
+        """Read one passage."""
+        return next(self._at(self._passage_place[number : number + 1]))
+
+    def positives(self, pairs: Integers) -> tuple[Integers, Integers]:
+        """The positives of `pairs`: each with its position in `pairs`, and its number."""
+        row, place = _ranges(self._offsets[pairs], self._num_positives[pairs])
+        return row, self._number[place]
+
+    def negatives(self, pairs: Integers) -> tuple[Integers, Integers]:
+        """As `positives`, the negatives that `pairs` come with."""
+        begin = self._offsets[pairs] + self._num_positives[pairs]
+        row, place = _ranges(begin, self._offsets[pairs + 1] - begin)
+        return row, self._number[place]
+
+    def own(self, corpus: SearchedCorpus, pairs: Integers) -> tuple[Integers, Integers]:
+        """The passages of a corpus that are no negatives of `pairs`.
+
+        These say the same as the query, answer a query with the same text in whatever file, or are
+        of the document of such an answer.
+
+        Returns:
+            Positions in `pairs`, and passages counted from the corpus' first.
+        """
+        texts, asked = np.unique(self._texts[pairs], return_inverse=True)
+        row, at = _matches(self._texts_in_order, texts)
+        asking = self._pairs_in_order[at]
+        answer, place = _ranges(self._offsets[asking], self._num_positives[asking])
+        text = row[answer]
+        document, at = _matches(self._documented, place)
+        owner = np.concatenate([np.arange(len(texts)), text, text[document]])
+        keys = np.concatenate([texts, self._passages[place], self._documents[at]])
+        row, at = _matches(corpus.keys, keys)
+        found = np.unique(owner[row] * corpus.num_passages + corpus.known[at])
+        owner, passage = np.divmod(found, corpus.num_passages)
+        counts = np.bincount(owner, minlength=len(texts))
+        position, at = _ranges((counts.cumsum() - counts)[asked], counts[asked])
+        return position, passage[at]
+
+    def _at(self, places: Integers) -> Iterator[Passage]:
         owners = np.searchsorted(self._offsets, places, side="right") - 1
         within = places - self._offsets[owners]
-        texts: list[str] = []
-        read, own = -1, tuple[str, ...]()
+        read, own = -1, list[Passage]()
         # Neighbors come from one pair more often than not, and pairs are parsed when they are read.
         for owner, place in zip(owners.tolist(), within.tolist(), strict=True):
             if owner != read:
-                pair = self.pair(owner)
-                read, own = owner, (*pair.positives, *pair.negatives)
-            texts.append(own[place])
-        return texts
+                read, own = owner, passages_of(self.pair(owner))
+            yield own[place]
 
-    def passage(self, number: int) -> str:
-        """Read one passage."""
-        return self.read_passages(number, number + 1)[0]
-
-    def _iterate(self, progress: bool) -> Iterator[ContrastivePair]:
+    def _read(self, progress: bool) -> Digests:
+        """Write the columns of what is in the pairs; returns that of the queries."""
+        folder = self._folder
+        queries, texts, passages, documents = (ColumnWriter(np.uint64, folder) for _ in range(4))
+        num_positives, offsets, documented = (ColumnWriter(np.int64, folder) for _ in range(3))
+        everything = hashlib.blake2b(digest_size=16)
+        offsets.extend([0])
         pairs = (source[row] for source in self._sources for row in range(len(source)))
-        silent = None if progress else True
-        yield from tqdm(pairs, "reading pairs", len(self), unit="pair", disable=silent)
+        bar = tqdm(
+            pairs, "reading pairs", len(self), unit="pair", disable=None if progress else True
+        )
+        for pair in bar:
+            instruction, text = ("", pair.query) if isinstance(pair.query, str) else pair.query
+            own = passages_of(pair)
+            queries.extend([_digest(f"{instruction}\0{text}")])
+            texts.extend([_digest(normalize_text(text))])
+            for place, (_, document) in enumerate(own, start=len(passages)):
+                if document is not None:
+                    documented.extend([place])
+                    documents.extend([_digest(f"document\0{document}")])
+            passages.extend(_digest(normalize_text(passage)) for passage, _ in own)
+            num_positives.extend([len(pair.positives)])
+            offsets.extend([len(passages)])
+            everything.update(json.dumps([instruction, text, len(pair.positives), own]).encode())
+        self.digest = everything.hexdigest()
+        self._texts: Digests = texts.column()
+        self._passages: Digests = passages.column()
+        self._documented: Integers = documented.column()
+        self._documents: Digests = documents.column()
+        self._num_positives: Integers = num_positives.column()
+        self._offsets: Integers = offsets.column()
+        return queries.column()
 
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """Digests of all texts, pair after pair; passages are positives, then negatives."""
-
-    queries: NDArray[np.uint64]
-    texts: NDArray[np.uint64]
-    passages: NDArray[np.uint64]
-    num_positives: Integers
-    offsets: Integers
-    digest: str
-
-
-def _read(pairs: Iterable[ContrastivePair]) -> _Read:
-    queries, texts, passages = array("Q"), array("Q"), array("Q")
-    num_positives, num_passages = array("q"), array("q")
-    everything = hashlib.blake2b(digest_size=16)
-    for pair in pairs:
-        instruction, text = ("", pair.query) if isinstance(pair.query, str) else pair.query
-        both = f"{instruction}\0{text}"
-        queries.append(_digest(both))
-        texts.append(_digest(normalize_text(text)))
-        own = (*pair.positives, *pair.negatives)
-        passages.extend(_digest(normalize_text(passage)) for passage in own)
-        num_positives.append(len(pair.positives))
-        num_passages.append(len(own))
-        everything.update("\0".join((both, str(len(pair.positives)), *own, "\n")).encode())
-    return _Read(
-        np.array(queries, dtype=np.uint64),
-        np.array(texts, dtype=np.uint64),
-        np.array(passages, dtype=np.uint64),
-        np.array(num_positives, dtype=np.int64),
-        _offsets(np.array(num_passages, dtype=np.int64)),
-        everything.hexdigest(),
-    )
+    def _number_corpus(self, begin: int, end: int, places: ColumnWriter) -> SearchedCorpus:
+        """Number the passages of some pairs, and write where each of them is first."""
+        numbered = len(places)
+        first, last = int(self._offsets[begin]), int(self._offsets[end])
+        place, number = number_column(self._passages[first:last], self._folder)
+        inside = slice(*np.searchsorted(self._documented, (first, last)))
+        keys = new_column(len(place) + inside.stop - inside.start, np.uint64, self._folder)
+        for block in blocks(len(place)):
+            keys[block] = self._passages[place[block] + first]
+            places.extend((place[block] + first).tolist())
+        keys[len(place) :] = self._documents[inside]
+        for block in blocks(last - first):
+            self._number[block.start + first : block.stop + first] = number[block] + numbered
+        keys, known = sort_column(keys, self._folder)
+        documented = self._documented[inside]
+        for block in blocks(len(known)):
+            passage = known[block]
+            of_document = passage >= len(place)
+            passage[of_document] = number[documented[passage[of_document] - len(place)] - first]
+        return SearchedCorpus(begin, end - begin, numbered, len(place), keys, known)
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _offsets(counts: Integers) -> Integers:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-def _number(digests: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], Integers, Integers]:
-    """Number distinct digests by first appearance: (digest, place) of each, number of all."""
-    values, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    number = np.empty(len(values), dtype=np.int64)
-    number[order] = np.arange(len(values))
-    return values[order], first[order], number[inverse]
-
-
-def _answers(read: _Read) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Every (query text, passage that says the same or answers it), sorted, without repeats."""
-    counts = np.diff(read.offsets)
+def _ranges(begins: Integers, counts: Integers) -> tuple[Integers, Integers]:
+    """`counts[i]` numbers from `begins[i]` on, one range after another, each after its `i`."""
     owner = np.repeat(np.arange(len(counts)), counts)
-    is_positive = np.arange(len(owner)) - read.offsets[owner] < read.num_positives[owner]
-    texts = np.concatenate([read.texts, read.texts[owner[is_positive]]])
-    passages = np.concatenate([read.texts, read.passages[is_positive]])
-    order = np.lexsort((passages, texts))
-    texts, passages = texts[order], passages[order]
-    new = np.ones(len(texts), dtype=bool)
-    new[1:] = (texts[1:] != texts[:-1]) | (passages[1:] != passages[:-1])
-    return texts[new], passages[new]
+    numbers = np.arange(len(owner), dtype=np.int64)
+    numbers += (begins - np.cumsum(counts, dtype=np.int64) + counts)[owner]
+    return owner, numbers
 
 
-def _own_passages(
-    answers: tuple[NDArray[np.uint64], NDArray[np.uint64]],
-    pair_texts: NDArray[np.uint64],
-    passages: NDArray[np.uint64],
-) -> tuple[Integers, Ragged]:
-    """Number the query texts of some pairs, with the passages of their corpus that are their own.
-
-    Args:
-        answers: From `_answers`.
-        pair_texts: Digest of each pair's query text.
-        passages: Digest of each passage of the corpus.
-    """
-    texts, query_text = np.unique(pair_texts, return_inverse=True)
-    begin = np.searchsorted(answers[0], texts, side="left")
-    end = np.searchsorted(answers[0], texts, side="right")
-    counts = end - begin
-    owner = np.repeat(np.arange(len(texts)), counts)
-    within = np.arange(len(owner)) - np.repeat(counts.cumsum() - counts, counts)
-    wanted = answers[1][begin[owner] + within]
-    order = np.argsort(passages)
-    place = np.minimum(np.searchsorted(passages[order], wanted), len(order) - 1)
-    found = passages[order][place] == wanted
-    rows = np.bincount(owner[found], minlength=len(texts))
-    return query_text, Ragged(_offsets(rows), order[place[found]])
+def _matches(ordered: Digests | Integers, wanted: Digests | Integers) -> tuple[Integers, Integers]:
+    """Where `wanted` are in a column in ascending order: numbers of `wanted`, and places."""
+    begin = np.searchsorted(ordered, wanted, side="left")
+    return _ranges(begin, np.searchsorted(ordered, wanted, side="right") - begin)

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -60,6 +61,7 @@ def test_same_negatives_as_brute_force(case, backend, tmp_path, monkeypatch):
     monkeypatch.setattr(miner, "PAIRS_PER_BLOCK", 16)
     monkeypatch.setattr("hrsa_lightning.mining.embeddings.TEXTS_PER_BLOCK", 32)
     monkeypatch.setattr("hrsa_lightning.mining.search.BLOCK_BYTES", 4 * 16 * 20)
+    monkeypatch.setattr("hrsa_lightning.mining.columns.ENTRIES_PER_BLOCK", 16)
     options = MiningOptions(**{**vars(CASES[case]), "backend": backend})
     files = [_pairs(tmp_path, "first", 50, 1), _pairs(tmp_path, "second", 30, 2, "abcd")]
     summary = mine(files, GridEncoder(), tmp_path / "out.jsonl", options)
@@ -165,6 +167,51 @@ def test_interrupted_search_goes_on_at_its_block(stop_after, tmp_path, small_blo
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
+def test_stopped_while_files_get_their_names(stop_after, tmp_path, monkeypatch):
+    files = [_pairs(tmp_path, "first", 30, 1), _pairs(tmp_path, "second", 30, 2)]
+    mine(files, GridEncoder(), tmp_path / "whole")
+    replace, renamed = Path.replace, []
+
+    def stopping(self, target):
+        if target.parent.name == "out":
+            if len(renamed) == stop_after:
+                raise KeyboardInterrupt
+            renamed.append(target)
+        return replace(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            mine(files, GridEncoder(), tmp_path / "out")
+    assert sum(path.suffix == ".jsonl" for path in tmp_path.glob("out/*")) == stop_after
+    mine(files, GridEncoder(stop_after=1), tmp_path / "out")  # nothing is embedded again
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "out.work").exists()
+    with pytest.raises(ConfigError, match="exists already"):
+        mine(files, GridEncoder(), tmp_path / "out")
+
+
+def test_documents_are_kept_and_never_each_others_negatives(tmp_path):
+    records = [
+        {"query": f"q{n}", "pos": [f"p{n}"], "pos_ids": [n // 4], "neg": [f"n{n}"], "neg_ids": [n]}
+        for n in range(12)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = MiningOptions(num_negatives=20, rank_range=(0, 24), max_relative=None)
+    mine([file], GridEncoder(), tmp_path / "out.jsonl", options)
+    documents = {f"p{n}": str(n // 4) for n in range(12)} | {f"n{n}": str(n) for n in range(12)}
+    for line in _lines(tmp_path / "out.jsonl"):
+        (right,) = line["pos_ids"]
+        assert right == documents[line["pos"][0]]
+        assert line["neg_ids"] == [documents[text] for text in line["neg"]]
+        others = {text for text, document in documents.items() if document != right}
+        assert set(line["neg"]) <= others
+        assert len(line["neg"]) == min(20, len(others))
+
+
 def test_kept_work_serves_other_options_but_no_other_model_or_text(tmp_path):
     file, work = _pairs(tmp_path, "first", 30, 6), tmp_path / "work"
     mine([file], GridEncoder(), tmp_path / "a.jsonl", work=work)
@@ -207,7 +254,7 @@ def test_a_model_that_gives_no_embeddings_is_refused(result, message, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_mistakes_are_answered_before_a_model_is_needed(tmp_path):
+def test_mistakes_are_answered_before_a_model_is_needed(tmp_path, monkeypatch):
     file = _pairs(tmp_path, "first", 20, 1)
     few = tmp_path / "few.jsonl"
     few.write_text('{"query": "q", "pos": ["a"], "neg": ["b", "c"]}\n')
@@ -221,6 +268,16 @@ def test_mistakes_are_answered_before_a_model_is_needed(tmp_path):
     with pytest.raises(ConfigError, match="several inputs would be written"):
         Mining([file, file], tmp_path / "folder")
     with pytest.raises(DataError, match="no such file"):
+        Mining([tmp_path / "firsd.jsonl"], tmp_path / "out.jsonl")
+    with pytest.raises(ConfigError, match=r"work: there is no folder .*missing$"):
+        Mining([file], tmp_path / "out.jsonl", work=tmp_path / "missing" / "work")
+    with pytest.raises(ConfigError, match=r"work: .*first\.jsonl is a file"):
+        Mining([file], tmp_path / "out.jsonl", work=file)
+    monkeypatch.setattr(os, "access", lambda folder, _: folder != tmp_path)
+    with pytest.raises(ConfigError, match=r"out: the folder .* cannot be written into"):
+        Mining([file], tmp_path / "out.jsonl")
+    # and before the pairs are read, which takes a while
+    with pytest.raises(ConfigError, match="cannot be written into"):
         Mining([tmp_path / "firsd.jsonl"], tmp_path / "out.jsonl")
 
 
@@ -243,11 +300,18 @@ def test_options_are_checked(options, message):
         MiningOptions(**options)
 
 
+def test_faiss_that_is_not_there_is_one_line(monkeypatch):
+    monkeypatch.setattr("hrsa_lightning.mining.options.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="backend: faiss is not installed"):
+        MiningOptions(backend="faiss")
+    MiningOptions()
+
+
 def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, monkeypatch):
     file = _pairs(tmp_path, "first", 20, 1)
     with pytest.raises(DataError, match="no pair is left, and nothing is written"):
         mine([file], GridEncoder(), tmp_path / "out.jsonl", MiningOptions(keep="above", margin=3))
-    assert not list(tmp_path.glob("out*.jsonl*partial"))
+    assert not list(tmp_path.glob("out*partial"))
 
     def full(*_):
         raise OSError(28, "No space left on device", "out.jsonl")
@@ -256,6 +320,9 @@ def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, m
     with pytest.raises(DataError, match="No space left"):
         mine([file], GridEncoder(), tmp_path / "out.jsonl")
     assert {path.name for path in tmp_path.iterdir()} == {"first.jsonl", "out.jsonl.work"}
+    with pytest.raises(DataError, match="No space left"):
+        mine([file], GridEncoder(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
     with pytest.raises(DataError, match=r"embeddings need .* GB are free"):

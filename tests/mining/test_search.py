@@ -1,5 +1,8 @@
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -88,3 +91,36 @@ def test_pair_scores_are_those_of_the_search():
     scores, nearest = nearest_passages(rows, rows, 7, NOTHING, "torch")
     again = pair_scores(rows, rows, np.repeat(np.arange(50), 7), nearest.ravel())
     np.testing.assert_array_equal(again, scores.ravel())
+
+
+def test_equal_passages_take_no_more_memory_than_others():
+    """Rounding hides none of them, so that all come into question for every query."""
+    ones = np.full((8000, 4), 0.5, dtype=np.float32)
+    tracemalloc.start()
+    try:
+        _, rows = nearest_passages(ones[:64], ones, 5, NOTHING, "torch", block=500)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (rows == np.arange(5)).all()
+    assert peak < 64 * len(ones) * 8 / 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_query_may_have_more_of_its_own_than_faiss_can_leave_out(backend):
+    draw = np.random.default_rng(0)
+    passages = _unit(draw.normal(size=(900, 8)))
+    own = (np.repeat([0, 1], [600, 3]), np.concatenate([np.arange(600), [5, 6, 7]]))
+    _check(passages[:3], passages, 10, own, backend, 200)
+
+
+def test_settings_for_speed_make_no_difference():
+    draw = np.random.default_rng(0)
+    rows = _unit(1 + 0.01 * draw.normal(size=(300, 64)))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        _check(rows[:9], rows, 20, NOTHING, "torch", 100)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)

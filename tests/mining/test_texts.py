@@ -3,7 +3,7 @@ import json
 import numpy as np
 
 from hrsa_lightning.data import read_pairs
-from hrsa_lightning.mining.texts import PairTexts, Ragged
+from hrsa_lightning.mining.texts import PairTexts, normalize_text
 
 
 def _write(path, *pairs):
@@ -24,8 +24,8 @@ def _texts(tmp_path, corpus):
 
 
 def _own(texts, corpus, pair):
-    _, rows = corpus.own.take(corpus.query_text[[pair - corpus.first_pair]])
-    return {texts.passage(corpus.first_passage + int(row)) for row in rows}
+    _, rows = texts.own(corpus, np.array([pair]))
+    return {texts.passage(corpus.first_passage + int(row))[0] for row in rows}
 
 
 def test_numbers_follow_first_appearance(tmp_path):
@@ -35,17 +35,17 @@ def test_numbers_follow_first_appearance(tmp_path):
     assert texts.query.tolist() == [0, 1, 2, 2, 3]
     assert texts.read_passages(0, 6) == ["a", "B", "c", "d", "q one", "e"]
     assert texts.num_passages == 6
-    positions, positives = texts.positives.take(np.arange(5))
+    positions, positives = texts.positives(np.arange(5))
     assert positions.tolist() == [0, 0, 1, 2, 3, 4]
     assert positives.tolist() == [0, 1, 3, 1, 0, 5]
-    assert texts.negatives.take(np.arange(5))[1].tolist() == [2, 0, 4, 5, 3]
+    assert texts.negatives(np.arange(5))[1].tolist() == [2, 0, 4, 5, 3]
 
 
 def test_a_file_is_a_corpus_of_its_own(tmp_path):
     texts = _texts(tmp_path, "file")
     assert [(c.first_passage, c.num_passages) for c in texts.corpora] == [(0, 5), (5, 3)]
     assert texts.read_passages(5, 8) == ["a", "e", "d"]
-    assert texts.positives.take(np.array([3, 4]))[1].tolist() == [5, 6]
+    assert texts.positives(np.array([3, 4]))[1].tolist() == [5, 6]
 
 
 def test_own_passages_are_those_of_the_same_query_text_anywhere(tmp_path):
@@ -76,8 +76,27 @@ def test_digest_changes_with_every_text(tmp_path):
     assert digest(base) == digests[0]
 
 
-def test_ragged_rows_may_be_empty_or_repeat():
-    rows = Ragged(np.array([0, 2, 2, 3]), np.array([7, 8, 9]))
-    position, values = rows.take(np.array([2, 1, 0, 0]))
-    assert position.tolist() == [0, 2, 2, 3, 3]
-    assert values.tolist() == [9, 7, 8, 7, 8]
+def test_letters_that_folding_takes_apart_are_equal_in_both_cases():
+    lower = "\u0390\u01f0"
+    upper = lower.upper()
+    assert len(upper) > len(lower)
+    assert normalize_text(upper) == normalize_text(lower) == normalize_text(normalize_text(lower))
+
+
+def test_own_passages_are_all_of_the_documents_that_answer(tmp_path):
+    path = tmp_path / "p.jsonl"
+    records = [
+        {"query": "x", "pos": ["a", "b"], "pos_ids": [1, 2], "neg": ["c", "d"], "neg_ids": [2, 3]},
+        {"query": "X", "pos": ["e"], "neg": ["f"], "neg_ids": [1]},
+        {"query": "y", "pos": ["f"], "pos_ids": [3]},
+        {"query": "z", "pos": ["d"]},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    texts = PairTexts(read_pairs([path]), "shared")
+    (corpus,) = texts.corpora
+    assert _own(texts, corpus, 0) == _own(texts, corpus, 1) == {"a", "b", "c", "e", "f"}
+    assert _own(texts, corpus, 2) == {"f", "d"}
+    assert _own(texts, corpus, 3) == {"d"}
+    assert [texts.passage(number) for number in range(6)] == [
+        ("a", "1"), ("b", "2"), ("c", "2"), ("d", "3"), ("e", None), ("f", "1"),
+    ]  # fmt: skip
