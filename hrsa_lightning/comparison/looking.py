@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from hrsa_lightning.comparison.loading import KnownModel, capture_options, wanted_layers
 from hrsa_lightning.comparison.options import Look
 from hrsa_lightning.comparison.store import Representations, RepresentationWriter
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.models.tokenization import EmbeddingTokenizer
-from hrsa_lightning.representations.capture import capture
+from hrsa_lightning.models.chunks import length_sorted_chunks
+from hrsa_lightning.models.tokenization import EmbeddingTokenizer, TokenizedTexts
+from hrsa_lightning.representations.capture import capture_batch
 from hrsa_lightning.representations.isolation import untouched
 from hrsa_lightning.representations.probes import ProbeSet
 from hrsa_lightning.sources.loading import load_model
@@ -24,6 +26,13 @@ from hrsa_lightning.sources.loading import load_model
 __all__ = ["Viewer"]
 
 _FLOAT_BYTES = 4
+
+_WINDOW = 32
+"""Batches whose texts are tokenized at once and sorted by their numbers of tokens."""
+
+_CPU_SLOTS = 2048
+"""Most tokens, padding included, of a forward pass on a CPU. There larger batches gain nothing, and
+their activations come as fresh pages from the system instead of out of its caches."""
 
 
 class Viewer:
@@ -119,40 +128,55 @@ class Viewer:
         model = load_model(known.source, known.model).to(self._device)
         layers = wanted_layers(model, self._look, known.name)
         writer = RepresentationWriter(home, layers.names)
-        snapshots = capture(
-            model,
-            self._batches(known.tokenizer),
-            layers,
-            capture_options(self._look),
-            device=self._device,
-            store_on=torch.device("cpu"),
-        )
-        total = len(self._probes.order)
+        options = capture_options(self._look)
+        places = {"device": self._device, "store_on": torch.device("cpu")}
+        bar = tqdm(total=len(self.texts), desc=known.name, unit="text", disable=None)
         try:
-            with untouched(model):
-                for snapshot in tqdm(snapshots, known.name, total, unit="batch", disable=None):
-                    writer.add(snapshot)
+            with bar, untouched(model):
+                for spans, batch in self._batches(known.tokenizer):
+                    writer.add(capture_batch(model, batch, layers, options, **places), spans)
+                    bar.update(len(spans))
             writer.finish({"model": known.source.spec, "look": asdict(self._look)})
         except BaseException:
             writer.abandon()
             raise
 
-    def _batches(self, tokenizer: EmbeddingTokenizer) -> Iterator[dict[str, Any]]:
-        for tokens in self._encoded(tokenizer):
-            yield tokens.pad(tokenizer.pad_token_id)
+    def _batches(
+        self, tokenizer: EmbeddingTokenizer
+    ) -> Iterator[tuple[list[tuple[int, int]], dict[str, Any]]]:
+        """Texts of equal length together, with the first row and the number of rows of each."""
+        slots = self._look.batch_size * self._look.max_length
+        if self._device.type == "cpu":
+            slots = min(slots, _CPU_SLOTS)
+        begun = 0
+        for tokens in self._encoded(tokenizer, self._look.batch_size * _WINDOW):
+            counts = self._num_rows(tokens.lengths)
+            ends = begun + counts.cumsum(0)
+            spans = list(zip((ends - counts).tolist(), counts.tolist(), strict=True))
+            for chunk in length_sorted_chunks(tokens.lengths, slots):
+                batch = tokens.pad(tokenizer.pad_token_id, chunk)
+                yield [spans[index] for index in chunk.tolist()], batch
+            begun = int(ends[-1])
 
-    def _encoded(self, tokenizer: EmbeddingTokenizer) -> Iterator[Any]:
-        size = self._probes.size
+    def _encoded(self, tokenizer: EmbeddingTokenizer, size: int) -> Iterator[TokenizedTexts]:
         for start in range(0, len(self.texts), size):
             yield tokenizer.encode(self.texts[start : start + size], self._look.max_length)
+
+    def _num_rows(self, lengths: Tensor) -> Tensor:
+        """Rows of texts of so many tokens."""
+        if self._look.level == "sentence":
+            return torch.ones_like(lengths)
+        return (lengths - int(self._look.exclude_first_token)).clamp(min=1)
 
     def _tokens(self, tokenizer: EmbeddingTokenizer) -> tuple[list[tuple[int, ...]], list[int]]:
         """Token ids of every text, and how many of them become rows."""
         ids: list[tuple[int, ...]] = []
-        for tokens in self._encoded(tokenizer):
-            ids += [tuple(row.tolist()) for row in tokens.input_ids.split(tokens.lengths.tolist())]
-        skipped = int(self._look.exclude_first_token)
-        return ids, [max(1, len(row) - skipped) for row in ids]
+        counts: list[int] = []
+        for tokens in self._encoded(tokenizer, self._look.batch_size):
+            rows = torch.split(tokens.input_ids, tokens.lengths.tolist())
+            ids += [tuple(row.tolist()) for row in rows]
+            counts += self._num_rows(tokens.lengths).tolist()
+        return ids, counts
 
     def _home(self, known: KnownModel) -> Path:
         content = {

@@ -20,7 +20,8 @@ class Look:
         pooling: Of layers at sentence level, and of the embedding of models that were not trained
             with another one: `mean`, `first` or `last`.
         max_length: Most tokens of a text.
-        batch_size: Texts per forward pass.
+        batch_size: Texts of full length per forward pass; more where they are shorter, and fewer on
+            a CPU, where large batches gain nothing.
         exclude_first_token: Leave each text's first token out of the layers.
         attention: `causal`, `bidirectional` or `auto`: as a run trained it, else as the config says
             (`is_causal`), else causal, as decoders are pretrained.

@@ -1,4 +1,4 @@
-"""Representations on disk: one safetensors file per layer, written in pieces, read by mapping.
+"""Representations on disk: one safetensors file per layer, written in any order, read by mapping.
 
 ```
 <name>-<hash>/
@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -78,12 +80,21 @@ class RepresentationWriter:
             self._files[layer] = _file(folder, layer).open("wb")
             self._files[layer].write(b" " * _HEADER_BYTES)
 
-    def add(self, snapshot: Snapshot) -> None:
-        """Append a batch: layer to (rows, features)."""
-        for layer, rows in snapshot.items():
-            self._files[layer].write(rows.to("cpu", torch.float32).contiguous().numpy().data)
-            self._shapes[layer][0] += rows.shape[0]
-            self._shapes[layer][1] = rows.shape[1]
+    def add(self, snapshot: Snapshot, spans: Sequence[tuple[int, int]]) -> None:
+        """Put rows in their places.
+
+        Args:
+            snapshot: Layer to (rows, features), the rows of one text after those of another.
+            spans: Of each of these texts the first row in the file, and the number of rows.
+        """
+        for layer, tensor in snapshot.items():
+            rows, file, shape = _as_floats(tensor), self._files[layer], self._shapes[layer]
+            taken = 0
+            for start, count in spans:
+                file.seek(_HEADER_BYTES + start * rows[0].nbytes)
+                file.write(rows[taken : taken + count].data)
+                taken += count
+            shape[:] = shape[0] + len(rows), rows.shape[1]
 
     def finish(self, about: dict[str, Any]) -> None:
         """Write the headers and, last, the index with what else is to be known."""
@@ -100,6 +111,11 @@ class RepresentationWriter:
             with suppress(OSError):  # a full disk cannot take what is still in the buffer
                 file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _as_floats(rows: Tensor) -> NDArray[np.float32]:
+    floats: NDArray[np.float32] = rows.to("cpu", torch.float32).contiguous().numpy()
+    return floats
 
 
 def _header(shape: Sequence[int]) -> bytes:

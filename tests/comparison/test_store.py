@@ -7,12 +7,13 @@ from safetensors.torch import load_file
 from hrsa_lightning.comparison.store import Representations, RepresentationWriter
 
 
-def test_batches_come_back_as_one_matrix_that_safetensors_reads(tmp_path):
+def test_rows_of_any_order_come_back_as_one_matrix_that_safetensors_reads(tmp_path):
     first, second = torch.randn(3, 5), torch.randn(2, 5)
     writer = RepresentationWriter(tmp_path / "a", ["layer_0", "output"])
-    writer.add({"layer_0": first, "output": first[:, :2].bfloat16()})
+    writer.add({"layer_0": second, "output": second[:, :2].bfloat16()}, [(3, 1), (4, 1)])
     assert not Representations.is_complete(tmp_path / "a")
-    writer.add({"layer_0": second, "output": second[:, :2].bfloat16()})
+    swapped = first[[2, 0, 1]]
+    writer.add({"layer_0": swapped, "output": swapped[:, :2].bfloat16()}, [(2, 1), (0, 2)])
     writer.finish({"model": "x"})
     found = Representations(tmp_path / "a")
     whole = torch.cat([first, second])
@@ -25,14 +26,14 @@ def test_batches_come_back_as_one_matrix_that_safetensors_reads(tmp_path):
 
 def test_what_is_abandoned_or_cut_off_does_not_count(tmp_path):
     writer = RepresentationWriter(tmp_path / "a", ["layer_0"])
-    writer.add({"layer_0": torch.ones(2, 2)})
+    writer.add({"layer_0": torch.ones(2, 2)}, [(0, 2)])
     writer.abandon()
     assert not (tmp_path / "a").exists()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "layer_0.safetensors").write_bytes(b" " * 300)
     assert not Representations.is_complete(tmp_path / "a")
     writer = RepresentationWriter(tmp_path / "a", ["layer_0"])
-    writer.add({"layer_0": torch.zeros(1, 2)})
+    writer.add({"layer_0": torch.zeros(1, 2)}, [(0, 1)])
     writer.finish({})
     assert Representations(tmp_path / "a").rows("layer_0").shape == (1, 2)
 
@@ -43,8 +44,8 @@ def test_memory_does_not_grow_with_what_is_written_or_opened(tmp_path, layers):
     batch = torch.ones(1024, 512)  # 2 MiB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     writer = RepresentationWriter(tmp_path / "a", names)
-    for _ in range(8):
-        writer.add(dict.fromkeys(names, batch))
+    for start in range(0, 8192, 1024):
+        writer.add(dict.fromkeys(names, batch), [(start, 1024)])
     writer.finish({})
     found = Representations(tmp_path / "a")
     assert found.num_rows["layer_0"] == 8192
