@@ -20,6 +20,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
+from hrsa_lightning.distributed import is_distributed, rank
+
 ADAPTERS = "hrsa_adapters"
 """Key of Lightning's checkpoint under which a module leaves `{arm: (peft config, tensors)}`."""
 
@@ -165,7 +167,7 @@ class TrainedAdapters(Callback):
     gathered afterwards.
 
     Args:
-        folder: Gets one folder per arm.
+        folder: Gets one folder per arm; it is there once all of them are complete.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -176,5 +178,14 @@ class TrainedAdapters(Callback):
 
     def save(self, module: Any) -> None:
         """Write the arms of a module that has `named_arms()`; on all ranks, of which 0 writes."""
+        partial = self.folder.with_name(f"{_PARTIAL}{self.folder.name}")
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
         for name, arm in module.named_arms().items():
-            arm.save_adapter(self.folder / name)
+            arm.save_adapter(partial / name)
+        if rank() == 0:
+            _flush(partial)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            partial.replace(self.folder)
+        if is_distributed():
+            torch.distributed.barrier()  # no rank finds the folder missing that another writes

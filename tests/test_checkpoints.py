@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrsa_lightning.checkpoints import ADAPTERS, SafetensorsCheckpointIO, newest_checkpoint
+from hrsa_lightning.checkpoints import (
+    ADAPTERS,
+    SafetensorsCheckpointIO,
+    TrainedAdapters,
+    newest_checkpoint,
+)
 
 
 def _checkpoint():
@@ -103,3 +108,34 @@ def test_ordered_dicts_become_dicts(tmp_path):
     io = SafetensorsCheckpointIO()
     io.save_checkpoint({"x": OrderedDict(a=1)}, tmp_path / "c")
     assert io.load_checkpoint(tmp_path / "c") == {"x": {"a": 1}}
+
+
+class _Arm:
+    def __init__(self, text):
+        self._text = text
+
+    def save_adapter(self, folder):
+        folder.mkdir(parents=True)
+        if self._text is None:
+            raise KeyboardInterrupt
+        (folder / "weights").write_text(self._text)
+
+
+class _Module:
+    def __init__(self, *texts):
+        self._texts = texts
+
+    def named_arms(self):
+        return {str(number): _Arm(text) for number, text in enumerate(self._texts)}
+
+
+def test_trained_adapters_are_there_only_when_all_are_complete(tmp_path):
+    folder = tmp_path / "adapters"
+    with pytest.raises(KeyboardInterrupt):
+        TrainedAdapters(folder).save(_Module("one", None))
+    assert not folder.exists()
+    for texts in (("two",), ("three", "four")):
+        TrainedAdapters(folder).save(_Module(*texts))
+        found = {path.parent.name: path.read_text() for path in tmp_path.rglob("weights")}
+        assert found == dict(zip("01", texts, strict=False))
+        assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
