@@ -140,7 +140,7 @@ class PairedContrastiveModule(LightningModule):
             self._sync.hold_back()
         self._cached.clear()
         self._meter.start_step()
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for name, arm in self.arms.items():
             if self._budget is not None and (one_by_one or not losses):
                 self._budget.reset(self.device, self.trainer.num_devices)
