@@ -52,6 +52,55 @@ def test_seeds_differences_and_the_null_effect(runs, tmp_path, capsys):
     assert rows[0]["mean"] == pytest.approx(rlvr - base["mean"])
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # mteb's own
+def test_tasks_of_mteb_through_the_command(runs, tmp_path, monkeypatch, capsys):
+    """Per-task instructions, seeds, paired test, null effect and cache, with two local tasks."""
+    pytest.importorskip("mteb", reason="the extra `eval` is not installed")
+    from tests.evaluation.local_task import LocalRetrieval, SecondRetrieval
+
+    tasks = [LocalRetrieval(), SecondRetrieval()]
+    tasks[0].pairs = write_pairs(tmp_path / "first.jsonl", 9)
+    tasks[1].pairs = write_pairs(
+        tmp_path / "second.jsonl", 7, SecondRetrieval.metadata.prompt["query"]
+    )
+    names = [task.metadata.name for task in tasks]
+    monkeypatch.setattr(
+        "hrsa_lightning.evaluation.benchmarks.find_tasks",
+        lambda asked: [task for task in tasks if task.metadata.name in asked],
+    )
+    out = tmp_path / "out"
+    assert main([*runs, "--tasks", *names, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "base (2 seeds)" in printed
+    assert "| SecondRetrieval (ndcg_at_10)" in printed
+    assert "| mean of tasks" in printed
+    assert printed.count("null effect: same backbone, another seed") == 2
+    results = json.loads((out / "results.json").read_text())
+
+    # the pairs have the tasks' instructions, and are scored without mteb
+    own = ["--pairs", str(tasks[0].pairs), str(tasks[1].pairs), "--out", str(tmp_path / "own")]
+    assert main([*runs, *own]) == 0
+    expected = json.loads((tmp_path / "own" / "results.json").read_text())
+    for model, scores in results["models"].items():
+        for name, stem in zip(names, ("first", "second"), strict=True):
+            right = expected["models"][model][stem]["ndcg@10"]
+            assert scores[name]["ndcg_at_10"] == pytest.approx(right, abs=1e-5)
+    for row, other in zip(results["differences"], expected["differences"], strict=True):
+        assert (row["unit"], row["num_pairs"]) == ("task", 2)
+        assert row["mean"] == pytest.approx(other["mean"], abs=1e-5)
+        assert row["control"] == other["control"]
+    assert results["arms"]["rlvr"]["tasks"]["mean of tasks"]["num_seeds"] == 2
+
+    capsys.readouterr()
+    monkeypatch.setattr("hrsa_lightning.encoders.ModelReference.load", None)
+    assert main([*runs, "--tasks", *names, "--out", str(out)]) == 0
+    assert json.loads((out / "results.json").read_text()) == results
+    assert main([*runs, "--tasks", names[0], "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "| 1 subset " in printed
+    assert "nan" not in printed
+
+
 def test_default_task_is_the_embedded_one(tmp_path, capsys):
     command = ["embedded:tiny/base", "--out", str(tmp_path), "--max-length", "64"]
     assert main(command) == 0
@@ -69,6 +118,7 @@ def test_default_task_is_the_embedded_one(tmp_path, capsys):
         (["{run}", "--baseline", "bsae"], "baseline: no arm 'bsae'. Did you mean 'base'?"),
         (["{run}", "{run}:base"], "is given twice"),
         (["{run}", "--pairs", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["{run}", "--out", __file__], "is a file; expected a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrsa_lightning.encoders import Encoder
-from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
 from hrsa_lightning.evaluation.scores import TaskScores
 
 _TEXTS_AT_ONCE = 512
@@ -41,9 +41,15 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
 
 def _tasks_named(mteb: Any, name: str) -> Iterable[Any]:
     try:
-        return list(mteb.get_benchmark(name).tasks)
+        benchmark = mteb.get_benchmark(name)
     except KeyError as error:
         no_benchmark = error
+    else:
+        if newer := ", ".join(getattr(benchmark, "superseded_by", None) or ()):
+            warnings.warn(
+                f"tasks: mteb has replaced {name!r} by {newer!r}", HRSAWarning, stacklevel=2
+            )
+        return list(benchmark.tasks)
     try:
         return [mteb.get_task(name)]
     except KeyError as error:
@@ -93,10 +99,14 @@ def score_benchmarks(
                 show_progress_bar=progress,
                 co2_tracker=False,
             )
+        except (BackboneError, ConfigError):  # of loading the model
+            raise
         # Data sets come through many libraries, whose errors have only these in common.
         except (OSError, ValueError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DataError(f"task {task.metadata.name}: {first}") from error
+        for failed in result.exceptions or ():  # mteb raises none of data that is not public
+            raise DataError(f"task {failed.task_name}: {failed.exception}")
         scores.append(_to_scores(task, result.task_results[0]))
     return scores
 

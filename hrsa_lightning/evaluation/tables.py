@@ -15,6 +15,8 @@ from hrsa_lightning.evaluation.statistics import bootstrap_interval, paired_p_va
 Results = dict[str, list[TaskScores]]
 """Scores of every task, by the name of the model."""
 
+_PLURALS = {"task": "tasks", "query": "queries", "subset": "subsets"}
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -166,16 +168,20 @@ def difference_lines(rows: Sequence[Difference]) -> list[str]:
         [
             f"{row.arm} - {row.baseline}",
             f"{row.mean:+.4f}",
-            f"{row.low:+.4f} to {row.high:+.4f}",
-            f"{row.p:.3g}",
-            f"{row.num_pairs} {row.unit}" + ("s" if row.unit != "query" else ""),
+            *_certainty(row),
+            f"{row.num_pairs} {row.unit if row.num_pairs == 1 else _PLURALS[row.unit]}",
             "null effect: same backbone, another seed" if row.control else "",
         ]
         for row in rows
     ]
-    for line in body:
-        line[4] = line[4].removesuffix("query") + "queries" if "query" in line[4] else line[4]
     return _markdown([head, *body])
+
+
+def _certainty(row: Difference) -> tuple[str, str]:
+    """Interval and p-value; one pair has none."""
+    if row.num_pairs < 2:
+        return "", ""
+    return f"{row.low:+.4f} to {row.high:+.4f}", f"{row.p:.3g}"
 
 
 def as_json(

@@ -51,3 +51,11 @@ class LocalRetrieval(AbsTaskRetrieval):
         }
         self.dataset = {"default": {"test": split}}
         self.data_loaded = True
+
+
+class SecondRetrieval(LocalRetrieval):
+    """Another task, with an instruction of its own."""
+
+    metadata = LocalRetrieval.metadata.model_copy(
+        update={"name": "SecondRetrieval", "prompt": {"query": "Look it up"}}
+    )

@@ -36,13 +36,13 @@ def make_run(folder: Path, backbones: Path, arms=("base", "rlvr"), seed=1, **cha
     return folder
 
 
-def write_pairs(path: Path, count: int = 12) -> Path:
+def write_pairs(path: Path, count: int = 12, instruction: str = "Find it") -> Path:
     """Queries whose words come back in their positives."""
     lines = []
     for number in range(count):
         first, second = WORDS[number % 9], WORDS[(number * 4 + 1) % 9]
         pair = {
-            "query": ["Find it", f"{first} {second} {number}"],
+            "query": [instruction, f"{first} {second} {number}"],
             "pos": [f"{second} {first} {number}"],
             "neg": [f"{first} {number + 1} {other}" for other in WORDS[:3]],
         }

@@ -5,8 +5,8 @@ import pytest
 
 from hrsa_lightning.data import read_retrieval_set
 from hrsa_lightning.encoders import find_models
-from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.evaluation.benchmarks import find_tasks, score_benchmarks
+from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
+from hrsa_lightning.evaluation.benchmarks import TaskEncoder, find_tasks, score_benchmarks
 from hrsa_lightning.evaluation.pairs import score_retrieval
 from hrsa_lightning.evaluation.runner import Tasks, evaluate_models
 from tests.evaluation.runs import write_pairs
@@ -71,16 +71,69 @@ def test_instructions_and_cache(task, tmp_path):
     assert again.queries
 
 
+def test_a_name_without_an_owner_is_cached_too(task, tmp_path):
+    """A folder in the working directory; mteb's own models are all called OWNER/NAME."""
+    first = score_benchmarks([task], "exported", "v1", Recorder, tmp_path)
+    assert score_benchmarks([task], "exported", "v1", None, tmp_path) == first
+
+
 @pytest.mark.slow  # mteb builds all of its benchmarks
 def test_names_are_those_of_benchmarks_and_tasks():
-    names = [task.metadata.name for task in find_tasks(["BRIGHT", "SciFact", "SciFact"])]
-    assert "SciFact" in names
-    assert len(names) == len(set(names)) > 1
+    with pytest.warns(HRSAWarning, match=r"mteb has replaced 'BRIGHT' by 'BRIGHT\(v1.1\)'"):
+        names = [task.metadata.name for task in find_tasks(["BRIGHT", "SciFact", "SciFact"])]
+    assert sorted(names) == ["BrightRetrieval", "SciFact"]
     with pytest.raises(ConfigError, match=r"'SciFac' is neither a benchmark nor a task.*SciFact"):
         find_tasks(["SciFac"])
+
+
+@pytest.mark.slow  # mteb builds all of its benchmarks
+def test_each_part_of_bright_has_its_own_instruction():
+    from mteb.types import PromptType
+
+    tasks = find_tasks(["BRIGHT(v1.1)"])
+    encoder = Recorder()
+    model = TaskEncoder("a/model", "v1", lambda: encoder)
+    for task in tasks:
+        for kind in PromptType:
+            batch = [{"text": [f"{task.metadata.name} {kind.value}"]}]
+            model.encode(batch, task_metadata=task.metadata, prompt_type=kind)
+    names = [task.metadata.name for task in tasks]
+    assert encoder.passages == [f"{name} document" for name in names]
+    assert [text for _, text in encoder.queries] == [f"{name} query" for name in names]
+    instructions = dict(
+        zip(names, (instruction for instruction, _ in encoder.queries), strict=True)
+    )
+    assert "biology" in instructions["BrightBiologyRetrieval"]
+    assert "coding" in instructions["BrightLeetcodeRetrieval"]
+    assert all(instructions.values())
 
 
 def test_data_that_cannot_be_had_is_one_line(task, tmp_path):
     task.pairs = tmp_path / "missing.jsonl"
     with pytest.raises(DataError, match=r"task LocalRetrieval: .*no such file"):
         score_benchmarks([task], "a/model", "v1", Recorder, tmp_path)
+
+
+class Unknown:
+    """Stands for a data set that asks for a login."""
+
+    def __call__(self, *_, **__):
+        from datasets.exceptions import DatasetNotFoundError
+
+        raise DatasetNotFoundError("Dataset 'local' is gated")
+
+
+def test_data_that_is_not_public_is_one_line(task, tmp_path, monkeypatch):
+    closed = task.metadata.model_copy(update={"is_public": False})
+    monkeypatch.setattr(type(task), "metadata", closed)
+    monkeypatch.setattr(task, "load_data", Unknown())
+    with pytest.raises(DataError, match="task LocalRetrieval: Dataset 'local' is gated"):
+        score_benchmarks([task], "a/model", "v1", Recorder, tmp_path)
+
+
+def test_a_model_that_cannot_be_loaded_is_no_fault_of_the_task(task, tmp_path):
+    def broken():
+        raise BackboneError("model 'x' cannot be loaded")
+
+    with pytest.raises(BackboneError, match=r"^model 'x' cannot be loaded$"):
+        score_benchmarks([task], "a/model", "v1", broken, tmp_path)
