@@ -34,8 +34,8 @@ class EvaluatedArm:
 def group_models(models: Sequence[ModelReference]) -> list[EvaluatedArm]:
     """Group models into arms.
 
-    Arms of several runs are seeds of one arm if they have the same name and their recipes differ in
-    seeds, and where things are written, only.
+    Arms of several runs are seeds of one arm if they have the same name, come from the same step,
+    and their recipes differ in seeds, and where things are written, only.
 
     Raises:
         ConfigError: A model is given twice.
@@ -78,14 +78,15 @@ def _short(model: ModelReference) -> str:
 
 
 def _recipe(model: ModelReference) -> str:
-    """The recipe without what may differ between seeds."""
-    if model.config is None:
+    """The recipe without what may differ between seeds, and how far it was followed."""
+    arm = model.source.arm
+    if arm is None:
         return ""
-    config = copy.deepcopy(model.config)
+    config = copy.deepcopy(arm.config)
     config.seed, config.output_dir, config.resume = 0, "", True
-    for arm in config.arms.values():
-        arm.seed = None
-    return to_yaml(config)
+    for settings in config.arms.values():
+        settings.seed = None
+    return f"step {arm.step}\n{to_yaml(config)}"
 
 
 def _origin(model: ModelReference) -> str | None:

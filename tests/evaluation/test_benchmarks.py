@@ -99,13 +99,11 @@ def test_each_part_of_bright_has_its_own_instruction():
             model.encode(batch, task_metadata=task.metadata, prompt_type=kind)
     names = [task.metadata.name for task in tasks]
     assert encoder.passages == [f"{name} document" for name in names]
-    assert [text for _, text in encoder.queries] == [f"{name} query" for name in names]
-    instructions = dict(
-        zip(names, (instruction for instruction, _ in encoder.queries), strict=True)
-    )
-    assert "biology" in instructions["BrightBiologyRetrieval"]
-    assert "coding" in instructions["BrightLeetcodeRetrieval"]
-    assert all(instructions.values())
+    asked = {text: instruction for instruction, text in encoder.queries}
+    assert list(asked) == [f"{name} query" for name in names]
+    assert "biology post" in asked["BrightBiologyRetrieval query"]
+    assert "Coding problem" in asked["BrightLeetcodeRetrieval query"]
+    assert all(asked.values())
 
 
 def test_data_that_cannot_be_had_is_one_line(task, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,4 +122,26 @@ def test_runs_of_different_recipes_are_different_arms(runs, tmp_path):
     models = [model for run in (runs[0], other) for model in find_models(f"{run}:base")]
     arms = group_models(models)
     assert [arm.name for arm in arms] == [f"{runs[0]}:base", f"{other}:base"]
+    assert not arms[1].is_control_of(arms[0])
+
+
+def test_steps_of_a_run_are_no_seeds(runs):
+    from hrsa_lightning.encoders import find_models
+
+    (last,) = find_models(f"{runs[0]}:base")
+    steps = [
+        replace(
+            last,
+            source=replace(
+                last.source,
+                spec=f"{checkpoint}:base",
+                arm=replace(last.source.arm, checkpoint=checkpoint),
+            ),
+        )
+        for checkpoint in (runs[0] / "checkpoints" / "step_000005", runs[1] / "step_000005")
+    ]
+    arms = group_models([last, *steps])
+    assert [[model.name for model in arm.models] for arm in arms] == [
+        [last.name], [step.name for step in steps]
+    ]  # fmt: skip
     assert not arms[1].is_control_of(arms[0])
