@@ -1,19 +1,20 @@
 """`compare` against the authors' way: five runs of both models, all activations in memory.
 
-    python benchmarks/compare.py --threads 2
-    python benchmarks/compare.py --layers 2 --width 64 --texts 64      (a trial, seconds)
+    python -m benchmarks.compare --threads 2
+    python -m benchmarks.compare --layers 2 --width 64 --texts 64      (a trial, seconds)
 
-The same two random decoders and the same texts for both. The authors' way is one process per metric
-that runs both models over all texts in the order given, keeps the hidden states of all layers and
-tokens of both, averages them over tokens at the end, and computes its metric by the plain formula:
-CKA of all pairs of layers; for matched layers Procrustes (SVD, fitted on centered and judged on raw
-rows), neighbor overlap from the whole similarity matrix, Pearson correlation feature by feature,
-and a logistic probe. Ours is one call with its default set: all of these with floors, held-out
-values, the debiased forms, pictures and the report. The formulas are transcriptions of definitions,
-not code of their authors; scikit-learn is needed for the probe.
+The same two random decoders and the same texts for both. The authors' way follows, in our own
+words, the scripts published with arXiv 2601.21192 (see `peers.py`): one process per metric runs
+both models over the texts in batches of 8 in the order given, collects garbage twice a batch, keeps
+every token's hidden state at every layer, and computes its metric: plain CKA and mean correlation
+of all pairs of layers, Procrustes and neighbor overlap of matched layers; the probe is a logistic
+regression on the sentence embeddings of the last layer. Ours is one call per level: all five
+metrics at every layer with floors, held-out values, the debiased form, pictures and the report, on
+tokens as theirs and on sentences as it does by default.
 
 Printed are wall and CPU seconds, start of Python included, and the peak of resident memory above
-that of a process that has only imported the same libraries.
+that of a process that has only imported the same libraries. scikit-learn and sentence-transformers
+are needed.
 """
 
 import argparse
@@ -28,8 +29,11 @@ from typing import Any, NamedTuple
 
 METRICS = ("cka", "procrustes", "knn", "correlation", "probe")
 GOAL_SPEED, GOAL_MEMORY = 5.0, 1 / 3
-BATCH_SIZE = 32
+AUTHORS_BATCH_SIZE = 8
 MAX_LENGTH = 128
+MODELS = ("a", "b")
+LEVELS = ("token", "sentence")
+Pairs = list[tuple[Any, Any]]
 TEXTS_JOINED = 6
 MEBIBYTE = 1024  # ru_maxrss counts KiB
 
@@ -41,6 +45,10 @@ class Cost(NamedTuple):
     cpu: float
     peak: float
 
+    def above(self, imports: "Cost") -> "Cost":
+        """The same with the memory that the imports alone do not take."""
+        return self._replace(peak=self.peak - imports.peak)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -50,16 +58,21 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=320, help="a multiple of 8")
     parser.add_argument("--texts", type=int, default=768)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--part", choices=("prepare", "imports", *METRICS), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--part", choices=("prepare", "imports", "probe_imports", *METRICS), help=argparse.SUPPRESS
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part == "prepare":
         prepare(arguments.folder, arguments.layers, arguments.width, arguments.texts)
     elif arguments.part == "imports":
+        import transformers.models.qwen2.modeling_qwen2
+    elif arguments.part == "probe_imports":
+        import sentence_transformers  # noqa: F401
         import sklearn.linear_model  # noqa: F401
         import transformers.models.qwen2.modeling_qwen2  # noqa: F401
     elif arguments.part:
-        print(json.dumps(AUTHORS[arguments.part](*authors_inputs(arguments.folder))))
+        run_authors(arguments.part, arguments.folder)
     else:
         with tempfile.TemporaryDirectory() as folder:
             measure(arguments, Path(folder))
@@ -69,18 +82,20 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Run both ways, print what they took and whether the goals are met."""
 
     def part(name: str, *options: str) -> Cost:
-        command = [__file__, "--part", name, "--folder", str(folder), *options]
+        command = ["-m", "benchmarks.compare", "--part", name, "--folder", str(folder), *options]
         return run(arguments.threads, *command)
 
     sizes = {"layers": arguments.layers, "width": arguments.width, "texts": arguments.texts}
     part("prepare", *(f"--{name}={value}" for name, value in sizes.items()))
-    nothing = part("imports")
-    authors = {name: part(name) for name in METRICS}
-    ours_nothing = run(arguments.threads, "-c", "import hrsa_lightning.comparison.results")
-    options = ["--max-length", str(MAX_LENGTH), "--batch-size", str(BATCH_SIZE)]
+    imports = {name: part("probe_imports" if name == "probe" else "imports") for name in METRICS}
+    authors = {name: part(name).above(imports[name]) for name in METRICS}
+    ours_imports = run(arguments.threads, "-c", "import hrsa_lightning.comparison.results")
     models = [str(folder / "a"), str(folder / "b"), "--texts", str(folder / "texts.jsonl")]
-    command = ["-m", "hrsa_lightning.compare", *models, *options, "--device", "cpu"]
-    ours = run(arguments.threads, *command, "--out", str(folder / "out"))
+    command = ["-m", "hrsa_lightning.compare", *models, "--max-length", str(MAX_LENGTH)]
+    ours = {}
+    for level in LEVELS:
+        options = ["--device", "cpu", "--level", level, "--out", str(folder / level)]
+        ours[level] = run(arguments.threads, *command, *options).above(ours_imports)
     total = Cost(
         sum(cost.wall for cost in authors.values()),
         sum(cost.cpu for cost in authors.values()),
@@ -90,14 +105,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     print(f", {arguments.threads} threads\n")
     print("| | wall s | CPU s | peak above imports, MiB |\n|---|---:|---:|---:|")
     for name, cost in authors.items():
-        print(row(f"authors' way, {name}", cost, nothing))
-    print(row("authors' way, all", total, nothing))
-    print(row("compare", ours, ours_nothing))
-    speed = total.wall / ours.wall
-    memory = (ours.peak - ours_nothing.peak) / (total.peak - nothing.peak)
-    print("\n| goal | measured | |\n|---|---:|---|")
-    print(f"| at least {GOAL_SPEED:.0f} times faster | {speed:.1f} | {met(speed >= GOAL_SPEED)} |")
-    print(f"| at most a third of the memory | {memory:.2f} | {met(memory <= GOAL_MEMORY)} |")
+        print(row(f"authors' way, {name}", cost))
+    print(row("authors' way, all", total))
+    for level, cost in ours.items():
+        print(row(f"compare --level {level}", cost))
+    print("\n| goal | level | measured | |\n|---|---|---:|---|")
+    for level, cost in ours.items():
+        speed, memory = total.wall / cost.wall, cost.peak / total.peak
+        verdicts = met(speed >= GOAL_SPEED), met(memory <= GOAL_MEMORY)
+        print(f"| at least {GOAL_SPEED:.0f} times faster | {level} | {speed:.1f} | {verdicts[0]} |")
+        print(f"| at most a third of the memory | {level} | {memory:.2f} | {verdicts[1]} |")
 
 
 def run(threads: int, *command: str) -> Cost:
@@ -128,8 +145,8 @@ def run(threads: int, *command: str) -> Cost:
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / MEBIBYTE)
 
 
-def row(name: str, cost: Cost, nothing: Cost) -> str:
-    return f"| {name} | {cost.wall:.1f} | {cost.cpu:.1f} | {cost.peak - nothing.peak:.0f} |"
+def row(name: str, cost: Cost) -> str:
+    return f"| {name} | {cost.wall:.1f} | {cost.cpu:.1f} | {cost.peak:.0f} |"
 
 
 def met(reached: bool) -> str:
@@ -171,121 +188,98 @@ def prepare(folder: Path, layers: int, width: int, texts: int) -> None:
             file.write(json.dumps({"text": ". ".join(joined), "label": label}) + "\n")
 
 
-def authors_inputs(folder: Path) -> tuple[list[Any], list[Any], Any]:
-    """Both models' rows of every layer, after all activations were held, and the labels."""
-    import numpy as np
+def hold_activations(folder: Path) -> Pairs:
+    """Rows of every token at every layer of both models, as the authors' scripts collect them."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    lines = (folder / "texts.jsonl").read_text("utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    from benchmarks.peers import collect_garbage
+
+    texts = [record["text"] for record in read_records(folder)]
     held = []
-    for name in ("a", "b"):
-        model = AutoModel.from_pretrained(folder / name)
+    for name in MODELS:
         tokenizer = AutoTokenizer.from_pretrained(folder / name)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        activations, masks = [], []
-        with torch.no_grad():
-            for start in range(0, len(records), BATCH_SIZE):
-                batch = tokenizer(
-                    [record["text"] for record in records[start : start + BATCH_SIZE]],
-                    padding=True,
-                    truncation=True,
-                    max_length=MAX_LENGTH,
-                    return_tensors="pt",
-                )
-                activations.append(model(**batch, output_hidden_states=True).hidden_states[1:])
-                masks.append(batch["attention_mask"].unsqueeze(2))
-        held.append((activations, masks))
-    rows = [
-        [
-            torch.cat(
-                [
-                    (batch[layer] * mask).sum(1) / mask.sum(1)
-                    for batch, mask in zip(activations, masks, strict=True)
-                ]
-            ).numpy()
-            for layer in range(len(activations[0]))
-        ]
-        for activations, masks in held
-    ]
-    return rows[0], rows[1], np.array([record["label"] for record in records])
+        model = AutoModel.from_pretrained(folder / name).eval()
+        storage: list[list[torch.Tensor]] = [[] for _ in range(model.config.num_hidden_layers + 1)]
+        for start in range(0, len(texts), AUTHORS_BATCH_SIZE):
+            batch = tokenizer(
+                texts[start : start + AUTHORS_BATCH_SIZE],
+                add_special_tokens=False,
+                padding=True,
+                truncation=True,
+                max_length=MAX_LENGTH,
+                return_tensors="pt",
+            )
+            with torch.no_grad():
+                states = model(**batch, output_hidden_states=True).hidden_states
+            collect_garbage()
+            for rows, state in zip(storage, states, strict=True):
+                for mask, tokens in zip(batch["attention_mask"].bool(), state, strict=True):
+                    rows.append(tokens[mask])
+            del states, state
+            collect_garbage()
+        held.append(torch.stack([torch.cat(rows) for rows in storage]))
+        del storage, model
+        collect_garbage()
+    return list(zip(held[0], held[1], strict=True))
 
 
-def authors_cka(xs: list[Any], ys: list[Any], _labels: Any) -> list[list[float]]:
+def read_records(folder: Path) -> list[dict[str, str]]:
+    lines = (folder / "texts.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def run_authors(name: str, folder: Path) -> None:
+    """One of their five runs."""
+    from benchmarks import peers
+
+    if name == "probe":
+        authors_probe(folder)
+        return
+    pairs = hold_activations(folder)
+    if name == "procrustes":
+        for x, y in [*pairs, pairs[-1]]:  # all layers, and the last one again as the global one
+            peers.authors_procrustes(x, y)
+    else:
+        metrics = {
+            "cka": peers.authors_heatmap,
+            "knn": peers.authors_knn,
+            "correlation": peers.authors_correlations,
+        }
+        metrics[name](pairs)()
+
+
+def authors_probe(folder: Path) -> float:
+    """Logistic regression on the mean-pooled last layer of one model, judged on the other."""
     import numpy as np
-
-    def cka(x: Any, y: Any) -> float:
-        x, y = x - x.mean(0), y - y.mean(0)
-        norms = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-        return float(np.linalg.norm(y.T @ x) ** 2 / norms)
-
-    return [[cka(x, y) for y in ys] for x in xs]
-
-
-def authors_procrustes(xs: list[Any], ys: list[Any], _labels: Any) -> list[list[float]]:
-    import numpy as np
-
-    found = []
-    for x, y in zip(xs, ys, strict=True):
-        u, _, v = np.linalg.svd((x - x.mean(0)).T @ (y - y.mean(0)))
-        rotation = u @ v
-        turned = x @ rotation
-        shares = rotation**2
-        entropy = -(shares * np.log(shares + 1e-12)).sum(1).mean() / np.log(len(rotation))
-        norms = np.linalg.norm(turned, axis=1) * np.linalg.norm(y, axis=1)
-        cosines = (turned * y).sum(1) / norms
-        residual = np.linalg.norm(turned - y) ** 2 / np.linalg.norm(y) ** 2
-        found.append([float(residual), float(cosines.mean()), float(1 - entropy)])
-    return found
-
-
-def authors_knn(xs: list[Any], ys: list[Any], _labels: Any) -> list[list[float]]:
-    import numpy as np
-
-    def neighbors(x: Any) -> Any:
-        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-        similarity = unit @ unit.T
-        np.fill_diagonal(similarity, -np.inf)
-        return np.argsort(-similarity, axis=1)
-
-    found = []
-    for x, y in zip(xs, ys, strict=True):
-        left, right = neighbors(x), neighbors(y)
-        found.append([])
-        for k in (10, 50):
-            pairs = [(set(a[:k]), set(b[:k])) for a, b in zip(left, right, strict=True)]
-            found[-1].append(sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs))
-    return found
-
-
-def authors_correlation(xs: list[Any], ys: list[Any], _labels: Any) -> list[float]:
-    import numpy as np
-
-    return [
-        float(np.mean([np.corrcoef(x[:, i], y[:, i])[0, 1] for i in range(x.shape[1])]))
-        for x, y in zip(xs, ys, strict=True)
-    ]
-
-
-def authors_probe(xs: list[Any], ys: list[Any], labels: Any) -> list[float]:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.preprocessing import StandardScaler
 
-    half = len(labels) // 2
-    found = []
-    for x, y in zip(xs, ys, strict=True):
-        probe = LogisticRegression(max_iter=1000).fit(y[:half], labels[:half])
-        found.append(float(probe.score(x[half:], labels[half:])))
-    return found
-
-
-AUTHORS = {
-    "cka": authors_cka,
-    "procrustes": authors_procrustes,
-    "knn": authors_knn,
-    "correlation": authors_correlation,
-    "probe": authors_probe,
-}
+    records = read_records(folder)
+    labels = np.array([record["label"] for record in records])
+    train, rest = train_test_split(
+        np.arange(len(records)), test_size=0.2, random_state=42, stratify=labels
+    )
+    features = []
+    for name in MODELS:
+        transformer = Transformer(str(folder / name), max_seq_length=MAX_LENGTH)
+        pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="mean")
+        model = SentenceTransformer(modules=[transformer, pooling], device="cpu")
+        features.append(
+            model.encode(
+                [record["text"] for record in records],
+                batch_size=AUTHORS_BATCH_SIZE,
+                normalize_embeddings=True,
+            )
+        )
+    scaler = StandardScaler().fit(features[0][train])
+    probe = LogisticRegression(max_iter=1000, random_state=42)
+    probe.fit(scaler.transform(features[0][train]), labels[train])
+    return float(probe.score(scaler.transform(features[1][rest]), labels[rest]))
 
 
 if __name__ == "__main__":

@@ -178,6 +178,21 @@ def sklearn_knn(pairs: Pairs) -> Callable[[], Any]:
     return run
 
 
+def authors_correlations(pairs: Pairs) -> Callable[[], Any]:
+    """Their mean correlation of all pairs of layers, feature by feature."""
+
+    def one(x: Tensor, y: Tensor) -> float:
+        x, y, n = x - x.mean(0), y - y.mean(0), len(x)
+        covariance = (x * y).sum(0) / (n - 1)
+        variances = (x * x).sum(0) / (n - 1), (y * y).sum(0) / (n - 1)
+        spread = variances[0].sqrt() * variances[1].sqrt()
+        values = (covariance / spread)[spread > 1e-12].clamp(-1, 1)
+        torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
+        return values.mean().item()
+
+    return lambda: [[one(x, y) for _, y in pairs] for x, _ in pairs]
+
+
 def numpy_correlation(pairs: Pairs) -> Callable[[], Any]:
     def one(x: np.ndarray, y: np.ndarray) -> list[float]:
         return [float(np.corrcoef(x[:, j], y[:, j])[0, 1]) for j in range(x.shape[1])]

@@ -10,7 +10,9 @@ from hrsa_lightning.functional.dimension_correlation import (
 from hrsa_lightning.functional.knn import chance_overlap, knn_overlap
 from hrsa_lightning.functional.probe_transfer import ProbeTransferResult, linear_probe_transfer
 from hrsa_lightning.functional.procrustes import (
+    AlignmentSpectrum,
     ProcrustesResult,
+    alignment_spectrum,
     inverse_row_entropy,
     orthogonal_procrustes,
     random_rotation_inverse_row_entropy,
@@ -19,12 +21,14 @@ from hrsa_lightning.functional.reference import Reference
 from hrsa_lightning.functional.uncertainty import JackknifeResult, jackknife
 
 __all__ = [
+    "AlignmentSpectrum",
     "DimensionCorrelationResult",
     "JackknifeResult",
     "ProbeTransferResult",
     "ProcrustesResult",
     "Reference",
     "SimilarityWarning",
+    "alignment_spectrum",
     "chance_overlap",
     "dimension_correlation",
     "inverse_row_entropy",

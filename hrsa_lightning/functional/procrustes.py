@@ -137,7 +137,7 @@ def orthogonal_procrustes(
 def alignment_spectrum(
     x: Tensor, y: Tensor, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES
 ) -> AlignmentSpectrum:
-    r"""Look inside the rotation :math:`O^*` that `orthogonal_procrustes` fits on all samples.
+    r"""Look inside the rotation that `orthogonal_procrustes` fits on all samples.
 
     - ``singular_values``, (k,): those of the cross-covariance :math:`X_c'Y_c / (n - 1) = U S V'`,
       falling: how strongly the data ask for each direction of :math:`O^*`. Directions that the
