@@ -1,8 +1,10 @@
 import json
+import tracemalloc
 
 import numpy as np
 
 from hrsa_lightning.data import read_pairs
+from hrsa_lightning.mining import columns
 from hrsa_lightning.mining.texts import PairTexts, normalize_text
 
 
@@ -100,3 +102,21 @@ def test_own_passages_are_all_of_the_documents_that_answer(tmp_path):
     assert [texts.passage(number) for number in range(6)] == [
         ("a", "1"), ("b", "2"), ("c", "2"), ("d", "3"), ("e", None), ("f", "1"),
     ]  # fmt: skip
+
+
+def test_memory_does_not_grow_with_the_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "ENTRIES_PER_BLOCK", 256)
+
+    def peak(count):
+        path = tmp_path / f"{count}.jsonl"
+        _write(path, *((f"q {n}", [f"p {n}"], [f"n {n}"]) for n in range(count)))
+        sources = read_pairs([path])
+        tracemalloc.start()
+        try:
+            PairTexts(sources, folder=tmp_path)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    bytes_of_a_passage = (peak(3500) - peak(500)) / 6000
+    assert bytes_of_a_passage < 4  # a number has 8
