@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.train_throughput import (
-    OURS_BUDGET,
+    OURS_SMALL,
     Setup,
     drawn_examples,
     measure,
@@ -59,10 +59,10 @@ def main() -> None:
                 steps=arguments.steps,
                 threads=arguments.threads,
                 chunk=arguments.chunk,
-                budget=arguments.budget,
+                budgets=(arguments.budget, arguments.budget),
                 mini_batch=0,
             )
-            turns = measure(setup, [OURS_BUDGET], rounds=1)[OURS_BUDGET]
+            turns = measure(setup, [OURS_SMALL], rounds=1)[OURS_SMALL]
             tokens, seconds, peak = count_tokens(setup), median_seconds(turns), peak_memory(turns)
             per_thousand = 1000 * seconds / tokens
             print(

@@ -27,12 +27,13 @@ TEMPERATURE = 0.02
 LEARNING_RATE = 1e-4
 SEED = 5
 MAX_CHARACTERS = 2_000
-OURS_CACHED, OURS_BUDGET, OURS_PLAIN = "ours, budget 0", "ours, budget", "ours, no limit"
+OURS_CACHED, OURS_PLAIN = "ours, budget 0", "ours, no limit"
+OURS_SMALL, OURS_LARGE = "ours, small budget", "ours, large budget"
 THEIRS_CACHED, THEIRS_PLAIN = "Cached…RankingLoss", "…RankingLoss"
 GOALS = (
     # ours, theirs, least speed ratio, largest share of their memory
-    (OURS_CACHED, THEIRS_CACHED, 2.0, 0.6),
-    (OURS_BUDGET, THEIRS_CACHED, 2.3, 1.0),
+    (OURS_SMALL, THEIRS_CACHED, 2.0, 0.6),
+    (OURS_LARGE, THEIRS_CACHED, 2.3, 1.0),
     (OURS_PLAIN, THEIRS_PLAIN, 3.7, 0.6),
 )
 
@@ -51,7 +52,7 @@ class Setup:
     steps: int
     threads: int
     chunk: int
-    budget: int
+    budgets: tuple[int, int]
     mini_batch: int
     seed: int = SEED
 
@@ -156,7 +157,8 @@ def run_ours(setup: Setup, name: str) -> list[Step]:
     from hrsa_lightning.modules import ContrastiveModule
 
     model = EmbeddingModel.from_pretrained(setup.backbone, adapter=setup.adapter)
-    budget = {OURS_CACHED: 0, OURS_BUDGET: setup.budget * 2**20, OURS_PLAIN: None}[name]
+    small, large = (budget * 2**20 for budget in setup.budgets)
+    budget = {OURS_CACHED: 0, OURS_SMALL: small, OURS_LARGE: large, OURS_PLAIN: None}[name]
     module = ContrastiveModule(
         model,
         loss=InfoNCELoss(temperature=TEMPERATURE, mask_duplicates=False),  # as theirs
@@ -339,9 +341,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1, help="measured steps of a turn")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
     parser.add_argument("--chunk", type=int, default=1024, help="our max_tokens_per_chunk")
-    parser.add_argument("--budget", type=int, default=1400, help="our activation budget, MiB")
+    parser.add_argument(
+        "--budgets",
+        nargs=2,
+        type=int,
+        default=(700, 1600),
+        metavar=("SMALL", "LARGE"),
+        help="our activation budgets, MiB",
+    )
     parser.add_argument("--mini-batch", type=int, default=16, help="of their cached loss")
-    peers = [OURS_CACHED, OURS_BUDGET, OURS_PLAIN, THEIRS_CACHED, THEIRS_PLAIN]
+    peers = [OURS_CACHED, OURS_SMALL, OURS_LARGE, OURS_PLAIN, THEIRS_CACHED, THEIRS_PLAIN]
     parser.add_argument("--only", nargs="+", choices=range(len(peers)), type=int, help="peers")
     arguments = parser.parse_args()
     names = peers if arguments.only is None else [peers[index] for index in arguments.only]
