@@ -86,6 +86,7 @@ def score_benchmarks(
         DataError: A task's data cannot be had, or mteb refuses the model.
     """
     import mteb
+    from datasets.exceptions import DatasetsError
 
     model: Any = TaskEncoder(name, identity, load)
     scores = []
@@ -102,7 +103,7 @@ def score_benchmarks(
         except (BackboneError, ConfigError):  # of loading the model
             raise
         # Data sets come through many libraries, whose errors have only these in common.
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DatasetsError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise DataError(f"task {task.metadata.name}: {first}") from error
         for failed in result.exceptions or ():  # mteb raises none of data that is not public

@@ -112,19 +112,18 @@ def test_data_that_cannot_be_had_is_one_line(task, tmp_path):
         score_benchmarks([task], "a/model", "v1", Recorder, tmp_path)
 
 
-class Unknown:
-    """Stands for a data set that asks for a login."""
+@pytest.mark.parametrize("kind", ["DatasetNotFoundError", "DatasetGenerationError"])
+@pytest.mark.parametrize("public", [True, False])
+def test_data_that_cannot_be_loaded_is_one_line(public, kind, task, tmp_path, monkeypatch):
+    """Of data that is not public mteb raises nothing, but returns no result."""
+    from datasets import exceptions
 
-    def __call__(self, *_, **__):
-        from datasets.exceptions import DatasetNotFoundError
+    def load(**_):
+        raise getattr(exceptions, kind)("Dataset 'local' is gated")
 
-        raise DatasetNotFoundError("Dataset 'local' is gated")
-
-
-def test_data_that_is_not_public_is_one_line(task, tmp_path, monkeypatch):
-    closed = task.metadata.model_copy(update={"is_public": False})
-    monkeypatch.setattr(type(task), "metadata", closed)
-    monkeypatch.setattr(task, "load_data", Unknown())
+    metadata = task.metadata.model_copy(update={"is_public": public})
+    monkeypatch.setattr(type(task), "metadata", metadata)
+    monkeypatch.setattr(task, "load_data", load)
     with pytest.raises(DataError, match="task LocalRetrieval: Dataset 'local' is gated"):
         score_benchmarks([task], "a/model", "v1", Recorder, tmp_path)
 
