@@ -30,6 +30,9 @@ keys used most (all of them: --print-config):
   seed=1  output_dir=runs  resume=false
 """
 
+_ASIDE = ("checkpoint.", "description", "output_dir", "resume", "trainer.enable_progress_bar")
+"""Settings that no result depends on."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
@@ -183,7 +186,10 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
     from hrsa_lightning.reporting.facts import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
-    log_settings(trainer, flat_settings(config), headline_tags(trainer.callback_metrics))
+    settings = {
+        key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
+    }
+    log_settings(trainer, settings, headline_tags(trainer.callback_metrics))
 
 
 if __name__ == "__main__":
