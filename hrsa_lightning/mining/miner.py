@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -261,24 +262,32 @@ class Mining:
             dropped = ", ".join(f"{n} {why}" for why, n in summary["dropped"].items() if n)
             raise DataError(f"no pair is left, and nothing is written ({dropped})")
         written = summary_file(self._out)
-        pairs = tqdm(
-            np.flatnonzero(decided.kept),
-            "writing",
-            unit="pair",
-            disable=None if self.progress else True,
-        )
-        chosen = np.asarray(found["negatives"])
-        with complete_files([*self._files, written]) as opened:
-            for number in pairs:
-                pair = texts.pair(int(number))
-                negatives = [texts.passage(int(n)) for n in chosen[number] if n >= 0]
-                if options.keep_existing:
-                    negatives = passages_of(pair)[len(pair.positives) :] + negatives
-                source = int(np.searchsorted(texts.first_pairs, number, side="right")) - 1
-                opened[self._files[source]].write(training_line(pair, negatives))
+        kept = np.flatnonzero(decided.kept)
+        silent = None if self.progress else True
+        with (
+            complete_files([*self._files, written]) as opened,
+            tqdm(None, "writing", len(kept), unit="pair", disable=silent) as bar,
+        ):
+            for begin in range(0, len(kept), PAIRS_PER_BLOCK):
+                block = kept[begin : begin + PAIRS_PER_BLOCK]
+                sources = np.searchsorted(texts.first_pairs, block, side="right") - 1
+                for source, line in zip(sources, self._lines(block, found), strict=True):
+                    opened[self._files[source]].write(line)
+                bar.update(len(block))
             opened[written].write(json.dumps(summary, indent=1) + "\n")
             self._work.begin_renaming([*self._files, written])
         return summary
+
+    def _lines(self, pairs: NDArray[np.int64], found: NDArray[Any]) -> Iterator[str]:
+        """Pairs with their negatives in the training format."""
+        chosen = np.asarray(found["negatives"][pairs])
+        mined = self._texts.passages(chosen[chosen >= 0])
+        for number, count in zip(pairs.tolist(), (chosen >= 0).sum(1).tolist(), strict=True):
+            pair = self._texts.pair(number)
+            existing = (
+                passages_of(pair)[len(pair.positives) :] if self.options.keep_existing else []
+            )
+            yield training_line(pair, [*existing, *islice(mined, count)])
 
 
 def _fingerprint(content: Any) -> str:

@@ -151,11 +151,19 @@ class PairTexts:
 
     def read_passages(self, begin: int, end: int) -> list[str]:
         """Read passages `begin` to `end`."""
-        return [text for text, _ in self._at(self._passage_place[begin:end])]
+        return [text for text, _ in self.passages(np.arange(begin, end))]
 
-    def passage(self, number: int) -> Passage:
-        """Read one passage."""
-        return next(self._at(self._passage_place[number : number + 1]))
+    def passages(self, numbers: Integers) -> Iterator[Passage]:
+        """Read passages."""
+        places = self._passage_place[numbers]
+        owners = np.searchsorted(self._offsets, places, side="right") - 1
+        within = places - self._offsets[owners]
+        read, own = -1, list[Passage]()
+        # Neighbors come from one pair more often than not, and pairs are parsed when they are read.
+        for owner, place in zip(owners.tolist(), within.tolist(), strict=True):
+            if owner != read:
+                read, own = owner, passages_of(self.pair(owner))
+            yield own[place]
 
     def positives(self, pairs: Integers) -> tuple[Integers, Integers]:
         """The positives of `pairs`: each with its position in `pairs`, and its number."""
@@ -191,16 +199,6 @@ class PairTexts:
         counts = np.bincount(owner, minlength=len(texts))
         position, at = _ranges((counts.cumsum() - counts)[asked], counts[asked])
         return position, passage[at]
-
-    def _at(self, places: Integers) -> Iterator[Passage]:
-        owners = np.searchsorted(self._offsets, places, side="right") - 1
-        within = places - self._offsets[owners]
-        read, own = -1, list[Passage]()
-        # Neighbors come from one pair more often than not, and pairs are parsed when they are read.
-        for owner, place in zip(owners.tolist(), within.tolist(), strict=True):
-            if owner != read:
-                read, own = owner, passages_of(self.pair(owner))
-            yield own[place]
 
     def _read(self, progress: bool) -> Digests:
         """Write the columns of what is in the pairs; returns that of the queries."""

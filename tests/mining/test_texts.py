@@ -27,7 +27,7 @@ def _texts(tmp_path, corpus):
 
 def _own(texts, corpus, pair):
     _, rows = texts.own(corpus, np.array([pair]))
-    return {texts.passage(corpus.first_passage + int(row))[0] for row in rows}
+    return {text for text, _ in texts.passages(corpus.first_passage + rows)}
 
 
 def test_numbers_follow_first_appearance(tmp_path):
@@ -99,7 +99,7 @@ def test_own_passages_are_all_of_the_documents_that_answer(tmp_path):
     assert _own(texts, corpus, 0) == _own(texts, corpus, 1) == {"a", "b", "c", "e", "f"}
     assert _own(texts, corpus, 2) == {"f", "d"}
     assert _own(texts, corpus, 3) == {"d"}
-    assert [texts.passage(number) for number in range(6)] == [
+    assert list(texts.passages(np.arange(6))) == [
         ("a", "1"), ("b", "2"), ("c", "2"), ("d", "3"), ("e", None), ("f", "1"),
     ]  # fmt: skip
 
