@@ -30,7 +30,7 @@ _FLOAT_BYTES = 4
 _WINDOW = 32
 """Batches whose texts are tokenized at once and sorted by their numbers of tokens."""
 
-_CPU_SLOTS = 2048
+_CPU_SLOTS = 1024
 """Most tokens, padding included, of a forward pass on a CPU. There larger batches gain nothing, and
 their activations come as fresh pages from the system instead of out of its caches."""
 
