@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give back to the kernel what is free, from now on too. Does nothing without glibc."""
+    """Give back what is free, and let glibc do so again. Does nothing without glibc."""
     if libc := _glibc():
         libc.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
