@@ -170,23 +170,25 @@ def test_names_of_recipes_backbones_are_known():
 
 @pytest.mark.slow
 def test_a_real_step_takes_the_memory_that_is_planned(tmp_path):
-    """Resident memory of one forward and backward pass, to 5 %.
+    """Resident memory after a forward pass, to 5 %, and at its most in the backward pass, to 10 %.
 
     With glibc's threshold held low, freed blocks go back to the system at once; by default it keeps
     them, and the resident memory of the same step is twice what is in use.
     """
     folder = make_backbone(tmp_path, hidden=256, layers=6)
     program = f"""
-import resource, torch
+import psutil, resource, torch
 from hrsa_lightning.models import EmbeddingModel
 model = EmbeddingModel.from_pretrained({str(folder)!r}, lora={{"r": 16, "lora_dropout": 0.0}})
 tokens = torch.ones(48, 128, dtype=torch.long)
 mask = tokens.clone()
 mask[0, 64:] = 0
 model(tokens[:1, :4], mask[:1, :4]).sum().backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model(tokens, mask).sum().backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+before = psutil.Process().memory_info().rss  # loading may have taken more for a moment
+loss = model(tokens, mask).sum()
+print(psutil.Process().memory_info().rss - before)
+loss.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -202,4 +204,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
         lora={"r": 16, "lora_dropout": 0.0},
         width=128,
     )
-    assert float(done.stdout.split()[-1]) == pytest.approx(sizes.graph_bytes(48), rel=0.05)
+    kept, most = map(float, done.stdout.split())
+    assert kept == pytest.approx(sizes.graph_bytes(48), rel=0.05)
+    # The first layers of the backward pass hold gradients beside the whole graph.
+    assert most == pytest.approx(sizes.graph_bytes(48), rel=0.1)
