@@ -5,8 +5,8 @@
     python benchmarks/monitor.py --model training --threads 2
 
 The first two count CPU seconds of this process. Passes and evaluations alternate, and the ratio is
-the median of those of neighbors. The monitor has the whole HRSA set of metrics at every layer and at
-the output, against the start.
+the median of those of neighbors. The monitor has the whole HRSA set of metrics at every layer and
+at the output, against the start.
 
 `--model training` times whole runs of a small decoder, with a monitor of max_overhead=0.02 that
 evaluates as often as that allows, without, and once more without, which shows the noise. The three
