@@ -21,6 +21,7 @@ PACKAGES = [
     "modules",
     "plots",
     "reporting",
+    "sources",
 ]
 INNER = {"comparison", "evaluation", "exporting", "planning", "representations"}
 """Packages that offer their modules to the others and no names of their own."""
