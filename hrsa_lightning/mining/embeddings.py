@@ -17,6 +17,9 @@ from hrsa_lightning.errors import DataError
 TEXTS_PER_BLOCK = 2048
 """Texts that are encoded and written together."""
 
+_ROWS_AT_ONCE = 256
+"""Rows that are held in float64."""
+
 
 def embed_file(
     path: Path,
@@ -67,7 +70,7 @@ def embed_file(
             for begin in range(done, num_texts, TEXTS_PER_BLOCK):
                 end = min(begin + TEXTS_PER_BLOCK, num_texts)
                 rows = to_unit_rows(embed(begin, end), end - begin, dim, name)
-                file.write(rows.tobytes())
+                file.write(rows.data)
                 file.flush()
                 os.fsync(file.fileno())
                 bar.update(end - begin)
@@ -96,8 +99,13 @@ def to_unit_rows(
             f"embedding {name}: expected an array of shape ({num_texts}, {dim or 'features'}), "
             f"got {rows.shape}"
         )
-    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise DataError(f"embedding {name}: the model gives embeddings that are not finite or zero")
-    unit: NDArray[np.float32] = (rows / lengths).astype(np.float32)
+    unit = np.empty_like(rows)
+    for begin in range(0, num_texts, _ROWS_AT_ONCE):
+        part = rows[begin : begin + _ROWS_AT_ONCE].astype(np.float64)
+        lengths = np.linalg.norm(part, axis=1, keepdims=True)
+        if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+            raise DataError(
+                f"embedding {name}: the model gives embeddings that are not finite or zero"
+            )
+        unit[begin : begin + _ROWS_AT_ONCE] = part / lengths
     return unit
