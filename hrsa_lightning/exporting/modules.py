@@ -1,9 +1,9 @@
 """A module for sentence-transformers that is an `EmbeddingModel`: the same tokens, masks, pooling.
 
-sentence-transformers' own modules count an instruction's tokens once per batch, which cannot say
-for each text where its first word begins. Where a model needs that, or is an adapter on a
-backbone, an export's modules.json names this class, and sentence-transformers imports it when it
-is asked to with `trust_remote_code=True`; the code is that of the installed package.
+sentence-transformers' own modules count an instruction's tokens without the text behind it, and
+weights of positions from the instruction on. Where that gives other embeddings, or the model is an
+adapter on a backbone, an export's modules.json names this class, and sentence-transformers imports
+it when it is asked to with `trust_remote_code=True`; the code is that of the installed package.
 """
 
 import shutil

@@ -201,8 +201,8 @@ def _facts(made: _Made, samples: Samples) -> list[str]:
         f"Passages are encoded as in training (to {made.passages:.0e}). Of {len(made.queries)}"
         f" queries with an instruction {made.num_differing} differed, by up to"
         f" {float(made.queries.max()):.2f} in a component: sentence-transformers counts the"
-        " instruction's tokens once for all texts, and where a text's first word does not take in"
-        " the space before it (digits, Chinese), that space is pooled with the text."
+        " instruction's tokens without the text behind it, and weights of positions from the"
+        " instruction on."
     ]
 
 

@@ -125,7 +125,10 @@ class EmbeddingTokenizer:
     part are left out of the pooling; an empty instruction makes it a plain text. Two ways to find
     them:
 
-    - "offsets": a token that holds any character of the text belongs to the text.
+    - "offsets": a token that holds any character of the text belongs to the text, and so does the
+      template's last space: most tokenizers join it to the first word, and where they do not
+      (digits, Chinese) it is left with the text as well. The tokens that are left out are thus the
+      same for all texts behind one instruction, as sentence-transformers needs them to be.
     - "authors": as many tokens as the first part has when tokenized alone, as in the code of arXiv
       2601.21192 (and in sentence-transformers). The template's last space, a token of its own when
       alone, joins the first word of the text, so that this word's first token is left out too.
@@ -238,8 +241,8 @@ class EmbeddingTokenizer:
         )
         rows: list[list[int]] = []
         starts: list[int] = []
-        for (prefix, _), encoding in zip(split, batch.encodings, strict=True):
-            start = self._content_start(encoding, prefix) if prefix else 0
+        for (prefix, content), encoding in zip(split, batch.encodings, strict=True):
+            start = self._content_start(encoding, prefix, content) if prefix else 0
             rows.append(self._finish(encoding.ids))
             starts.append(start)
         lengths = torch.tensor([len(row) for row in rows])
@@ -265,18 +268,21 @@ class EmbeddingTokenizer:
             return [*ids, int(eos)]
         return ids or [int(self.tokenizer.pad_token_id if eos is None else eos)]
 
-    def _content_start(self, encoding: Any, prefix: str) -> int:
+    def _content_start(self, encoding: Any, prefix: str, content: str) -> int:
         """Index of the first token of a row that belongs to the text behind `prefix`."""
         if self.instruction_mask == "authors":
             special = encoding.special_tokens_mask
             leading = special.index(0) if 0 in special else len(special)
             return leading + self._num_tokens(prefix)
-        start = encoding.char_to_token(len(prefix))
+        if not content:
+            return len(encoding.ids)
+        begin = len(prefix.rstrip(" "))
+        start = encoding.char_to_token(begin)
         if start is not None:
             return int(start)
-        # The first character is in no token (some tokenizers drop spaces), or there is no text.
+        # That character is in no token (some tokenizers drop spaces), or the row ends before it.
         ends = (end for _, end in encoding.offsets)
-        return next((i for i, end in enumerate(ends) if end > len(prefix)), len(encoding.ids))
+        return next((i for i, end in enumerate(ends) if end > begin), len(encoding.ids))
 
     def _num_tokens(self, prefix: str) -> int:
         return len(self.tokenizer(prefix, add_special_tokens=False).input_ids)

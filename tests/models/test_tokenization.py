@@ -103,6 +103,7 @@ class TestInstructionMask:
             "naïve café – déjà vu",
             "数を足す",
             "🙂 is four bytes",
+            "2020 was a leap year",
             "Query: Query: again",
             "Instruct: " + INSTRUCTION,
         ],
@@ -111,10 +112,8 @@ class TestInstructionMask:
         self, tokenizer: EmbeddingTokenizer, content: str
     ) -> None:
         left_out, pooled = _pieces(tokenizer, (INSTRUCTION, content))
-        # The template's last space joins a text that begins with a letter.
-        assert left_out + pooled == PREFIX + content
-        assert left_out in (PREFIX, PREFIX[:-1])
-        assert pooled in (content, " " + content)
+        # The template's last space goes with the text, whether it is a token of its own or not.
+        assert (left_out, pooled) == (PREFIX[:-1], " " + content)
 
     def test_authors_leave_out_the_first_token_of_the_text_too(self) -> None:
         authors = EmbeddingTokenizer(make_tokenizer(), instruction_mask="authors")
@@ -176,7 +175,7 @@ class TestInstructionMask:
         encoding = tokenizer.tokenizer(prefix + content, return_offsets_mapping=True)
         tokens = tokenizer.encode([(instruction, content)], 1000)
         assert tokens.input_ids.tolist() == encoding["input_ids"]
-        expected = [end > len(prefix) for _, end in encoding["offset_mapping"]]
+        expected = [end >= len(prefix) for _, end in encoding["offset_mapping"]]
         assert tokens.pool_mask.tolist() == expected
 
 
