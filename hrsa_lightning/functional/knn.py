@@ -36,6 +36,9 @@ SPARE = 8
 
 ROWS_PER_PRODUCT = 256
 
+TABLE_BYTES = 4 * 2**20
+"""Room for the places of all samples in the lists of some rows: small enough for a cache."""
+
 COLUMNS_PER_GROUP = 8
 """The k largest of a row are looked for in the k groups of columns with the largest maxima."""
 
@@ -350,12 +353,19 @@ def overlap_of_neighbors(
         ks: numbers of neighbors.
         overlap: see `knn_overlap`.
     """
-    widest = near_x.shape[1]
-    both, order = torch.cat((near_x, near_y), dim=1).int().sort(dim=1)
-    # Place of each neighbor in its list; one that both lists have counts from the later place on.
-    place = order % widest
-    later = torch.maximum(place[:, 1:], place[:, :-1])
-    later[both[:, 1:] != both[:, :-1]] = widest
+    n, widest = near_x.shape
+    step = min(n, rows_per_chunk(4 * n, TABLE_BYTES))
+    # Place of every sample in the second list of some rows; one that is in both lists of a row
+    # counts from the later place on.
+    table = torch.full((step, n), widest, dtype=torch.int32, device=near_x.device)
+    places = torch.arange(widest, dtype=torch.int32, device=near_x.device).expand(step, -1)
+    later = torch.empty_like(near_x, dtype=torch.int32)
+    for start in range(0, n, step):
+        first, second = near_x[start : start + step], near_y[start : start + step]
+        part, own = table[: len(first)], places[: len(first)]
+        part.scatter_(1, second, own)
+        torch.maximum(part.gather(1, first), own, out=later[start : start + step])
+        part.scatter_(1, second, widest)
     values = {}
     for k in ks:
         shared = (later < k).sum(1).double()
