@@ -84,12 +84,12 @@ def _mean_and_squares(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def correlation_from_moments(moments: PairMoments) -> DimensionCorrelationResult:
     """Dimension-wise correlation of streamed moments; see `dimension_correlation`."""
-    xx, yy, xy = moments.centered()
+    sum_x, sum_y = moments.sum_x.sum(0), moments.sum_y.sum(0)
     offset_x, offset_y = moments.mean_offsets()
     return summarize_correlation(
-        xy.diagonal(),
-        xx.diagonal(),
-        yy.diagonal(),
+        moments.cross.diagonal(dim1=1, dim2=2).sum(0) - sum_x * offset_y,
+        moments.self_x.diagonal() - sum_x * offset_x,
+        moments.self_y.diagonal() - sum_y * offset_y,
         moments.center_x + offset_x,
         moments.center_y + offset_y,
         int(moments.count.sum()),

@@ -47,8 +47,10 @@ class LinearCKA(PairMetric):
             self._floors = {"cka": 0.0} if self.debiased else {}
             return self._value_of(x, y, None, None)
         moments = self._moments()
-        plain_floor = float(permutation_floor(moments))
-        self._floors = {"cka": 0.0} if self.debiased else {"cka_plain": plain_floor}
+        if self.debiased:
+            self._floors = {"cka": 0.0}
+        else:
+            self._floors = {"cka_plain": float(permutation_floor(moments))}
         return cka_from_moments(moments, self.debiased)
 
     def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
