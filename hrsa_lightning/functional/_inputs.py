@@ -151,6 +151,8 @@ def check_ids(
 
 def id_words(ids: list[int | str], device: torch.device) -> Tensor:
     """Ids as int64 (n,): an int is itself, a str its hash."""
+    if all(type(v) is int and -_SIGN_BIT <= v < _SIGN_BIT for v in ids):
+        return torch.tensor(ids, dtype=torch.int64, device=device)
     return torch.tensor([_id_word(v) for v in ids], dtype=torch.int64, device=device)
 
 

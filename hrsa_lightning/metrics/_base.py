@@ -282,6 +282,9 @@ class PairMetric(Metric):
     @contextmanager
     def synchronized_for(self, members: Sequence["PairMetric"]) -> Iterator[None]:
         """Exchange the state once for metrics that share it, this one among them."""
+        if not self.distributed_available_fn():
+            yield
+            return
         to_sync = self._to_sync
         self.sync(should_sync=to_sync)
         for member in members:
