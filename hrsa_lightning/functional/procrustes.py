@@ -205,7 +205,8 @@ def _cross_moments(
 ) -> PairMoments:
     num_halves = 1 if judged is None else 2
     moments = PairMoments.zeros(x.shape[1], y.shape[1], num_halves, x.device, own=False)
-    moments.add(x, y, judged, chunk_bytes, dtype=dtype)
+    # The other half is left to the decomposition.
+    moments.add(x, y, judged, -(-chunk_bytes // 2), dtype=dtype)
     return moments
 
 
