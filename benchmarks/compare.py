@@ -56,21 +56,19 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=320, help="a multiple of 8")
-    parser.add_argument("--texts", type=int, default=768)
+    parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--part", choices=("prepare", "imports", "probe_imports", *METRICS), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--part", choices=("prepare", "imports", *METRICS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part == "prepare":
         prepare(arguments.folder, arguments.layers, arguments.width, arguments.texts)
     elif arguments.part == "imports":
-        import transformers.models.qwen2.modeling_qwen2
-    elif arguments.part == "probe_imports":
-        import sentence_transformers  # noqa: F401
-        import sklearn.linear_model  # noqa: F401
         import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+
+        from benchmarks.peers import import_theirs
+
+        import_theirs()
     elif arguments.part:
         run_authors(arguments.part, arguments.folder)
     else:
@@ -87,8 +85,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
     sizes = {"layers": arguments.layers, "width": arguments.width, "texts": arguments.texts}
     part("prepare", *(f"--{name}={value}" for name, value in sizes.items()))
-    imports = {name: part("probe_imports" if name == "probe" else "imports") for name in METRICS}
-    authors = {name: part(name).above(imports[name]) for name in METRICS}
+    imports = part("imports")
+    authors = {name: part(name).above(imports) for name in METRICS}
     ours_imports = run(arguments.threads, "-c", "import hrsa_lightning.comparison.results")
     models = [str(folder / "a"), str(folder / "b"), "--texts", str(folder / "texts.jsonl")]
     command = ["-m", "hrsa_lightning.compare", *models, "--max-length", str(MAX_LENGTH)]
@@ -234,6 +232,7 @@ def run_authors(name: str, folder: Path) -> None:
     """One of their five runs."""
     from benchmarks import peers
 
+    peers.import_theirs()
     if name == "probe":
         authors_probe(folder)
         return

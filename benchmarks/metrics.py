@@ -116,24 +116,29 @@ def _large_product(_: Pairs) -> Callable[[], Any]:
 HEATMAP, MATCHED, ROTATION = "A CKA heatmap 12 x 12", "A CKA x 12", "A Procrustes x 12"
 KNN, CORRELATION, PROBE, PRODUCT = "A k-NN x 12", "A correlation x 12", "A probe", "product"
 OURS, KEPT = "ours", "ours, reference kept"
-AUTHORS = "the authors' way"
+AUTHORS, LEAN = "the authors' way, as published", "the authors' way, no garbage collected"
+THEIRS = "sentence_transformers"
 NUMPY = "NumPy, debiased, written out"
 IN_SAMPLE = each(F.orthogonal_procrustes, protocol="in_sample")
 IN_SAMPLE_NAME = "ours, in sample, all values"
 CASES = [
     Case(HEATMAP, "ours, plain and debiased", "A", heatmap, _half_grams, cuda=True),
     Case(HEATMAP, "pytorch-cka, debiased", "A", peers.pytorch_cka_heatmap, needs="cka"),
-    Case(HEATMAP, AUTHORS, "A", peers.authors_heatmap, cuda=True),
+    Case(HEATMAP, AUTHORS, "A", peers.as_published(peers.authors_heatmap), needs=THEIRS,
+         cuda=True),
+    Case(HEATMAP, LEAN, "A", peers.without_collecting(peers.authors_heatmap), cuda=True),
     Case(MATCHED, OURS, "A", each(F.linear_cka), _own_and_cross, cuda=True),
     Case(MATCHED, KEPT, "A", each_kept(F.linear_cka),
          lambda n, d: 0.75 * _own_and_cross(n, d), cuda=True),
     Case(MATCHED, NUMPY, "A", peers.numpy_cka),
-    Case(MATCHED, AUTHORS, "A", peers.authors_matched, cuda=True),
+    Case(MATCHED, LEAN, "A", peers.without_collecting(peers.authors_matched), cuda=True),
     Case(ROTATION, IN_SAMPLE_NAME, "A", IN_SAMPLE, _own_and_cross, cuda=True),
     Case(ROTATION, "ours, held out, all values", "A", each(F.orthogonal_procrustes),
          lambda n, d: 0.75 * _own_and_cross(n, d), cuda=True),
     Case(ROTATION, "scipy, distance only", "A", peers.scipy_distance, needs="scipy"),
-    Case(ROTATION, AUTHORS, "A", each(peers.authors_procrustes), cuda=True),
+    Case(ROTATION, AUTHORS, "A", peers.as_published(peers.authors_rotations), needs=THEIRS,
+         cuda=True),
+    Case(ROTATION, LEAN, "A", peers.without_collecting(peers.authors_rotations), cuda=True),
     Case(KNN, OURS, "A", each(F.knn_overlap, k=KS), _half_grams, cuda=True),
     Case(KNN, KEPT, "A", each_kept(F.knn_overlap, k=KS), lambda n, d: _half_grams(n, d) / 2,
          cuda=True),

@@ -2,10 +2,13 @@
 
 Functions named "authors" follow, in our own words, what the scripts published with arXiv 2601.21192
 do (github.com/HKUST-KnowComp/Reasoning-Embedding, folder hrsa/metrics, commit 761051b), in their
-default float32.
+default float32. Those scripts collect garbage after every step, which takes the longer the more
+objects are alive, and importing any of them imports all that they need together; so `as_published`
+imports the same, and `without_collecting` shows what is left without either.
 """
 
 import gc
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +31,48 @@ def pytorch_cka_heatmap(pairs: Pairs) -> Callable[[], Any]:
 
     xs, ys = torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
     return lambda: cka_from_features(xs, ys)
+
+
+AUTHORS_IMPORTS = (
+    "datasets",
+    "matplotlib.pyplot",
+    "pandas",
+    "sentence_transformers",
+    "sklearn.linear_model",
+    "sklearn.decomposition",
+    "transformers",
+)
+
+
+def import_theirs() -> None:
+    """Import what their package imports, whichever of its programs is run."""
+    for name in AUTHORS_IMPORTS:
+        importlib.import_module(name)
+
+
+def as_published(
+    make: Callable[[Pairs], Callable[[], Any]],
+) -> Callable[[Pairs], Callable[[], Any]]:
+    """Their procedure in a process that has imported what their package imports."""
+
+    def with_imports(pairs: Pairs) -> Callable[[], Any]:
+        import_theirs()
+        return make(pairs)
+
+    return with_imports
+
+
+def without_collecting(
+    make: Callable[[Pairs], Callable[[], Any]],
+) -> Callable[[Pairs], Callable[[], Any]]:
+    """Their procedure where no garbage is collected."""
+
+    def uncollected(pairs: Pairs) -> Callable[[], Any]:
+        global collect_garbage
+        collect_garbage = lambda: None  # noqa: E731
+        return make(pairs)
+
+    return uncollected
 
 
 def authors_heatmap(pairs: Pairs) -> Callable[[], Any]:
@@ -55,7 +100,7 @@ def authors_matched(pairs: Pairs) -> Callable[[], Any]:
 
 
 def collect_garbage() -> None:
-    """What their scripts do after every step; here without the many objects of their imports."""
+    """What their scripts do after every step."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -92,6 +137,11 @@ def scipy_rotation(pairs: Pairs) -> Callable[[], Any]:
         return [orthogonal_procrustes(x - x.mean(0), y - y.mean(0)) for x, y in arrays(pairs)]
 
     return run
+
+
+def authors_rotations(pairs: Pairs) -> Callable[[], Any]:
+    """`authors_procrustes` of every pair."""
+    return lambda: [authors_procrustes(x, y) for x, y in pairs]
 
 
 def authors_procrustes(x: Tensor, y: Tensor) -> dict[str, float]:

@@ -345,7 +345,7 @@ def main() -> None:
         "--budgets",
         nargs=2,
         type=int,
-        default=(700, 1700),
+        default=(700, 1300),
         metavar=("SMALL", "LARGE"),
         help="our activation budgets, MiB",
     )
