@@ -119,7 +119,9 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     try:
         trainer.fit(module, data, ckpt_path=checkpoint)
     except SystemExit:  # how Lightning ends a fit that the user interrupted
-        print(f"stopped at step {trainer.global_step}; the same command goes on from {folder}")
+        saved = step_of(newest_checkpoint(folder / "checkpoints"))
+        then = f"goes on from step {saved} in {folder}" if saved else "begins anew"
+        print(f"stopped at step {trainer.global_step}; the same command {then}")
         return 130
     adapters = folder / "adapters"
     if not adapters.is_dir():  # resumed at its last step, a run does not train and so does not end
