@@ -29,6 +29,7 @@ from hrsa_lightning.modules import PairedContrastiveModule
 from hrsa_lightning.modules.sharding import FullyShardedStrategy
 from hrsa_lightning.schema import Config, LossConfig, nearest
 from hrsa_lightning.shelf import resolve_path
+from hrsa_lightning.sources.loading import loading_options
 
 ALLOWED = (Callback, Logger, Strategy)
 """What a recipe may name as `_target_`; anything else is refused."""
@@ -98,17 +99,11 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
         name: EmbeddingModel.from_pretrained(
             arm.backbone,
             revision=arm.revision,
-            dtype=model.dtype,
-            attn_implementation=model.attn_implementation,
-            attention=model.attention,
-            pooling=model.pooling,
-            normalize=model.normalize,
             lora=dataclasses.asdict(model.lora) if model.lora else None,
             seed=arm_seed(config, name),
             gradient_checkpointing=model.gradient_checkpointing,
-            trust_remote_code=model.trust_remote_code,
-            instruction_mask=model.instruction_mask,
             quantization=model.quantization,
+            **loading_options(model),
         )
         for name, arm in config.arms.items()
     }

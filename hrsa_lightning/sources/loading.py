@@ -20,7 +20,7 @@ from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.schema import ModelConfig
 from hrsa_lightning.sources.naming import ADAPTER_FILES, Source
 
-__all__ = ["check_source", "load_model"]
+__all__ = ["check_source", "load_model", "loading_options"]
 
 
 def check_source(source: Source, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -40,6 +40,20 @@ def check_source(source: Source, *, trust_remote_code: bool = False) -> Pretrain
     return config
 
 
+def loading_options(model: ModelConfig) -> dict[str, Any]:
+    """The settings of `EmbeddingModel.from_pretrained` that a trained and a loaded model share."""
+    names = (
+        "dtype",
+        "attn_implementation",
+        "attention",
+        "pooling",
+        "normalize",
+        "instruction_mask",
+        "trust_remote_code",
+    )
+    return {name: getattr(model, name) for name in names}
+
+
 def load_model(source: Source, model: ModelConfig | None = None) -> EmbeddingModel:
     """Load a model, on the CPU and in evaluation mode.
 
@@ -52,18 +66,11 @@ def load_model(source: Source, model: ModelConfig | None = None) -> EmbeddingMod
         BackboneError: See `EmbeddingModel.from_pretrained`; or the weights of an adapter or of a
             checkpoint do not fit the backbone.
     """
-    settings: Any = model or source.model or ModelConfig()
     lora = _exported_lora(source)
     loaded = EmbeddingModel.from_pretrained(
         source.backbone,
         revision=source.revision,
-        dtype=settings.dtype,
-        attn_implementation=settings.attn_implementation,
-        attention=settings.attention,
-        pooling=settings.pooling,
-        normalize=settings.normalize,
-        trust_remote_code=settings.trust_remote_code,
-        instruction_mask=settings.instruction_mask,
+        **loading_options(model or source.model or ModelConfig()),
         lora=lora,
         adapter=None if lora is not None else source.adapter,
     )
