@@ -131,7 +131,7 @@ class Meter:
         self._by_label = measures.by_label
         self._comparer = Comparer(metrics)
         self._unlabeled: Comparer | None = None
-        if measures.metrics != ("probe_transfer",):
+        if measures.by_label and measures.metrics != ("probe_transfer",):
             self._unlabeled = Comparer(_collection(measures, None))
 
     def check_count(self, num_rows: int) -> None:
@@ -156,16 +156,8 @@ class Meter:
         left = x.rows(layer).to(self._device)
         right = y.rows(reference_layer).to(self._device)
         numbers = None if self._labels is None else self._labels.numbers.to(self._device)
-        notes = []
-        comparer: Comparer | None = self._comparer
-        if numbers is not None and left.shape[1] != right.shape[1]:
-            # A probe of one model has no meaning in the features of another width.
-            notes.append(f"probe_transfer needs equal widths: {left.shape[1]}, {right.shape[1]}")
-            comparer, numbers = self._unlabeled, None
-        if comparer is None:
-            raise DataError(notes[0])
-        result = comparer.compare(left, right, numbers)
-        notes += result.notes
+        result = self._comparer.compare(left, right, numbers)
+        notes = list(result.notes)
         values = _values(layer, reference_layer, "", result.values, result.floors)
         if self._by_label:
             within, more = self._measure_within(left, right, layer, reference_layer)
