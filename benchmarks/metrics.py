@@ -142,7 +142,7 @@ CASES = [
     Case(KNN, OURS, "A", each(F.knn_overlap, k=KS), _half_grams, cuda=True),
     Case(KNN, KEPT, "A", each_kept(F.knn_overlap, k=KS), lambda n, d: _half_grams(n, d) / 2,
          cuda=True),
-    Case(KNN, AUTHORS, "A", peers.authors_knn, cuda=True),
+    Case(KNN, LEAN, "A", peers.authors_knn, cuda=True),
     Case(KNN, "faiss, exact", "A", peers.faiss_knn, needs="faiss"),
     Case(KNN, "scikit-learn, sets", "A", peers.sklearn_knn, needs="sklearn"),
     Case(CORRELATION, OURS, "A", each(F.dimension_correlation), cuda=True),

@@ -62,20 +62,21 @@ def as_published(
     return with_imports
 
 
-def without_collecting(
-    make: Callable[[Pairs], Callable[[], Any]],
-) -> Callable[[Pairs], Callable[[], Any]]:
+def without_collecting(make: Callable[..., Callable[[], Any]]) -> Callable[[Pairs], Any]:
     """Their procedure where no garbage is collected."""
-
-    def uncollected(pairs: Pairs) -> Callable[[], Any]:
-        global collect_garbage
-        collect_garbage = lambda: None  # noqa: E731
-        return make(pairs)
-
-    return uncollected
+    return lambda pairs: make(pairs, collect=lambda: None)
 
 
-def authors_heatmap(pairs: Pairs) -> Callable[[], Any]:
+def collect_garbage() -> None:
+    """What their scripts do after every step."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def authors_heatmap(
+    pairs: Pairs, collect: Callable[[], None] = collect_garbage
+) -> Callable[[], Any]:
     """Their matrix over all pairs of layers, from features; garbage is collected after each."""
 
     def run() -> Tensor:
@@ -87,23 +88,18 @@ def authors_heatmap(pairs: Pairs) -> Callable[[], Any]:
             for j, y in enumerate(ys):
                 cross = torch.linalg.norm(x.mT @ y) ** 2
                 values[i, j] = (cross / (norms_x[i] * norms_y[j] + 1e-12)).clamp(0, 1).item()
-                collect_garbage()
+                collect()
         return values
 
     return run
 
 
-def authors_matched(pairs: Pairs) -> Callable[[], Any]:
+def authors_matched(
+    pairs: Pairs, collect: Callable[[], None] = collect_garbage
+) -> Callable[[], Any]:
     """The same for matched layers alone."""
-    parts = [authors_heatmap([pair]) for pair in pairs]
+    parts = [authors_heatmap([pair], collect) for pair in pairs]
     return lambda: [part() for part in parts]
-
-
-def collect_garbage() -> None:
-    """What their scripts do after every step."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def numpy_debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -139,16 +135,20 @@ def scipy_rotation(pairs: Pairs) -> Callable[[], Any]:
     return run
 
 
-def authors_rotations(pairs: Pairs) -> Callable[[], Any]:
+def authors_rotations(
+    pairs: Pairs, collect: Callable[[], None] = collect_garbage
+) -> Callable[[], Any]:
     """`authors_procrustes` of every pair."""
-    return lambda: [authors_procrustes(x, y) for x, y in pairs]
+    return lambda: [authors_procrustes(x, y, collect) for x, y in pairs]
 
 
-def authors_procrustes(x: Tensor, y: Tensor) -> dict[str, float]:
+def authors_procrustes(
+    x: Tensor, y: Tensor, collect: Callable[[], None] = collect_garbage
+) -> dict[str, float]:
     """Their fit on centered rows, judged on the rows as they are, and the entropy of its rows."""
     u, _, v = torch.linalg.svd((x - x.mean(0)).mT @ (y - y.mean(0)), full_matrices=False)
     rotation = u @ v
-    collect_garbage()
+    collect()
     mapped = x @ rotation
     residual = torch.linalg.norm(mapped - y) ** 2 / (torch.linalg.norm(y) ** 2 + 1e-12)
     cosines = torch.nn.functional.cosine_similarity(mapped, y, dim=1, eps=1e-12)
@@ -160,7 +160,7 @@ def authors_procrustes(x: Tensor, y: Tensor) -> dict[str, float]:
         "max_cosine": cosines.max().item(),
         "global_cosine": ((mapped * y).sum() / lengths).item(),
     }
-    collect_garbage()
+    collect()
     shares = rotation.square()
     shares = shares / shares.sum(1, keepdim=True).clamp_min(1e-12)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum(1) / math.log(shares.shape[1])
