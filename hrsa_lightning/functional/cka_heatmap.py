@@ -1,5 +1,6 @@
 """Linear CKA between all pairs of layers of two models."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from hrsa_lightning.functional._moments import location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
-    rows_per_chunk,
     scalar_nan,
     warn_nan,
 )
@@ -25,6 +25,9 @@ from hrsa_lightning.functional._numerics import (
 MIN_SAMPLES = 4
 
 ROWS_PER_PRODUCT = 128
+
+CPU_TILE_SIDE = 512
+"""Rows of a block of Gram matrices that stays in a cache until its products are taken."""
 
 
 def linear_cka_heatmap(
@@ -38,8 +41,8 @@ def linear_cka_heatmap(
 ) -> Tensor:
     """Linear CKA of every layer of one model against every layer of another.
 
-    Uses the Gram form in blocks of rows: one half of a symmetric Gram matrix per layer, shared by
-    all pairs the layer takes part in. Nothing of size n squared is kept.
+    Uses the Gram form in square tiles: one half of a symmetric Gram matrix per layer, shared by all
+    pairs the layer takes part in. Nothing of size n squared is kept.
 
     Args:
         xs: (layers_x, n, d_x), or a list of (n, d_l) with any widths.
@@ -154,7 +157,7 @@ def _layer_list(layers: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
 
 
 def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> _GramSums:
-    """Sums over blocks of rows of all Gram matrices, each computed in its upper half only.
+    """Sums over square tiles of all Gram matrices, those on and above the diagonal.
 
     Rows are measured from a center near them and diagonals kept apart: what is left after the
     corrections in `_hsic_unbiased` is then of the size of the sums, even where a few massive rows
@@ -163,37 +166,58 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
     layers = [*xs, *ys]
     n, num_x, num = xs[0].shape[0], len(xs), len(layers)
     device, dtype = xs[0].device, compute_dtype(*layers)
+    widest = max(layer.shape[1] for layer in layers)
+    side = _tile_side(n, num, widest, dtype.itemsize, chunk_bytes, device)
+    blocks = [slice(start, min(start + side, n)) for start in range(0, n, side)]
+    gram = torch.empty(num * side * side, dtype=dtype, device=device)
+    above, beside = torch.empty(2, side * widest, dtype=dtype, device=device)
+
+    def centered(index: int, rows: slice, buffer: Tensor) -> Tensor:
+        block = layers[index][rows]
+        return torch.sub(block, centers[index], out=buffer[: block.numel()].view(block.shape))
+
     centers = [location(layer.to(dtype)).to(dtype) for layer in layers]
+    totals = [
+        torch.stack([centered(index, rows, above).sum(0) for rows in blocks]).sum(0)
+        for index in range(num)
+    ]
     products = torch.zeros(num, num, dtype=torch.float64, device=device)
     diagonal = torch.empty(n, num, dtype=torch.float64, device=device)
     row = torch.empty_like(diagonal)
-    step = min(n, rows_per_chunk(num * n * dtype.itemsize, chunk_bytes))
-    if step > ROWS_PER_PRODUCT:
-        step -= step % ROWS_PER_PRODUCT
-    gram = torch.empty(num, step, n, dtype=dtype, device=device)
-    for start in range(0, n, step):
-        rows = slice(start, min(start + step, n))
-        block = gram[:, : rows.stop - start, start:]
-        for index, (layer, center) in enumerate(zip(layers, centers, strict=True)):
-            tail = layer[start:].to(dtype) - center
-            if start == 0:
-                diagonal[:, index] = row_norms(tail)
-                row[:, index] = (tail @ tail.sum(0)) - diagonal[:, index]
-            _upper_gram(tail, block[index])
-            block[index].diagonal().zero_()
-        _add_products(block, num_x, products)
+    for number, rows in enumerate(blocks):
+        for columns in blocks[number:]:
+            size = (rows.stop - rows.start, columns.stop - columns.start)
+            tile = gram[: num * size[0] * size[1]].view(num, *size)
+            for index in range(num):
+                left = centered(index, rows, above)
+                if columns is rows:
+                    diagonal[rows, index] = row_norms(left)
+                    row[rows, index] = (left @ totals[index]) - diagonal[rows, index]
+                    _upper_square(left, tile[index])
+                    tile[index].diagonal().zero_()
+                else:
+                    torch.matmul(left, centered(index, columns, beside).mT, out=tile[index])
+            if columns is rows:
+                _add_upper_products(tile, num_x, products)
+            else:
+                _add_products(tile, num_x, 2, products)
     return _GramSums(products, diagonal, row)
 
 
-def _upper_gram(tail: Tensor, out: Tensor) -> None:
-    """Products of the first rows of ``tail`` with all of them, above the diagonal.
+def _tile_side(
+    n: int, layers: int, width: int, itemsize: int, chunk_bytes: int, device: torch.device
+) -> int:
+    """Rows of a tile such that the tiles of all layers and two blocks of rows fit the chunk.
 
-    What is below the diagonal in between keeps its old content.
+    On a CPU no more than stay in its cache until they are added up.
     """
-    rows = out.shape[0]
-    if rows < len(tail):
-        torch.matmul(tail[:rows], tail[rows:].mT, out=out[:, rows:])
-    _upper_square(tail[:rows], out[:, :rows])
+    side = n if device.type != "cpu" else min(n, CPU_TILE_SIDE)
+    room = chunk_bytes / itemsize
+    # layers * side^2 + 2 * width * side = room
+    side = min(side, int((math.sqrt(width**2 + layers * room) - width) / layers))
+    if side > ROWS_PER_PRODUCT:
+        side -= side % ROWS_PER_PRODUCT
+    return max(1, side)
 
 
 def _upper_square(rows: Tensor, out: Tensor) -> None:
@@ -207,16 +231,21 @@ def _upper_square(rows: Tensor, out: Tensor) -> None:
     _upper_square(rows[half:], out[half:, half:])
 
 
-def _add_products(gram: Tensor, num_x: int, products: Tensor) -> None:
-    """Add inner products of blocks of Gram matrices (layers, rows, columns), counted both ways.
+def _add_upper_products(tile: Tensor, num_x: int, products: Tensor) -> None:
+    """`_add_products` of tiles on the diagonal, of which the upper half is there."""
+    for top in range(0, tile.shape[1], ROWS_PER_PRODUCT):
+        end = min(top + ROWS_PER_PRODUCT, tile.shape[1])
+        _add_products(tile[:, top:end, top:end], num_x, 1, products)
+        _add_products(tile[:, top:end, end:], num_x, 2, products)
+
+
+def _add_products(gram: Tensor, num_x: int, weight: int, products: Tensor) -> None:
+    """Add weighted inner products of blocks of Gram matrices (layers, rows, columns).
 
     Rows are added up in the dtype of the blocks, sums of rows in float64.
     """
-    for top in range(0, gram.shape[1], ROWS_PER_PRODUCT):
-        end = min(top + ROWS_PER_PRODUCT, gram.shape[1])
-        for columns, weight in ((slice(top, end), 1), (slice(end, None), 2)):
-            block = gram[:, top:end, columns].transpose(0, 1)
-            pairs = torch.bmm(block[:, :num_x], block[:, num_x:].mT)
-            products[:num_x, num_x:] += weight * pairs.sum(0, dtype=torch.float64)
-            squares = torch.linalg.vector_norm(block, dim=2).double().square()
-            products.diagonal().add_(weight * squares.sum(0))
+    block = gram.transpose(0, 1)
+    pairs = torch.bmm(block[:, :num_x], block[:, num_x:].mT)
+    products[:num_x, num_x:] += weight * pairs.sum(0, dtype=torch.float64)
+    squares = torch.linalg.vector_norm(block, dim=2).double().square()
+    products.diagonal().add_(weight * squares.sum(0))
