@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=320, help="a multiple of 8")
-    parser.add_argument("--texts", type=int, default=256)
+    parser.add_argument("--texts", type=int, default=192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--part", choices=("prepare", "imports", *METRICS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

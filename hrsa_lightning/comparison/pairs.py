@@ -13,10 +13,14 @@ from hrsa_lightning.comparison.loading import OUTPUT
 from hrsa_lightning.comparison.options import METRICS, Measures
 from hrsa_lightning.comparison.store import Representations
 from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
 from hrsa_lightning.metrics import PairMetric, hrsa_metrics
 
 __all__ = ["Heatmap", "LabelRows", "Meter", "Value", "heatmap", "pair_layers"]
+
+CHUNK_BYTES = {"cpu": 32 * 2**20}
+"""Working memory of the metrics where it is scarcer than time; elsewhere their default."""
 
 EQUAL_WIDTHS = frozenset({"dimension_correlation", "probe_transfer"})
 """Metrics that compare feature by feature."""
@@ -126,13 +130,14 @@ class Meter:
         # float64, which the metrics need, does not exist on MPS.
         self._device = torch.device("cpu") if device.type == "mps" else device
         num_classes = len(self._labels.names) if self._labels is not None else None
-        metrics = _collection(measures, num_classes)
+        chunk_bytes = CHUNK_BYTES.get(self._device.type, DEFAULT_CHUNK_BYTES)
+        metrics = _collection(measures, num_classes, chunk_bytes)
         self.min_samples = _min_samples(metrics)
         self._by_label = measures.by_label
         self._comparer = Comparer(metrics)
         self._unlabeled: Comparer | None = None
         if measures.by_label and measures.metrics != ("probe_transfer",):
-            self._unlabeled = Comparer(_collection(measures, None))
+            self._unlabeled = Comparer(_collection(measures, None, chunk_bytes))
 
     def check_count(self, num_rows: int) -> None:
         """Refuse texts that are too few for the metrics.
@@ -187,8 +192,10 @@ def heatmap(x: Representations, y: Representations, device: torch.device) -> Hea
     num_rows = x.num_rows[x.layers[0]]
     step = -(-num_rows // HEATMAP_ROWS)
     device = torch.device("cpu") if device.type == "mps" else device
+    # Copies: views would keep all that was mapped to read them.
     left, right = (
-        [model.rows(layer)[::step].to(device) for layer in model.layers] for model in (x, y)
+        [model.rows(layer)[::step].to(device, copy=True) for layer in model.layers]
+        for model in (x, y)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the values of the layers say which are undefined
@@ -196,8 +203,13 @@ def heatmap(x: Representations, y: Representations, device: torch.device) -> Hea
     return Heatmap(x.layers, y.layers, debiased.tolist(), plain.tolist(), len(left[0]))
 
 
-def _collection(measures: Measures, num_classes: int | None) -> MetricCollection:
-    everything = hrsa_metrics(num_classes=num_classes, protocol=measures.protocol, k=measures.k)
+def _collection(measures: Measures, num_classes: int | None, chunk_bytes: int) -> MetricCollection:
+    everything = hrsa_metrics(
+        num_classes=num_classes,
+        protocol=measures.protocol,
+        k=measures.k,
+        chunk_bytes=chunk_bytes,
+    )
     wanted = [
         name
         for name in map(str, everything.keys(keep_base=True))

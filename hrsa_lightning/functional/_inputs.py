@@ -12,6 +12,9 @@ from torch import Tensor
 
 SampleIds: TypeAlias = Tensor | Sequence[int] | Sequence[str]
 
+NUMBERS_AT_ONCE = 2**20
+"""Keys are hashed from the rows in pieces of about so many numbers."""
+
 _SIGN_BIT = 1 << 63
 _WORD = 1 << 64
 
@@ -175,12 +178,16 @@ def sample_keys(y: Tensor, ids: list[int | str] | None) -> Tensor:
     """
     if ids is not None:
         return _mix(id_words(ids, y.device))
-    # Adding zero turns -0.0 into 0.0, which has other bits.
-    bits = (y.float() + 0.0).view(torch.int32)
     columns = torch.arange(y.shape[1], dtype=torch.int64, device=y.device)
-    weights = (_mix(columns) | 1).to(torch.int32)
+    low = (_mix(columns) | 1).to(torch.int32)
     high = _mix(columns + y.shape[1]).to(torch.int32) | 1
-    return _mix((bits * weights).sum(1) + ((bits ^ (bits >> 15)) * high).sum(1) * (1 << 32))
+    words = []
+    for rows in torch.split(y, max(1, NUMBERS_AT_ONCE // max(1, y.shape[1]))):
+        # Adding zero turns -0.0 into 0.0, which has other bits.
+        bits = (rows.float() + 0.0).view(torch.int32)
+        word = (bits * low).sum(1)
+        words.append(word + (bits ^ (bits >> 15)).mul_(high).sum(1) * (1 << 32))
+    return _mix(torch.cat(words))
 
 
 def halves(keys: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from hrsa_lightning.functional._moments import location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
+    rows_per_chunk,
     scalar_nan,
     warn_nan,
 )
@@ -212,7 +213,7 @@ def _tile_side(
     On a CPU no more than stay in its cache until they are added up.
     """
     side = n if device.type != "cpu" else min(n, CPU_TILE_SIDE)
-    room = chunk_bytes / itemsize
+    room = rows_per_chunk(itemsize, chunk_bytes)
     # layers * side^2 + 2 * width * side = room
     side = min(side, int((math.sqrt(width**2 + layers * room) - width) / layers))
     if side > ROWS_PER_PRODUCT:

@@ -1,5 +1,6 @@
 """Overlap of nearest neighbors: local geometry."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, overload
 
@@ -161,47 +162,36 @@ def nearest_neighbors(
     """
     k = max(ks)
     rows, norms, half_norms = _centered_rows(x, similarity)
-    values, found = _search(rows, half_norms, k + 1, chunk_bytes)
+    values, found = _search(rows, half_norms, min(k + SPARE, len(x)), chunk_bytes)
     # What rounding to float32 may have moved: rows, their products, and half norms.
     room = norms + norms[found[:, :k]].max(1).values
     room *= ROUNDING * torch.finfo(rows.dtype).eps
     borders = torch.stack([values[:, size - 1] - values[:, size] for size in ks], dim=1)
-    doubtful = (borders <= room[:, None]).any(1).nonzero()[:, 0]
-    found = found[:, :k].contiguous()
-    step = rows_per_chunk(4 * (k + SPARE) * x.shape[1] * 8, -(-chunk_bytes // 4))
-    for part in torch.split(doubtful, step) if len(doubtful) else ():
-        scores = rows[part] @ rows.mT - half_norms
-        decided, settled = _decide(x, scores, part, k, room[part], similarity)
-        unsettled = part[~settled]
-        found[part] = decided
-        if len(unsettled):
-            found[unsettled] = _exact_neighbors(x, unsettled, k, similarity, chunk_bytes)
-    return found
+    doubtful = (borders <= room[:, None]).any(1)
+    settled = values[:, -1] < values[:, k - 1] - room  # no row beside the candidates comes into it
+    near = found[:, :k].clone()
+    if not bool(doubtful.any()):
+        return near
+    center = x.mean(0, dtype=torch.float64) if similarity == "euclidean" else None
+    step = rows_per_chunk(4 * found.shape[1] * x.shape[1] * 8, -(-chunk_bytes // 4))
+    for part in torch.split((doubtful & settled).nonzero()[:, 0], step):
+        near[part] = _decide(x, part, found[part], center)[:, :k]
+    if len(others := (doubtful & ~settled).nonzero()[:, 0]):
+        near[others] = _exact_neighbors(x, others, k, center, chunk_bytes)
+    return near
 
 
-def _decide(
-    x: Tensor, scores: Tensor, chosen: Tensor, k: int, room: Tensor, similarity: Similarity
-) -> tuple[Tensor, Tensor]:
-    """Order the best candidates of some rows by their float64 similarity, ties by index.
-
-    Returns:
-        (len(chosen), k) indices, and for each row whether no other row can be among them.
-    """
-    count = min(k + SPARE, len(x) - 1)
-    scores.scatter_(1, chosen[:, None], -torch.inf)
-    values, candidates = scores.topk(count)
-    settled = values[:, -1] < values[:, k - 1] - room
-    if count == len(x) - 1:
-        settled = torch.ones_like(settled)
+def _decide(x: Tensor, chosen: Tensor, candidates: Tensor, center: Tensor | None) -> Tensor:
+    """Candidates of some rows in the order of their float64 similarity, ties by index."""
     candidates = candidates.sort(dim=1).values
-    center = x.double().mean(0) if similarity == "euclidean" else None
     left = _exact_rows(x[chosen], center)[:, None]
-    right = _exact_rows(x[candidates.flatten()], center).view(*candidates.shape, -1)
+    right = _exact_rows(x[candidates.flatten()], center).view(*candidates.shape, x.shape[1])
     exact = (left * right).sum(2)
     if center is not None:
         exact -= right.square().sum(2) / 2
-    order = exact.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return candidates.gather(1, order), settled
+    exact[candidates == chosen[:, None]] = -torch.inf
+    order = exact.sort(dim=1, descending=True, stable=True).indices
+    return candidates.gather(1, order)
 
 
 def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,53 +225,78 @@ def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor, T
 def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
     """Values and indices of the k largest scores of each row; each product is computed once.
 
-    The score of j for i is <i, j> - |j|^2 / 2, which falls as the distance grows, and is -inf for
-    i itself.
+    The score of i and j is -|i - j|^2 / 2 from products and half norms, -inf for i itself. Squares
+    on the diagonal come first: the k-th best found there lets little of the others through.
     """
     n = len(rows)
     values = rows.new_full((n, k), -torch.inf)
     found = torch.zeros(n, k, dtype=torch.int64, device=rows.device)
     scores_bytes = max(chunk_bytes - rows.nbytes, -(-chunk_bytes // 4))
-    step = min(n, rows_per_chunk(3 * n * rows.element_size(), scores_bytes))
-    buffer = rows.new_empty(step * n)
-    for start in range(0, n, step):
-        block, later = slice(start, min(start + step, n)), slice(start + step, n)
-        scores = _products(rows, block, buffer)
-        if start + step < n:
-            across = scores[:, step:].mT.clone(memory_format=torch.contiguous_format)
-            across -= half_norms[block]
-            _keep_best(values[later], found[later], across, start)
-            del across
-        scores -= half_norms[start:]
+    most = math.isqrt(rows_per_chunk(3 * rows.element_size(), scores_bytes))
+    side = -(-n // -(-n // most))
+    blocks = [slice(start, min(start + side, n)) for start in range(0, n, side)]
+    buffer = rows.new_empty(side * side)
+    for block in blocks:
+        scores = _own_products(rows[block], buffer)
+        scores.sub_(half_norms[block]).sub_(half_norms[block, None])
         scores.diagonal().fill_(-torch.inf)
-        _keep_best(values[block], found[block], scores, start)
+        _keep_best(values[block], found[block], scores, block.start)
+    for number, block in enumerate(blocks):
+        for other in blocks[number + 1 :]:
+            scores = buffer[: len(rows[block]) * len(rows[other])].view(-1, len(rows[other]))
+            torch.matmul(rows[block], rows[other].mT, out=scores)
+            scores.sub_(half_norms[other]).sub_(half_norms[block, None])
+            _keep_better(values[block], found[block], scores, other.start)
+            _keep_better(values[other], found[other], scores.mT, block.start)
     return values, found
 
 
-def _products(rows: Tensor, block: slice, buffer: Tensor) -> Tensor:
-    """Inner products of a block of rows with itself and all later rows, in a buffer."""
-    size = (block.stop - block.start, len(rows) - block.start)
-    result = buffer[: size[0] * size[1]].view(size)
-    for top in range(0, len(result), ROWS_PER_PRODUCT):
-        end = min(top + ROWS_PER_PRODUCT, len(result))
-        first = block.start + top
-        torch.matmul(rows[first : block.start + end], rows[first:].mT, out=result[top:end, top:])
-        result[end:, top:end] = result[top:end, end : len(result)].mT
+def _own_products(rows: Tensor, buffer: Tensor) -> Tensor:
+    """Inner products of rows with each other in a buffer, each computed once."""
+    size = len(rows)
+    result = buffer[: size * size].view(size, size)
+    for top in range(0, size, ROWS_PER_PRODUCT):
+        end = min(top + ROWS_PER_PRODUCT, size)
+        torch.matmul(rows[top:end], rows[top:].mT, out=result[top:end, top:])
+        result[end:, top:end] = result[top:end, end:].mT
     return result
+
+
+def _keep_better(values: Tensor, found: Tensor, scores: Tensor, offset: int) -> None:
+    """`_keep_best` where few scores are better than the least of the k best of their row."""
+    k = values.shape[1]
+    if scores.is_contiguous():
+        row, column = (scores > values[:, -1:]).nonzero().unbind(1)
+    else:
+        column, row = (scores.mT > values[:, -1]).nonzero().unbind(1)
+        row, order = row.sort(stable=True)
+        column = column[order]
+    if len(row) > k * len(values):
+        _keep_best(values, found, scores.contiguous(), offset)
+        return
+    changed, line, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+    if len(changed) == 0:
+        return
+    place = torch.arange(k, k + len(row), device=row.device) - (counts.cumsum(0) - counts)[line]
+    size = (len(changed), k + int(counts.max()))
+    new_values = values.new_full(size, -torch.inf)
+    new_found = found.new_zeros(size)
+    new_values[:, :k], new_found[:, :k] = values[changed], found[changed]
+    new_values[line, place] = scores[row, column]
+    new_found[line, place] = column + offset
+    best, order = new_values.topk(k)
+    values[changed], found[changed] = best, new_found.gather(1, order)
 
 
 def _keep_best(values: Tensor, found: Tensor, scores: Tensor, offset: int) -> None:
     """Merge scores of the columns from ``offset`` on into the k best of each row, in place."""
     k = values.shape[1]
     new_values, new_found = _largest(scores, min(k, scores.shape[1]))
-    new_found += offset
-    if offset or new_values.shape[1] < k:
-        new_values = torch.cat((values, new_values), dim=1)
-        new_found = torch.cat((found, new_found), dim=1)
-        new_values, order = new_values.topk(k)
-        new_found = new_found.gather(1, order)
-    values.copy_(new_values)
-    found.copy_(new_found)
+    new_values = torch.cat((values, new_values), dim=1)
+    new_found = torch.cat((found, new_found + offset), dim=1)
+    best, order = new_values.topk(k)
+    values.copy_(best)
+    found.copy_(new_found.gather(1, order))
 
 
 def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -301,14 +316,13 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _exact_neighbors(
-    x: Tensor, chosen: Tensor, k: int, similarity: Similarity, chunk_bytes: int
+    x: Tensor, chosen: Tensor, k: int, center: Tensor | None, chunk_bytes: int
 ) -> Tensor:
     """Neighbors of some rows from float64 similarities, ties by index: (len(chosen), k)."""
     n, d = x.shape
     same = _first_equal_row(x)
-    center = x.double().mean(0) if similarity == "euclidean" else None
-    step = rows_per_chunk(5 * n * 8, chunk_bytes)
-    columns = rows_per_chunk(3 * d * 8, chunk_bytes)
+    half = -(-chunk_bytes // 2)
+    step, columns = rows_per_chunk(5 * n * 8, half), rows_per_chunk(3 * d * 8, half)
     found = []
     for part in torch.split(chosen, step):
         left = _exact_rows(x[same[part]], center)
@@ -339,7 +353,9 @@ def _first_equal_row(x: Tensor) -> Tensor:
     index = torch.arange(len(x), device=x.device)
     _, group = torch.unique(sample_keys(x, None), return_inverse=True)
     first = torch.full_like(index, len(x)).scatter_reduce(0, group, index, "amin")[group]
-    return torch.where((x == x[first]).all(1), first, index)
+    again = (first != index).nonzero()[:, 0]
+    equal = (x[again] == x[first[again]]).all(1)
+    return index.index_put((again,), torch.where(equal, first[again], again))
 
 
 def overlap_of_neighbors(

@@ -167,11 +167,15 @@ class PairMetric(Metric):
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """All rows of x and y, their ids (None if not given) and the order of the ids."""
-        x, y, ids = (torch.cat(getattr(self, name)) for name in ROW_STATES)
+        batches = [getattr(self, name) for name in ROW_STATES]
+        x, y, ids = (rows[0] if len(rows) == 1 else torch.cat(rows) for rows in batches)
+        order = torch.arange(x.shape[0], device=x.device)
         if not bool((ids != NO_ID).any()):
-            return x, y, None, torch.arange(x.shape[0], device=x.device)
-        order = ids.argsort(stable=True)
-        return x[order], y[order], ids[order], order
+            return x, y, None, order
+        if not bool((ids.diff() >= 0).all()):
+            order = ids.argsort(stable=True)
+            x, y, ids = x[order], y[order], ids[order]
+        return x, y, ids, order
 
     def num_samples(self) -> int:
         """Number of samples seen (of all ranks, while synchronized)."""

@@ -52,6 +52,19 @@ def test_chunks_do_not_change_the_value(similarity: str, chunk_bytes: int) -> No
     assert {k: v.item() for k, v in parts.items()} == {k: v.item() for k, v in whole.items()}
 
 
+@SIMILARITY
+@pytest.mark.parametrize("order", ["as drawn", "nearest last", "nearest first"])
+def test_neighbors_in_many_squares_are_those_of_float64(order: str, similarity: str) -> None:
+    x, _ = pair(400, 12)
+    if order != "as drawn":  # so that one square after the other is better for all earlier rows
+        x *= torch.linspace(10, 0.01, 400)[:, None] ** (1 if order == "nearest last" else -1)
+        x += x[-1].clone()
+    expected = torch.from_numpy(reference.neighbors(x, 10, similarity))
+    for side in (7, 50, 399):
+        found = nearest_neighbors(x, (10,), similarity, 4 * 12 * side**2)  # type: ignore[arg-type]
+        assert torch.equal(found.sort().values, expected.sort().values)
+
+
 def test_a_sample_is_never_its_own_neighbor_even_when_duplicated() -> None:
     x, _ = HOSTILE["duplicates"]()
     found = nearest_neighbors(x, (5,), "cosine", 2**20)
