@@ -172,12 +172,15 @@ def nearest_neighbors(
     near = found[:, :k].clone()
     if not bool(doubtful.any()):
         return near
+    between, among_all = ((doubtful & rest).nonzero()[:, 0] for rest in (settled, ~settled))
+    candidates = found[between]
+    del rows, values, found
     center = x.mean(0, dtype=torch.float64) if similarity == "euclidean" else None
-    step = rows_per_chunk(4 * found.shape[1] * x.shape[1] * 8, -(-chunk_bytes // 4))
-    for part in torch.split((doubtful & settled).nonzero()[:, 0], step):
-        near[part] = _decide(x, part, found[part], center)[:, :k]
-    if len(others := (doubtful & ~settled).nonzero()[:, 0]):
-        near[others] = _exact_neighbors(x, others, k, center, chunk_bytes)
+    step = rows_per_chunk(4 * candidates.shape[1] * x.shape[1] * 8, -(-chunk_bytes // 4))
+    for part, some in zip(torch.split(between, step), torch.split(candidates, step), strict=True):
+        near[part] = _decide(x, part, some, center)[:, :k]
+    if len(among_all):
+        near[among_all] = _exact_neighbors(x, among_all, k, center, chunk_bytes)
     return near
 
 
@@ -335,8 +338,18 @@ def _exact_neighbors(
         # Equal rows get equal scores, which products of different blocks do not promise.
         scores = scores[:, same]
         scores.scatter_(1, part[:, None], -torch.inf)
-        found.append(scores.sort(dim=1, descending=True, stable=True).indices[:, :k])
+        found.append(_first_largest(scores, k))
     return torch.cat(found)
+
+
+def _first_largest(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k largest scores of each row in their order, ties by index."""
+    least = scores.topk(k).values[:, -1:]
+    above, equal = scores > least, scores == least
+    equal &= equal.cumsum(1) <= k - above.sum(1, keepdim=True)
+    chosen = (above | equal).nonzero()[:, 1].view(-1, k)
+    order = scores.gather(1, chosen).sort(dim=1, descending=True, stable=True).indices
+    return chosen.gather(1, order)
 
 
 def _exact_rows(x: Tensor, center: Tensor | None) -> Tensor:
