@@ -1,16 +1,22 @@
-"""What the contrastive losses share: the passages of the global batch, and the false negatives.
+"""What the contrastive losses share: passages of the global batch, false negatives, and few rows of
+scores at a time.
 
 Shapes: B local queries, G passages of each query (its positive first), D features, N passages of
 all ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
 from hrsa_lightning.distributed import gather, rank
+
+SCORES_AT_ONCE = 2**18
+"""Scores of queries with all passages that are in memory at once, as several matrices."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +28,64 @@ class Candidates:
         passages: `(N, D)` passages of all ranks, or of this one, with their gradient.
         group_size: G; every G-th passage is a positive.
         own: `(B,)` number of each local query among all queries.
-        false_negatives: `(B, N)` true where ids tell that a passage answers a query, except at the
-            query's own positive.
+        positive_ids: `(B,)` ids of the local positives, `None` if passages have no ids.
+        passage_ids: `(N,)`, as above.
+        query_ids: `(B,)` ids of the local queries, `None` if queries have no ids.
+        all_query_ids: `(Q,)`, as above.
     """
 
     queries: Tensor
     passages: Tensor
     group_size: int
     own: Tensor
-    false_negatives: Tensor
+    positive_ids: Tensor | None
+    passage_ids: Tensor | None
+    query_ids: Tensor | None
+    all_query_ids: Tensor | None
 
     @property
     def targets(self) -> Tensor:
         """`(B,)` rows of `passages` that hold the local queries' positives."""
         return self.own * self.group_size
+
+    def false_negatives(self, rows: slice) -> Tensor:
+        """Which passages answer some local queries, except each one's own positive, by their ids.
+
+        Args:
+            rows: Of the local queries.
+
+        Returns:
+            `(rows, N)`, bool.
+        """
+        targets = self.targets[rows]
+        false_BN = torch.zeros(
+            len(targets), len(self.passages), dtype=torch.bool, device=targets.device
+        )
+        if self.positive_ids is not None:
+            false_BN |= self.positive_ids[rows, None] == self.passage_ids
+        if self.query_ids is not None:
+            false_BN[:, :: self.group_size] |= self.query_ids[rows, None] == self.all_query_ids
+        return false_BN.scatter_(1, targets[:, None], False)
+
+    def mean_over_queries(self, loss: Callable[[slice], Tensor]) -> Tensor:
+        """Mean over the local queries of a loss that looks at all passages, some rows at a time.
+
+        Of several parts none keeps its scores: they are computed again in the backward pass.
+
+        Args:
+            loss: Summed over some rows; without random numbers and without talk between ranks.
+        """
+        B = len(self.queries)
+        step = max(1, SCORES_AT_ONCE // len(self.passages))
+        if step >= B:
+            return loss(slice(0, B)) / B
+        parts = [
+            checkpoint(
+                loss, slice(begin, begin + step), use_reentrant=False, preserve_rng_state=False
+            )
+            for begin in range(0, B, step)
+        ]
+        return torch.stack(parts).sum() / B
 
 
 def collect_candidates(
@@ -45,7 +95,7 @@ def collect_candidates(
     query_ids: Tensor | None = None,
     gather_distributed: bool = True,
 ) -> Candidates:
-    """Normalize embeddings, gather the passages of all ranks, and find false negatives by ids.
+    """Normalize embeddings, and gather the passages and ids of all ranks.
 
     Args:
         queries: `(B, D)` embeddings of any length.
@@ -62,17 +112,17 @@ def collect_candidates(
     _check_shapes(queries, passages, passage_ids, query_ids)
     B, G, _ = passages.shape
     collect = gather if gather_distributed else _identity
-    normalized_BD = normalize(queries.float(), dim=-1)
-    passages_ND = collect(normalize(passages.float(), dim=-1).flatten(0, 1))
     rows = torch.arange(B, device=queries.device)
-    own_B = rows + B * rank() if gather_distributed else rows
-    false_BN = torch.zeros(B, len(passages_ND), dtype=torch.bool, device=queries.device)
-    if passage_ids is not None:
-        false_BN |= passage_ids[:, :1] == collect(passage_ids.flatten())
-    if query_ids is not None:
-        false_BN[:, ::G] |= query_ids[:, None] == collect(query_ids)
-    false_BN[rows, own_B * G] = False
-    return Candidates(normalized_BD, passages_ND, G, own_B, false_BN)
+    return Candidates(
+        queries=normalize(queries.float(), dim=-1),
+        passages=collect(normalize(passages.float(), dim=-1).flatten(0, 1)),
+        group_size=G,
+        own=rows + B * rank() if gather_distributed else rows,
+        positive_ids=None if passage_ids is None else passage_ids[:, 0],
+        passage_ids=None if passage_ids is None else collect(passage_ids.flatten()),
+        query_ids=query_ids,
+        all_query_ids=None if query_ids is None else collect(query_ids),
+    )
 
 
 def _identity(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hrsa_lightning.losses.candidates import CandidateLoss
+from hrsa_lightning.losses.candidates import CandidateLoss, Candidates
 
 
 class DebiasedInfoNCELoss(CandidateLoss):
@@ -65,17 +65,21 @@ class DebiasedInfoNCELoss(CandidateLoss):
         """
         with torch.autocast(queries.device.type, enabled=False):
             batch = self.candidates(queries, passages, passage_ids, query_ids)
-            scores_BN = batch.queries @ batch.passages.T / self.temperature
-        at_target = batch.targets[:, None]
+            return batch.mean_over_queries(lambda rows: self._sum(batch, rows))
+
+    def _sum(self, batch: Candidates, rows: slice) -> Tensor:
+        """Sum over some local queries of the loss."""
+        scores_BN = batch.queries[rows] @ batch.passages.T / self.temperature
+        at_target = batch.targets[rows, None]
         positive_B = scores_BN.gather(1, at_target).squeeze(1)
-        excluded_BN = batch.false_negatives.scatter(1, at_target, True)
+        excluded_BN = batch.false_negatives(rows).scatter_(1, at_target, True)
         count_B = (~excluded_BN).sum(dim=1).float()
         floor = -1 / self.temperature
         # Low enough to vanish from the sum, but finite: a row without negatives keeps a gradient.
         log_sum_B = scores_BN.masked_fill(excluded_BN, floor - 1000).logsumexp(dim=1)
         log_mean_B = log_sum_B - count_B.clamp(min=1).log()
         log_g_B = self._log_corrected(log_mean_B, positive_B, floor)
-        return softplus(count_B.log() + log_g_B - positive_B).mean()
+        return softplus(count_B.log() + log_g_B - positive_B).sum()
 
     def _log_corrected(self, log_mean_B: Tensor, positive_B: Tensor, floor: float) -> Tensor:
         """Logarithm of g, computed without leaving the logarithms."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hrsa_lightning.distributed import gather
-from hrsa_lightning.losses.candidates import CandidateLoss
+from hrsa_lightning.losses.candidates import CandidateLoss, Candidates
 
 
 class InfoNCELoss(CandidateLoss):
@@ -94,28 +94,31 @@ class InfoNCELoss(CandidateLoss):
         # by a temperature of .02.
         with torch.autocast(queries.device.type, enabled=False):
             batch = self.candidates(queries, passages, passage_ids, query_ids)
-            group = batch.group_size
-            if not (self.symmetric or self.same_side_negatives):
-                return self._cross_entropy(
-                    batch.queries @ batch.passages.T, batch.targets, batch.false_negatives
-                )
-            all_queries_QD = gather(batch.queries) if self.gather_distributed else batch.queries
-            # Two queries are alike in what they look for if one's positive answers the other.
-            alike_BQ = batch.false_negatives[:, ::group]
-            loss = self._direction(
-                batch.queries,
-                (batch.passages, batch.false_negatives, batch.targets),
-                (all_queries_QD, alike_BQ, batch.own),
-            )
-            if not self.symmetric:
-                return loss
-            positives_QD = batch.passages[::group]
-            other = self._direction(
-                positives_QD[batch.own],
-                (all_queries_QD, alike_BQ, batch.own),
-                (positives_QD, alike_BQ, batch.own),
-            )
-            return (loss + other) / 2
+            both_sides = self.symmetric or self.same_side_negatives
+            across_ranks = both_sides and self.gather_distributed
+            all_queries_QD = gather(batch.queries) if across_ranks else batch.queries
+            return batch.mean_over_queries(lambda rows: self._sum(batch, all_queries_QD, rows))
+
+    def _sum(self, batch: Candidates, all_queries_QD: Tensor, rows: slice) -> Tensor:
+        """Sum over some local queries of the loss, in both directions if asked for."""
+        queries_BD, own, targets = batch.queries[rows], batch.own[rows], batch.targets[rows]
+        false_negatives = batch.false_negatives(rows)
+        # Two queries are alike in what they look for if one's positive answers the other.
+        alike_BQ = false_negatives[:, :: batch.group_size]
+        loss = self._direction(
+            queries_BD,
+            (batch.passages, false_negatives, targets),
+            (all_queries_QD, alike_BQ, own),
+        )
+        if not self.symmetric:
+            return loss
+        positives_QD = batch.passages[:: batch.group_size]
+        other = self._direction(
+            positives_QD[own],
+            (all_queries_QD, alike_BQ, own),
+            (positives_QD, alike_BQ, own),
+        )
+        return (loss + other) / 2
 
     def _direction(
         self,
@@ -123,7 +126,7 @@ class InfoNCELoss(CandidateLoss):
         across: tuple[Tensor, Tensor, Tensor],
         same_side: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        """Loss of anchors that look `across`, and may have negatives on the `same_side`.
+        """Summed loss of anchors that look `across`, and may have negatives on the `same_side`.
 
         Each side is its embeddings, which of them are false negatives of each anchor, and which is
         the anchor's target or, on its own side, the anchor itself.
@@ -138,7 +141,7 @@ class InfoNCELoss(CandidateLoss):
         return self._cross_entropy(similarities, targets, excluded)
 
     def _cross_entropy(self, similarities: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
-        """Mean over rows of the target's negative log share among all that is not excluded."""
+        """Sum over rows of the target's negative log share among all that is not excluded."""
         at_target = targets[:, None]
         fixed = similarities.detach()
         if self.false_negative_margin is not None:
@@ -147,4 +150,5 @@ class InfoNCELoss(CandidateLoss):
         logits = similarities / self.temperature
         if self.hardness:
             logits = logits + (self.hardness * fixed).scatter(1, at_target, 0.0)
-        return cross_entropy(logits.masked_fill(excluded, float("-inf")), targets)
+        logits = logits.masked_fill(excluded, float("-inf"))
+        return cross_entropy(logits, targets, reduction="sum")

@@ -21,6 +21,9 @@ from hrsa_lightning.errors import DataError
 InstructionMask = Literal["offsets", "authors"]
 Text = str | tuple[str, str] | list[str]
 
+TEXTS_AT_ONCE = 256
+"""Until they are cut, tokens of a text take a hundred bytes each."""
+
 DEFAULT_TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 
@@ -227,10 +230,16 @@ class EmbeddingTokenizer:
         if not texts:
             empty = torch.empty(0, dtype=torch.long)
             return TokenizedTexts(empty, empty.bool(), empty)
-        split = [self._split(text) for text in texts]
-        limit = (
-            None if self.characters_per_token is None else self.characters_per_token * max_length
+        parts = range(0, len(texts), TEXTS_AT_ONCE)
+        return TokenizedTexts.cat(
+            [self._encode_some(texts[begin : begin + TEXTS_AT_ONCE], room) for begin in parts]
         )
+
+    def _encode_some(self, texts: Sequence[Text], room: int) -> TokenizedTexts:
+        """Tokenize texts, each cut to `room` tokens without the eos that may be added."""
+        split = [self._split(text) for text in texts]
+        characters = self.characters_per_token
+        limit = None if characters is None else characters * (room + self.add_eos)
         batch = self.tokenizer(
             [(prefix + content)[:limit] for prefix, content in split],
             truncation=True,

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from hrsa_lightning.models.chunks import restore_order
-
 AUTO_SHARE = 0.5
 """Share of the memory that is free at the first step which the budget `"auto"` takes."""
 
@@ -110,14 +108,19 @@ class CachedEncoding:
         self._parameters = list(module.parameters())
         self._device = self._parameters[0].device
         self._kept: dict[int, Tensor] = {}
-        outputs = []
+        num_texts = sum(map(len, chunks))
+        # One block: small ones that stay, among large ones that come and go, scatter the memory.
+        rows = torch.empty(0)
         for number, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
             with budget.admit(len(chunk) * width, width, self._parameters) as keep:
                 output = self._run(number, keep)
             if keep:
                 self._kept[number] = output
-            outputs.append(output.detach())
-        self.embeddings = restore_order(outputs, chunks).requires_grad_()
+            if number == 0:
+                rows = output.new_empty(num_texts, *output.shape[1:])
+            rows[chunk.to(rows.device)] = output.detach()
+            del output
+        self.embeddings = rows.requires_grad_()
 
     def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
         """Propagate all chunks but the last, which is returned ready to go.

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, MatryoshkaLoss, SIGRegLoss
+from hrsa_lightning.losses import (
+    DebiasedInfoNCELoss,
+    InfoNCELoss,
+    MatryoshkaLoss,
+    SIGRegLoss,
+    candidates,
+)
 from tests.losses.reference import FEATURES, QUERIES, make_batch, slow_debiased, slow_infonce
 
 pytestmark = pytest.mark.ddp
@@ -65,8 +71,9 @@ def _of_one_process(loss):
     return value.item(), weight.grad
 
 
-def _of_rank(rank, world_size, losses):
+def _of_rank(rank, world_size, losses, scores_at_once):
     """For each loss: its value on this rank's slice, and the gradient averaged as DDP does."""
+    candidates.SCORES_AT_ONCE = scores_at_once
     rows = slice(rank * QUERIES // world_size, (rank + 1) * QUERIES // world_size)
     queries, passages, *ids = (tensor[rows] for tensor in make_batch())
     results = []
@@ -79,8 +86,8 @@ def _of_rank(rank, world_size, losses):
     return results
 
 
-def _check(pool):
-    by_rank = pool.run(_of_rank, [loss for loss, _ in CASES.values()])
+def _check(pool, scores_at_once=candidates.SCORES_AT_ONCE):
+    by_rank = pool.run(_of_rank, [loss for loss, _ in CASES.values()], scores_at_once)
     for number, (name, (_, reference)) in enumerate(CASES.items()):
         expected_value, expected = _of_one_process(reference)
         mean = sum(results[number][0] for results in by_rank) / len(by_rank)
@@ -92,8 +99,9 @@ def _check(pool):
             assert (gradient - expected).abs().max() < 1e-4 * expected.abs().max(), name
 
 
-def test_two_ranks(ddp_pool):
-    _check(ddp_pool)
+@pytest.mark.parametrize("scores_at_once", [1, candidates.SCORES_AT_ONCE])
+def test_two_ranks(ddp_pool, scores_at_once):
+    _check(ddp_pool, scores_at_once)
 
 
 def test_four_ranks(ddp_pool4):

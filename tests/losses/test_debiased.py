@@ -1,14 +1,16 @@
 import pytest
 import torch
 
-from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss
+from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, candidates
 from tests.losses.reference import make_batch, slow_debiased
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
 @pytest.mark.parametrize("tau_plus", [0.1, 0.6])
-def test_equals_the_formula(temperature, tau_plus, with_ids):
+@pytest.mark.parametrize("scores_at_once", [2**18, 1])
+def test_equals_the_formula(temperature, tau_plus, with_ids, scores_at_once, monkeypatch):
+    monkeypatch.setattr(candidates, "SCORES_AT_ONCE", scores_at_once)
     queries, passages, *ids = make_batch()
     # Some positives far ahead, so that the floor of g is reached too.
     passages[:3, 0] = queries[:3] + 0.1 * passages[:3, 0]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hrsa_lightning.losses import InfoNCELoss
+from hrsa_lightning.losses import InfoNCELoss, candidates
 from tests.losses.reference import QUERIES, make_batch, slow_infonce
 
 
@@ -19,10 +19,12 @@ def test_equals_the_formula(temperature, ids):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("scores_at_once", [2**18, 1])  # all rows together, or one after another
 @pytest.mark.parametrize("with_ids", [False, True])
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
+        ({"temperature": 0.1}, {"temperature": 0.1}),
         ({"symmetric": True}, {"symmetric": True}),
         ({"same_side_negatives": True}, {"same_side": True}),
         (
@@ -33,12 +35,14 @@ def test_equals_the_formula(temperature, ids):
         ({"false_negative_margin": -0.2, "hardness": 9.0}, {"margin": -0.2, "hardness": 9.0}),
     ],
 )
-def test_options_equal_their_formulas(ours, theirs, with_ids):
+def test_options_equal_their_formulas(ours, theirs, with_ids, scores_at_once, monkeypatch):
+    monkeypatch.setattr(candidates, "SCORES_AT_ONCE", scores_at_once)
     queries, passages, *ids = make_batch()
     ids = ids if with_ids else [None, None]
     queries, passages = queries.requires_grad_(), passages.requires_grad_()
-    loss = InfoNCELoss(0.3, **ours)(queries, passages, *ids)
-    expected = slow_infonce(queries, passages, 0.3, *ids, **theirs)
+    loss = InfoNCELoss(**{"temperature": 0.3, **ours})(queries, passages, *ids)
+    options = {"temperature": 0.3, **theirs}
+    expected = slow_infonce(queries, passages, options.pop("temperature"), *ids, **options)
     plain = slow_infonce(queries, passages, 0.3, *ids)
     assert abs(expected - plain) > 1e-3  # the option does something here
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
