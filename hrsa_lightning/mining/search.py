@@ -46,15 +46,15 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self._held: dict[Any, Tensor] = {}
+        self._held: dict[str, Tensor] = {}
 
-    def take(self, rows: int, columns: int, dtype: Any) -> "Tensor":
-        """The buffer of a type, as (rows, columns) of anything; it has no other use meanwhile."""
+    def take(self, name: str, rows: int, columns: int, dtype: Any) -> "Tensor":
+        """The buffer of a name, as (rows, columns) of anything."""
         import torch
 
-        if dtype not in self._held or self._held[dtype].numel() < rows * columns:
-            self._held[dtype] = torch.empty(rows * columns, dtype=dtype)
-        return self._held[dtype][: rows * columns].view(rows, columns)
+        if name not in self._held or self._held[name].numel() < rows * columns:
+            self._held[name] = torch.empty(rows * columns, dtype=dtype)
+        return self._held[name][: rows * columns].view(rows, columns)
 
 
 def nearest_passages(
@@ -179,55 +179,76 @@ def _select_with_torch(
     from hrsa_lightning.functional._numerics import full_precision
 
     asked = torch.from_numpy(np.ascontiguousarray(queries))
-    best = torch.full((len(queries), width), -torch.inf)
-    best_rows = torch.full((len(queries), width), -1)
+    # The best so far, in order, and behind them what came since.
+    best = scratch.take("best", len(queries), 3 * width, torch.float32)
+    best_rows = scratch.take("rows", len(queries), 3 * width, torch.int64)
+    best[:, :width] = -torch.inf
+    filled = width
     by_passage = np.argsort(own[1], kind="stable")
     own_queries, own_passages = own[0][by_passage], own[1][by_passage]
-    waiting: list[tuple[Tensor, Tensor]] = []
     cpu = torch.device("cpu")
     for begin, part in _blocks(passages, block):
-        scores = scratch.take(len(queries), len(part), torch.float32)
+        scores = scratch.take("scores", len(queries), len(part), torch.float32)
         with full_precision(cpu):
             torch.mm(asked, torch.from_numpy(part).T, out=scores)
         mine = slice(*np.searchsorted(own_passages, (begin, begin + len(part))))
         scores[own_queries[mine], own_passages[mine] - begin] = -torch.inf
-        found, columns = _better_than(scores, best[:, -1:], width, scratch)
-        waiting.append((found, columns + begin))
+        places = slice(filled, filled + width)
+        floors = best[:, width - 1 : width]
+        count = _put_better(scores, floors, begin, best[:, places], best_rows[:, places], scratch)
+        filled += count
         # Sorting a few at a time would take longer than finding them.
-        if sum(found.shape[1] for found, _ in waiting) >= width or begin + block >= len(passages):
-            both = torch.cat([best, *(found for found, _ in waiting)], 1)
-            both_rows = torch.cat([best_rows, *(rows for _, rows in waiting)], 1)
-            best, order = both.topk(width)
-            best_rows = both_rows.gather(1, order)
-            waiting.clear()
-    best_rows[best == -torch.inf] = -1
-    return best.numpy(), best_rows.numpy()
+        if filled >= 2 * width or begin + block >= len(passages):
+            values, order = best[:, :filled].topk(width)
+            best_rows[:, :width] = best_rows[:, :filled].gather(1, order)
+            best[:, :width] = values
+            filled = width
+    found, rows = best[:, :width].clone(), best_rows[:, :width].clone()
+    rows[found == -torch.inf] = -1
+    return found.numpy(), rows.numpy()
 
 
-def _better_than(
-    scores: "Tensor", floors: "Tensor", width: int, scratch: Scratch
-) -> tuple["Tensor", "Tensor"]:
-    """The scores of a block above each query's floor, or its best `width`: scores and columns.
+def _put_better(
+    scores: "Tensor",
+    floors: "Tensor",
+    begin: int,
+    values: "Tensor",
+    rows: "Tensor",
+    scratch: Scratch,
+) -> int:
+    """Put the scores of a block above each query's floor, or its best, into `values` and `rows`.
 
     Few scores of a later block are among the best so far, and only these have to be sorted.
+
+    Args:
+        scores: (Q, passages of the block).
+        floors: (Q, 1).
+        begin: Row of the block's first passage.
+        values: (Q, W), for the scores; -inf fills up.
+        rows: (Q, W), for the passages.
+        scratch: See `nearest_passages`.
+
+    Returns:
+        How many columns were used.
     """
     import torch
 
-    width = min(width, scores.shape[1])
-    better = torch.gt(scores, floors, out=scratch.take(len(scores), scores.shape[1], torch.bool))
+    width = min(values.shape[1], scores.shape[1])
+    flags = scratch.take("better", len(scores), scores.shape[1], torch.bool)
+    better = torch.gt(scores, floors, out=flags)
     if np.count_nonzero(better.numpy()) <= len(scores) * width:
         query, column = better.nonzero(as_tuple=True)
         counts = torch.bincount(query, minlength=len(scores))
         most = int(counts.max())
         if most <= width:
             place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-            found = torch.full((len(scores), most), -torch.inf)
-            columns = torch.zeros((len(scores), most), dtype=torch.long)
-            found[query, place] = scores[query, column]
-            columns[query, place] = column
-            return found, columns
-    found, columns = scores.topk(width)
-    return found, columns
+            values[:, :most] = -torch.inf
+            values[query, place] = scores[query, column]
+            rows[query, place] = column + begin
+            return most
+    values[:, :width], rows[:, :width] = scores.topk(width)
+    rows[:, :width] += begin
+    return width
 
 
 def _select_with_faiss(queries: Floats, passages: Floats, width: int, own: Own) -> Best:
