@@ -238,9 +238,7 @@ def main() -> None:
         added = large["passages"] - small["passages"]
         grown = growth * 2**20 / added
         share = growth / (large["embeddings_mb"] - small["embeddings_mb"])
-        print(
-            f"growth: {growth:.1f} MiB, {grown:.0f} bytes a passage more, {share:.3f} of embeddings'"
-        )
+        print(f"growth: {growth:.1f} MiB, {grown:.0f} bytes a passage, {share:.3f} of embeddings'")
         verdict(
             f"memory is flat (at most {FLAT_SHARE} of the embeddings' growth)", share <= FLAT_SHARE
         )
