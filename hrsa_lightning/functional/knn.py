@@ -268,15 +268,15 @@ def _own_products(rows: Tensor, buffer: Tensor) -> Tensor:
 def _keep_better(values: Tensor, found: Tensor, scores: Tensor, offset: int) -> None:
     """`_keep_best` where few scores are better than the least of the k best of their row."""
     k = values.shape[1]
-    if scores.is_contiguous():
-        row, column = (scores > values[:, -1:]).nonzero().unbind(1)
-    else:
-        column, row = (scores.mT > values[:, -1]).nonzero().unbind(1)
-        row, order = row.sort(stable=True)
-        column = column[order]
-    if len(row) > k * len(values):
+    across = not scores.is_contiguous()  # memory is read in its own order
+    better = scores.mT > values[:, -1] if across else scores > values[:, -1:]
+    if int(better.count_nonzero()) > k * len(values):
         _keep_best(values, found, scores.contiguous(), offset)
         return
+    row, column = better.nonzero().unbind(1)
+    if across:
+        column, (row, order) = row, column.sort(stable=True)
+        column = column[order]
     changed, line, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
     if len(changed) == 0:
         return
