@@ -10,7 +10,7 @@ towers above the others (massive activations) are multiplied in float64, because
 subtracts their squares again.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ OFF_CENTER = 4.0
 """The center is moved when a batch lies this many variances away from it."""
 
 FEATURES_PER_PRODUCT = 256
+
+ROWS_AT_ONCE = 2048
+"""Rows shifted together at most on a CPU: as fast as more of them, in less memory."""
 
 CENTER_ROWS = 256
 """A center is found from about this many rows of a batch."""
@@ -93,6 +96,19 @@ class PairMoments:
             **{k: torch.zeros(s, dtype=torch.float64, device=device) for k, s in shapes.items()}
         )
 
+    def half(self, index: int) -> "PairMoments":
+        """A view of one half, without quartic sums; x x' and y y' stay those of all samples."""
+        chosen = slice(index, index + 1)
+        return replace(
+            self,
+            count=self.count[chosen],
+            sum_x=self.sum_x[chosen],
+            sum_y=self.sum_y[chosen],
+            trace=self.trace[:, chosen],
+            cross=self.cross[chosen],
+            quartic=self.quartic[:0],
+        )
+
     @property
     def widths(self) -> tuple[int, int]:
         """(d_x, d_y)."""
@@ -152,6 +168,11 @@ class PairMoments:
         n = self.count.sum()
         return self.sum_x.sum(0) / n, self.sum_y.sum(0) / n
 
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Means of x and of y."""
+        offset_x, offset_y = self.mean_offsets()
+        return self.center_x + offset_x, self.center_y + offset_y
+
     def centered_quartic(self) -> Tensor:
         """`quartic` around the means."""
         return self._shifted_quartic(*self.mean_offsets())
@@ -160,19 +181,26 @@ class PairMoments:
         """Sums of k and l around the means of all samples, shape (2,)."""
         return self.shifted_trace(*self.mean_offsets()).sum(1)
 
-    def centered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """xx', yy' and xy' around the means: (d_x, d_x), (d_y, d_y), (d_x, d_y)."""
+    def centered_square_norms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared Frobenius norms of xx', yy' and xy' around the means, scalars."""
         s_x, s_y, n = self.sum_x.sum(0), self.sum_y.sum(0), self.count.sum()
         return (
-            torch.addr(self.self_x, s_x, s_x / n, alpha=-1),
-            torch.addr(self.self_y, s_y, s_y / n, alpha=-1),
-            self.centered_cross(),
+            _centered_square_norm(self.self_x[None], s_x, s_x / n),
+            _centered_square_norm(self.self_y[None], s_y, s_y / n),
+            _centered_square_norm(self.cross, s_x, s_y / n),
         )
 
     def centered_cross(self) -> Tensor:
         """xy' around the means, (d_x, d_y)."""
         s_x, s_y, n = self.sum_x.sum(0), self.sum_y.sum(0), self.count.sum()
-        return torch.addr(self.cross.sum(0), s_x, s_y / n, alpha=-1)
+        cross = self.cross[0] if self.cross.shape[0] == 1 else self.cross.sum(0)
+        return torch.addr(cross, s_x, s_y / n, alpha=-1)
+
+    def centered_inner(self, rotation: Tensor) -> Tensor:
+        """<rotation, xy' around the means> for a rotation (d_x, d_y), without a copy of xy'."""
+        s_x, s_y, n = self.sum_x.sum(0), self.sum_y.sum(0), self.count.sum()
+        inner = torch.stack([rotation.flatten().dot(part.flatten()) for part in self.cross]).sum()
+        return inner - (s_x @ rotation).dot(s_y) / n
 
     def far_from_origin(self, deviations: float) -> bool:
         """Whether a center lies this many root mean square deviations away from the origin."""
@@ -217,11 +245,13 @@ class PairMoments:
         if known_y is not None:
             self.center_y.copy_(known_y.center_y)
         step = rows_per_chunk(2 * sum(self.widths) * dtype.itemsize, chunk_bytes)
+        step = min(step, x.shape[0], ROWS_AT_ONCE if x.device.type == "cpu" else x.shape[0])
+        shifted_x, shifted_y = (x.new_empty(step, d, dtype=dtype) for d in self.widths)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
             self._add_chunk(
-                (x[part] - self.center_x.to(x.dtype)).to(dtype),
-                (y[part] - self.center_y.to(y.dtype)).to(dtype),
+                _shifted(x[part], self.center_x, shifted_x),
+                _shifted(y[part], self.center_y, shifted_y),
                 None if judged is None else judged[part],
                 known_y is None,
             )
@@ -262,7 +292,7 @@ class PairMoments:
         self.sum_x[h] += x.sum(0)
         self.sum_y[h] += y.sum(0)
         self.trace[:, h] += torch.stack((k.sum(), ell.sum()))
-        self.cross[h] += x.mT @ y
+        _add_product(self.cross[h], x, y)
         if self.quartic.numel():
             weights = torch.stack((k, ell)).to(x.dtype)
             _add_self_product(self.self_x, x)
@@ -273,13 +303,37 @@ class PairMoments:
             self.weighted_y += weights @ y
 
 
+def _centered_square_norm(parts: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """||sum of parts - left right'||_F^2 for parts (h, d_x, d_y), without a copy of that size."""
+    norms = [
+        torch.addr(parts[:, rows].sum(0), left[rows], right, alpha=-1).square_().sum()
+        for rows in _feature_blocks(left.shape[0])
+    ]
+    return torch.stack(norms).sum()
+
+
+def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    """Add x'y in place, a few features of x at a time."""
+    for rows in _feature_blocks(x.shape[1]):
+        total[rows] += x[:, rows].mT @ y
+
+
 def _add_self_product(total: Tensor, x: Tensor) -> None:
     """Add x'x in place, computing the blocks above the diagonal only."""
-    for top in range(0, total.shape[0], FEATURES_PER_PRODUCT):
-        end = min(top + FEATURES_PER_PRODUCT, total.shape[0])
-        block = x[:, top:end].mT @ x[:, top:]
-        total[top:end, top:] += block
-        total[end:, top:end] += block[:, end - top :].mT
+    for rows in _feature_blocks(x.shape[1]):
+        block = x[:, rows].mT @ x[:, rows.start :]
+        total[rows, rows.start :] += block
+        total[rows.stop :, rows] += block[:, rows.stop - rows.start :].mT
+
+
+def _feature_blocks(width: int) -> list[slice]:
+    starts = range(0, width, FEATURES_PER_PRODUCT)
+    return [slice(start, min(start + FEATURES_PER_PRODUCT, width)) for start in starts]
+
+
+def _shifted(rows: Tensor, center: Tensor, room: Tensor) -> Tensor:
+    """``rows - center`` in the first rows of ``room``, which has the dtype to compute in."""
+    return room[: rows.shape[0]].copy_(rows).sub_(center.to(rows.dtype))
 
 
 def row_norms(x: Tensor) -> Tensor:

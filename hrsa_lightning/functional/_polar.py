@@ -44,11 +44,13 @@ def quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
     if not bool(scale > 0):
         return None
     scaled = torch.empty_like(cross, dtype=torch.float32)
-    u, s, v = torch.linalg.svd(torch.div(cross, scale, out=scaled), full_matrices=False)
+    torch.div(cross, scale, out=scaled)
+    del cross  # The decomposition is what takes the most memory; nothing else is kept beside it.
+    u, s, v = torch.linalg.svd(scaled, full_matrices=False)
     if not bool(s[-2:].mean() > WELL_CONDITIONED * s[0]) or not bool(s[-1] > FULL_RANK * s[0]):
         return None
     # Float32 factors are a little short, all in the same way; lengths are easily put right.
-    rotation = (u @ v).double()
+    rotation = torch.matmul(u, v, out=scaled).double()
     rotation /= torch.linalg.vector_norm(rotation, dim=1, keepdim=True)
     return Polar(rotation, True, s * scale)
 

@@ -170,7 +170,7 @@ def cka_from_moments(moments: PairMoments, debiased: bool) -> Tensor:
     if not bool(torch.isfinite(moments.trace).all()):
         warn_nan("linear CKA", "an input is not finite")
         return scalar_nan(moments.trace)
-    xx, yy, xy = (product.square().sum() for product in moments.centered())
+    xx, yy, xy = moments.centered_square_norms()
     if debiased:
         n, (k, ell) = moments.count.sum(), moments.centered_trace()
         kk, ll, kl = moments.centered_quartic()
@@ -189,8 +189,7 @@ def permutation_floor(moments: PairMoments) -> Tensor:
     tr(K) tr(L) / ((n - 1) ||K|| ||L||) for centered Gram matrices K and L, which is about
     d / (n + d) for d independent features of equal variance.
     """
-    xx, yy, _ = moments.centered()
+    xx, yy, _ = moments.centered_square_norms()
     k, ell = moments.centered_trace()
-    norms = torch.linalg.matrix_norm(xx) * torch.linalg.matrix_norm(yy)
-    floor: Tensor = k * ell / ((moments.count.sum() - 1) * norms)
+    floor: Tensor = k * ell / ((moments.count.sum() - 1) * (xx.sqrt() * yy.sqrt()))
     return floor

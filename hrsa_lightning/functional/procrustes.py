@@ -233,7 +233,7 @@ def fit_rotations(
         return None if fitted is None else Rotations(fitted, fitted)
     if not bool((moments.count >= 2).all()):
         return None
-    fitted = polar(_centered_cross(moments, 0), int(moments.count[0]))
+    fitted = polar(moments.half(0).centered_cross(), int(moments.count[0]))
     if fitted is None:
         return None
     num_samples = int(moments.count.sum())
@@ -253,12 +253,12 @@ def judge_rotations(
         reason = "one half holds fewer than 2 samples" if finite else "an input is not finite"
         warn_nan("orthogonal Procrustes", reason)
         return ProcrustesResult(nan, nan, nan, nan, None)
-    fitted, judge = rotations.fitted, 1 if protocol == "held_out" else None
-    n = moments.count.sum()
-    inner = fitted.rotation.flatten().dot(_centered_cross(moments, judge).flatten())
-    total_x, total_y = _centered_traces(moments, judge)
+    fitted, n = rotations.fitted, moments.count.sum()
+    judged = moments.half(1) if protocol == "held_out" else moments
+    inner = judged.centered_inner(fitted.rotation)
+    total_x, total_y = judged.centered_trace()
     if protocol == "paper":
-        mean_x, mean_y = _means(moments, judge)
+        mean_x, mean_y = judged.means()
         inner = inner + n * (mean_x @ fitted.rotation).dot(mean_y)
         total_x, total_y = total_x + n * mean_x.dot(mean_x), total_y + n * mean_y.dot(mean_y)
     if not bool((total_x > 0) & (total_y > 0)):
@@ -300,8 +300,8 @@ def mean_cosine(
     """
     if rotation is None:
         return scalar_nan(x)
-    half = None if judged is None else 1
-    mean_x, mean_y = (mean.to(x.dtype) for mean in _means(moments, half))
+    moments = moments if judged is None else moments.half(1)
+    mean_x, mean_y = (mean.to(x.dtype) for mean in moments.means())
     rotation = rotation.to(x.dtype)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     step = rows_per_chunk(4 * sum(moments.widths) * x.element_size(), chunk_bytes)
@@ -318,30 +318,6 @@ def mean_cosine(
         # A row of zeros has no direction: it counts as unaligned.
         total += (inner / norms).masked_fill(norms == 0, 0).sum(dtype=torch.float64)
     return total / (x.shape[0] if judged is None else judged.sum())
-
-
-def _centered_cross(moments: PairMoments, half: int | None) -> Tensor:
-    if half is None:
-        return moments.centered_cross()
-    s_x, s_y, n = moments.sum_x[half], moments.sum_y[half], moments.count[half]
-    return torch.addr(moments.cross[half], s_x, s_y / n, alpha=-1)
-
-
-def _centered_traces(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
-    chosen = slice(None) if half is None else slice(half, half + 1)
-    n = moments.count[chosen].sum()
-    s_x, s_y = moments.sum_x[chosen].sum(0), moments.sum_y[chosen].sum(0)
-    k, ell = moments.trace[:, chosen].sum(1)
-    return k - s_x.dot(s_x) / n, ell - s_y.dot(s_y) / n
-
-
-def _means(moments: PairMoments, half: int | None) -> tuple[Tensor, Tensor]:
-    chosen = slice(None) if half is None else slice(half, half + 1)
-    n = moments.count[chosen].sum()
-    return (
-        moments.center_x + moments.sum_x[chosen].sum(0) / n,
-        moments.center_y + moments.sum_y[chosen].sum(0) / n,
-    )
 
 
 def _warn_not_unique(what: str, widths: tuple[int, int], num_samples: int) -> None:
@@ -369,10 +345,12 @@ def _row_entropies(rotation: Tensor) -> Tensor:
     d = rotation.shape[0]
     if d == 1:
         return rotation.new_zeros(1)
-    shares = rotation.square()
-    shares = shares / shares.sum(1, keepdim=True)
-    entropies: Tensor = torch.special.xlogy(shares, shares).sum(1) / -math.log(d)
-    return entropies
+    entropies = []
+    for start in range(0, d, ROWS_PER_PRODUCT):
+        shares = rotation[start : start + ROWS_PER_PRODUCT].square()
+        shares /= shares.sum(1, keepdim=True)
+        entropies.append(torch.special.xlogy(shares, shares).sum(1))
+    return torch.cat(entropies) / -math.log(d)
 
 
 def random_rotation_inverse_row_entropy(d: int) -> float:
