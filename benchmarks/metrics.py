@@ -166,6 +166,10 @@ CASES = [
     Case("B k-NN", KEPT, "B", each_kept(F.knn_overlap, k=KS),
          lambda n, d: 16 * n * n * 2 * d / 1e9, cuda=True),
     Case("B k-NN", "faiss, exact", "B", peers.faiss_knn, needs="faiss"),
+    Case("B correlation", OURS, "B", each(F.dimension_correlation), cuda=True),
+    Case("B correlation", "loops over dimensions, written out", "B", peers.numpy_correlation),
+    Case("B probe", "ours, ridge, three accuracies", "B", probe, cuda=True),
+    Case("B probe", "scikit-learn, logistic", "B", peers.logistic_probe, needs="sklearn"),
     Case(PRODUCT, f"{PRODUCTS} x {PRODUCT_SIZE} cubed", "", _large_product,
          lambda n, d: PRODUCTS * 2 * PRODUCT_SIZE**3 / 1e9, cuda=True),
 ]  # fmt: skip

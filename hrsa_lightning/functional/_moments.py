@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from hrsa_lightning.functional._numerics import rows_per_chunk
+from hrsa_lightning.functional._numerics import row_chunks
 
 MASSIVE = 16.0
 """A row is multiplied in float64 when its squared norm is this many times the median."""
@@ -244,11 +244,11 @@ class PairMoments:
         self._choose_center(x, y)
         if known_y is not None:
             self.center_y.copy_(known_y.center_y)
-        step = rows_per_chunk(2 * sum(self.widths) * dtype.itemsize, chunk_bytes)
-        step = min(step, x.shape[0], ROWS_AT_ONCE if x.device.type == "cpu" else x.shape[0])
-        shifted_x, shifted_y = (x.new_empty(step, d, dtype=dtype) for d in self.widths)
-        for start in range(0, x.shape[0], step):
-            part = slice(start, start + step)
+        bytes_per_row = 2 * sum(self.widths) * dtype.itemsize
+        parts = row_chunks(x, bytes_per_row, chunk_bytes, ROWS_AT_ONCE)
+        most = min(x.shape[0], parts[0].stop)
+        shifted_x, shifted_y = (x.new_empty(most, d, dtype=dtype) for d in self.widths)
+        for part in parts:
             self._add_chunk(
                 _shifted(x[part], self.center_x, shifted_x),
                 _shifted(y[part], self.center_y, shifted_y),

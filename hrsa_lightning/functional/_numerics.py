@@ -13,6 +13,13 @@ DEFAULT_CHUNK_BYTES = 128 * 2**20
 """Default of every ``chunk_bytes``: working memory beside the inputs, in bytes."""
 
 
+FLOAT64_COPIES = 4
+"""Copies of rows in float64 that `float64_chunks` leaves room for."""
+
+FLOAT64_AT_ONCE = 2**18
+"""Numbers that `float64_chunks` copies at once on a CPU: about what its caches hold."""
+
+
 class SimilarityWarning(UserWarning):
     """A metric has no meaningful value for its input and is NaN; the message says why."""
 
@@ -67,6 +74,34 @@ def rows_per_chunk(bytes_per_row: int, chunk_bytes: int) -> int:
     if chunk_bytes <= 0:
         raise ValueError(f"Expected `chunk_bytes` to be positive, got {chunk_bytes}.")
     return max(1, chunk_bytes // max(1, bytes_per_row))
+
+
+def row_chunks(x: Tensor, bytes_per_row: int, chunk_bytes: int, most: int) -> list[slice]:
+    """Slices over the rows of ``x`` whose working memory fits in ``chunk_bytes``.
+
+    Args:
+        x: (n, ...) rows.
+        bytes_per_row: working memory that a row needs.
+        chunk_bytes: bound of the working memory.
+        most: rows at once on a CPU, whose caches do better with few.
+    """
+    step = rows_per_chunk(bytes_per_row, chunk_bytes)
+    step = min(step, max(1, most)) if x.device.type == "cpu" else step
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
+def float64_chunks(x: Tensor, width: int, chunk_bytes: int) -> list[slice]:
+    """Slices over the rows of ``x`` for work on float64 copies of them, of some width."""
+    return row_chunks(x, FLOAT64_COPIES * 8 * width, chunk_bytes, FLOAT64_AT_ONCE // width)
+
+
+def float64_mean(x: Tensor, chunk_bytes: int) -> Tensor:
+    """Mean of the rows, float64 (d,), measured from the first, so that constants are exact."""
+    first = x[0].double()
+    total = torch.zeros_like(first)
+    for part in float64_chunks(x, x.shape[1], chunk_bytes):
+        total += (x[part] - first).sum(0)
+    return first + total / x.shape[0]
 
 
 def scalar_nan(like: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ def linear_cka(
             shared by both models otherwise decides the value alone.
         x_ids: ids of the rows of ``x``, int or str.
         y_ids: ids of the rows of ``y``; must equal ``x_ids``.
-        chunk_bytes: bound of the working memory beside inputs and moments.
+        chunk_bytes: bound of the working memory beside inputs (and their copies if standardized)
+            and moments.
 
     Returns:
         float64 scalar. NaN, with a warning, if an input is not finite or has no variance.
@@ -146,7 +147,7 @@ def standardized(x: Tensor) -> Tensor:
     x = x - mean
     scale = torch.linalg.vector_norm(x, dim=0) / x.shape[0] ** 0.5
     constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()
-    scaled: Tensor = x / scale.masked_fill(constant, torch.inf)
+    scaled: Tensor = x.div_(scale.masked_fill(constant, torch.inf))
     return scaled
 
 

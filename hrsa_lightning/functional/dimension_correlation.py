@@ -7,7 +7,14 @@ from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair
 from hrsa_lightning.functional._moments import PairMoments
-from hrsa_lightning.functional._numerics import full_precision, scalar_nan, warn_nan
+from hrsa_lightning.functional._numerics import (
+    DEFAULT_CHUNK_BYTES,
+    float64_chunks,
+    float64_mean,
+    full_precision,
+    scalar_nan,
+    warn_nan,
+)
 
 MIN_SAMPLES = 2
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
@@ -39,6 +46,7 @@ def dimension_correlation(
     *,
     x_ids: SampleIds | None = None,
     y_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> DimensionCorrelationResult:
     """Pearson correlation over samples of each dimension of ``x`` with the same one of ``y``.
 
@@ -51,6 +59,7 @@ def dimension_correlation(
         y: (n, d) representations of the same samples.
         x_ids: ids of the rows of ``x``, int or str.
         y_ids: ids of the rows of ``y``; must equal ``x_ids``.
+        chunk_bytes: bound of the working memory beside the inputs.
 
     Returns:
         A `DimensionCorrelationResult`. NaN, with a warning, if an input is not finite or every
@@ -70,16 +79,14 @@ def dimension_correlation(
     x, y = check_pair(x, y, min_samples=MIN_SAMPLES, equal_width=True)
     check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        mean_x, var_x = _mean_and_squares(x)
-        mean_y, var_y = _mean_and_squares(y)
-        cross = ((x - mean_x) * (y - mean_y)).sum(0, dtype=torch.float64)
-        return summarize_correlation(cross, var_x, var_y, mean_x, mean_y, x.shape[0])
-
-
-def _mean_and_squares(x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.double()
-    mean = x[0] + (x - x[0]).mean(0)
-    return mean, (x - mean).square().sum(0)
+        mean_x, mean_y = float64_mean(x, chunk_bytes), float64_mean(y, chunk_bytes)
+        squares_x, squares_y, cross = torch.zeros_like(mean_x).repeat(3, 1)
+        for part in float64_chunks(x, x.shape[1], chunk_bytes):
+            left, right = x[part] - mean_x, y[part] - mean_y
+            squares_x += torch.linalg.vector_norm(left, dim=0).square_()
+            squares_y += torch.linalg.vector_norm(right, dim=0).square_()
+            cross += left.mul_(right).sum(0)
+        return summarize_correlation(cross, squares_x, squares_y, mean_x, mean_y, x.shape[0])
 
 
 def correlation_from_moments(moments: PairMoments) -> DimensionCorrelationResult:

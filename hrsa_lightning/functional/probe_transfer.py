@@ -1,5 +1,6 @@
 """Linear probes carried from one model to another: is the linear readout kept?"""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,13 @@ from hrsa_lightning.functional._inputs import (
     halves,
     sample_keys,
 )
-from hrsa_lightning.functional._numerics import full_precision, scalar_nan, warn_nan
+from hrsa_lightning.functional._numerics import (
+    DEFAULT_CHUNK_BYTES,
+    float64_chunks,
+    full_precision,
+    scalar_nan,
+    warn_nan,
+)
 
 MIN_SAMPLES = 4
 
@@ -39,6 +46,7 @@ def linear_probe_transfer(
     regularization: float = 1e-3,
     x_ids: SampleIds | None = None,
     y_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> ProbeTransferResult:
     r"""Train a linear probe on the reference and test it on the live model, on held-out samples.
 
@@ -55,6 +63,7 @@ def linear_probe_transfer(
         x_ids: ids of the rows of ``x``, int or str. Training and test halves are decided by the
             ids, or else by the content of the rows of ``y``; see `orthogonal_procrustes`.
         y_ids: ids of the rows of ``y``; must equal ``x_ids``.
+        chunk_bytes: bound of the working memory beside inputs and d^2 sums in float64.
 
     Returns:
         A `ProbeTransferResult`. NaN, with a warning, if an input is not finite.
@@ -85,15 +94,20 @@ def linear_probe_transfer(
             warn_nan("linear probe transfer", "all samples fall into one half")
             nan = scalar_nan(x)
             return ProbeTransferResult(nan, nan, nan)
-        targets = _targets(labels.to(x.device))
-        probe = _fit(y[~test], targets[~test], regularization)
-        own = _fit(x[~test], targets[~test], regularization)
-        classes = not labels.is_floating_point()
-        return ProbeTransferResult(
-            _score(probe, x[test], targets[test], classes),
-            _score(probe, y[test], targets[test], classes),
-            _score(own, x[test], targets[test], classes),
-        )
+        labels, num_classes = labels.to(x.device), None
+        if labels.is_floating_point():
+            labels = labels.double()
+        else:
+            classes, labels = torch.unique(labels, return_inverse=True)
+            num_classes = len(classes)
+
+        def samples(rows: Tensor, chosen: Tensor) -> _Samples:
+            return _Samples(rows, chosen, labels, num_classes, chunk_bytes)
+
+        probe = _fit(samples(y, ~test), regularization)
+        own = _fit(samples(x, ~test), regularization)
+        live, reference = samples(x, test), samples(y, test)
+        return ProbeTransferResult(_score(probe, live), _score(probe, reference), _score(own, live))
 
 
 def check_labels(labels: object, num_samples: int) -> None:
@@ -106,11 +120,34 @@ def check_labels(labels: object, num_samples: int) -> None:
         )
 
 
-def _targets(labels: Tensor) -> Tensor:
-    if labels.is_floating_point():
-        return labels.double()[:, None]
-    classes, index = torch.unique(labels, return_inverse=True)
-    return torch.nn.functional.one_hot(index, len(classes)).double()
+class _Samples(NamedTuple):
+    """Samples to fit or to score a probe on.
+
+    Attributes:
+        x: (n, d) representations.
+        chosen: (n,) bool, the samples meant.
+        labels: (n,), classes from 0 or float64 targets.
+        num_classes: None for targets.
+        chunk_bytes: bound of the working memory.
+    """
+
+    x: Tensor
+    chosen: Tensor
+    labels: Tensor
+    num_classes: int | None
+    chunk_bytes: int
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The chosen rows in pieces, (m, d), with their targets, (m, classes or 1), in float64."""
+        width = max(self.x.shape[1], self.num_classes or 1)
+        for part in float64_chunks(self.x, width, self.chunk_bytes):
+            chosen = self.chosen[part]
+            labels = self.labels[part][chosen]
+            if self.num_classes is None:
+                targets = labels[:, None]
+            else:
+                targets = torch.nn.functional.one_hot(labels, self.num_classes).double()
+            yield self.x[part][chosen].double(), targets
 
 
 class _Probe(NamedTuple):
@@ -119,25 +156,41 @@ class _Probe(NamedTuple):
     bias: Tensor
 
 
-def _fit(x: Tensor, targets: Tensor, regularization: float) -> _Probe:
+def _fit(samples: _Samples, regularization: float) -> _Probe:
     """Ridge regression with intercept, in the smaller of its primal and dual forms."""
-    n, d = x.shape
-    center, bias = x.double().mean(0), targets.mean(0)
-    x, targets = x.double() - center, targets - bias
-    gram = x @ x.mT if n < d else x.mT @ x
+    sums = [(rows.sum(0), targets.sum(0)) for rows, targets in samples.parts()]
+    n, d = int(samples.chosen.sum()), samples.x.shape[1]
+    center, bias = (torch.stack(parts).sum(0) / n for parts in zip(*sums, strict=True))
+    shifted = ((rows - center, targets - bias) for rows, targets in samples.parts())
+    if n < d:
+        x, targets = (torch.cat(parts) for parts in zip(*shifted, strict=True))
+        weight = x.mT @ _solve(x @ x.mT, targets, regularization / d)
+    else:
+        gram, products = center.new_zeros(d, d), center.new_zeros(d, len(bias))
+        for x, targets in shifted:
+            gram.addmm_(x.mT, x)
+            products.addmm_(x.mT, targets)
+        weight = _solve(gram, products, regularization / d)
+    return _Probe(center, weight, bias)
+
+
+def _solve(gram: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """(gram + penalty tr(gram) I)^-1 targets; zeros if the trace is zero. Changes ``gram``."""
     trace = gram.diagonal().sum()
     if bool(trace == 0):
-        return _Probe(center, torch.zeros_like(x.mT @ targets), bias)
-    gram.diagonal().add_(regularization * trace / d)
-    factor = torch.linalg.cholesky(gram)
-    if n < d:
-        return _Probe(center, x.mT @ torch.cholesky_solve(targets, factor), bias)
-    return _Probe(center, torch.cholesky_solve(x.mT @ targets, factor), bias)
+        return torch.zeros_like(targets)
+    gram.diagonal().add_(penalty * trace)
+    return torch.cholesky_solve(targets, torch.linalg.cholesky(gram))
 
 
-def _score(probe: _Probe, x: Tensor, targets: Tensor, classes: bool) -> Tensor:
-    outputs = (x.double() - probe.center) @ probe.weight + probe.bias
-    if classes:
-        return (outputs.argmax(1) == targets.argmax(1)).double().mean()
-    spread = (targets - targets.mean(0)).square().sum()
-    return 1 - (outputs - targets).square().sum() / spread
+def _score(probe: _Probe, samples: _Samples) -> Tensor:
+    """Accuracy, or R^2 of targets."""
+    right = error = torch.zeros((), dtype=torch.float64, device=samples.x.device)
+    for x, targets in samples.parts():
+        outputs = (x - probe.center) @ probe.weight + probe.bias
+        right = right + (outputs.argmax(1) == targets.argmax(1)).sum()
+        error = error + (outputs - targets).square().sum()
+    if samples.num_classes is not None:
+        return right / samples.chosen.sum()
+    targets = samples.labels[samples.chosen]
+    return 1 - error / (targets - targets.mean()).square().sum()

@@ -18,7 +18,7 @@ from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
-    rows_per_chunk,
+    row_chunks,
     scalar_nan,
     warn_nan,
 )
@@ -304,10 +304,8 @@ def mean_cosine(
     mean_x, mean_y = (mean.to(x.dtype) for mean in moments.means())
     rotation = rotation.to(x.dtype)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    step = rows_per_chunk(4 * sum(moments.widths) * x.element_size(), chunk_bytes)
-    step = min(step, ROWS_PER_PRODUCT) if x.device.type == "cpu" else step
-    for start in range(0, x.shape[0], step):
-        part = slice(start, start + step)
+    bytes_per_row = 4 * sum(moments.widths) * x.element_size()
+    for part in row_chunks(x, bytes_per_row, chunk_bytes, ROWS_PER_PRODUCT):
         left, right = x[part], y[part]
         if judged is not None:
             left, right = left[judged[part]], right[judged[part]]

@@ -44,7 +44,7 @@ class DimensionCorrelation(PairMetric):
     def _value_of(
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
-        return self._summary(dimension_correlation(x, y))
+        return self._summary(dimension_correlation(x, y, chunk_bytes=self.chunk_bytes))
 
     def _summary(self, result: DimensionCorrelationResult) -> dict[str, Tensor]:
         return dict(zip(self._names(), (result.mean, result.median), strict=True))

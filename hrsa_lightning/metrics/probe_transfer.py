@@ -65,7 +65,14 @@ class LinearProbeTransfer(PairMetric):
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
         assert labels is not None
-        result = linear_probe_transfer(x, y, labels, regularization=self.regularization, y_ids=ids)
+        result = linear_probe_transfer(
+            x,
+            y,
+            labels,
+            regularization=self.regularization,
+            y_ids=ids,
+            chunk_bytes=self.chunk_bytes,
+        )
         return dict(zip(self._names(), result, strict=True))
 
 
