@@ -48,6 +48,18 @@ def test_both_forms_of_the_computation_agree(debiased: bool) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("kept", [False, True])
+def test_many_samples_cost_no_digits(debiased: bool, kept: bool) -> None:
+    """Products that add up thousands of float32 terms one by one are off by some 1e-7."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8192, 768, generator=generator)
+    y = x + torch.randn(8192, 768, generator=generator)
+    expected = linear_cka(x.double(), y.double(), debiased).item()
+    value = linear_cka(x, Reference(y) if kept else y, debiased).item()
+    assert value == pytest.approx(expected, rel=5e-8)
+
+
+@BOTH
 def test_small_chunks_give_the_same_value(debiased: bool) -> None:
     x, y = pair(300, 8)
     whole = linear_cka(x, y, debiased).item()
