@@ -37,6 +37,10 @@ SPARE = 8
 
 ROWS_PER_PRODUCT = 256
 
+LINE = 16
+"""Rows of scores begin an odd number of so many values apart: rows that lie a power of two apart
+share few places in a cache, and products into them take up to a fifth longer."""
+
 TABLE_BYTES = 4 * 2**20
 """Room for the places of all samples in the lists of some rows: small enough for a cache."""
 
@@ -238,15 +242,16 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
     most = math.isqrt(rows_per_chunk(3 * rows.element_size(), scores_bytes))
     side = -(-n // -(-n // most))
     blocks = [slice(start, min(start + side, n)) for start in range(0, n, side)]
-    buffer = rows.new_empty(side * side)
+    buffer = rows.new_empty(side, (-(-side // LINE) | 1) * LINE)
     for block in blocks:
         scores = _own_products(rows[block], buffer)
         scores.sub_(half_norms[block]).sub_(half_norms[block, None])
         scores.diagonal().fill_(-torch.inf)
-        _keep_best(values[block], found[block], scores, block.start)
+        best, columns = _largest(scores, min(k, len(scores)))
+        values[block, : len(scores)], found[block, : len(scores)] = best, columns + block.start
     for number, block in enumerate(blocks):
         for other in blocks[number + 1 :]:
-            scores = buffer[: len(rows[block]) * len(rows[other])].view(-1, len(rows[other]))
+            scores = buffer[: len(rows[block]), : len(rows[other])]
             torch.matmul(rows[block], rows[other].mT, out=scores)
             scores.sub_(half_norms[other]).sub_(half_norms[block, None])
             _keep_better(values[block], found[block], scores, other.start)
@@ -257,7 +262,7 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
 def _own_products(rows: Tensor, buffer: Tensor) -> Tensor:
     """Inner products of rows with each other in a buffer, each computed once."""
     size = len(rows)
-    result = buffer[: size * size].view(size, size)
+    result = buffer[:size, :size]
     for top in range(0, size, ROWS_PER_PRODUCT):
         end = min(top + ROWS_PER_PRODUCT, size)
         torch.matmul(rows[top:end], rows[top:].mT, out=result[top:end, top:])
@@ -268,7 +273,7 @@ def _own_products(rows: Tensor, buffer: Tensor) -> Tensor:
 def _keep_better(values: Tensor, found: Tensor, scores: Tensor, offset: int) -> None:
     """`_keep_best` where few scores are better than the least of the k best of their row."""
     k = values.shape[1]
-    across = not scores.is_contiguous()  # memory is read in its own order
+    across = scores.stride(1) != 1  # memory is read in its own order
     better = scores.mT > values[:, -1] if across else scores > values[:, -1:]
     if int(better.count_nonzero()) > k * len(values):
         _keep_best(values, found, scores.contiguous(), offset)
