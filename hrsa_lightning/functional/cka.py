@@ -19,7 +19,7 @@ from hrsa_lightning.functional._numerics import (
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, linear_cka_heatmaps
 from hrsa_lightning.functional.reference import Reference, unwrap
 
-SMALL_WIDTH = 96
+SMALL_WIDTH = 128
 """Features whose product with themselves is not worth halving further."""
 
 
