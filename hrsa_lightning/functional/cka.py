@@ -1,5 +1,7 @@
 """Linear centered kernel alignment (CKA), plain and debiased."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, linear_cka_heatma
 from hrsa_lightning.functional.reference import Reference, unwrap
 
 SMALL_WIDTH = 128
-"""Features whose product with themselves is not worth halving further."""
+"""Features whose product with themselves is not worth halving."""
 
 
 def linear_cka(
@@ -117,19 +119,36 @@ def _cka_at_once(x: Tensor, y: Tensor, debiased: bool, chunk_bytes: int) -> Tens
 
 
 def _centered(x: Tensor) -> Tensor:
-    """Rows around their mean, taken out in two steps so that a large one costs no digits."""
-    x = x - location(x).to(x.dtype)
-    return x.sub_(x.mean(0))
+    """Rows around their mean, taken out in two steps so that a large one costs no digits.
+
+    Features of zeros are added until `_num_parts` equal parts hold them.
+    """
+    d = x.shape[1]
+    parts = _num_parts(d)
+    centered = x.new_zeros(x.shape[0], -(-d // parts) * parts)
+    torch.sub(x, location(x).to(x.dtype), out=centered[:, :d])
+    return centered.sub_(centered.mean(0))
+
+
+def _num_parts(width: int) -> int:
+    """The least power of two that cuts features into parts of `SMALL_WIDTH` or fewer."""
+    return 1 << max(0, math.ceil(math.log2(width / SMALL_WIDTH)))
 
 
 def _squared_norm_of_self_product(x: Tensor) -> Tensor:
-    """||x'x||_F^2 from the blocks on and above the diagonal, halved until they are small."""
-    width = x.shape[1]
-    if width <= SMALL_WIDTH:
-        return row_norms(x.mT @ x).sum()
-    left, right = x[:, : width // 2], x[:, width // 2 :]
-    across = 2 * row_norms(left.mT @ right).sum()
-    return across + _squared_norm_of_self_product(left) + _squared_norm_of_self_product(right)
+    """||x'x||_F^2 from the blocks on and above the diagonal: of parts, pairs of parts, and so on.
+
+    Args:
+        x: (n, d), d a multiple of `_num_parts`.
+    """
+    parts = _num_parts(x.shape[1])
+    blocks = x.view(len(x), parts, -1).permute(1, 2, 0)
+    total = row_norms((blocks @ blocks.mT).flatten(0, 1)).sum()
+    while parts > 1:
+        parts //= 2
+        left, right = x.view(len(x), parts, 2, -1).permute(2, 1, 3, 0)
+        total += 2 * row_norms((left @ right.mT).flatten(0, 1)).sum()
+    return total
 
 
 def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMoments:
