@@ -124,10 +124,10 @@ def _centered(x: Tensor) -> Tensor:
     Features of zeros are added until `_num_parts` equal parts hold them.
     """
     d = x.shape[1]
-    parts = _num_parts(d)
-    centered = x.new_zeros(x.shape[0], -(-d // parts) * parts)
-    torch.sub(x, location(x).to(x.dtype), out=centered[:, :d])
-    return centered.sub_(centered.mean(0))
+    missing = -d % _num_parts(d)
+    centered = x - location(x).to(x.dtype)
+    centered.sub_(centered.mean(0))
+    return torch.nn.functional.pad(centered, (0, missing)) if missing else centered
 
 
 def _num_parts(width: int) -> int:
