@@ -1,9 +1,8 @@
-"""State shared by the metrics: streamed moments, stored rows, and their exchange between ranks."""
+"""What the metrics share: streamed moments, stored rows, their exchange between ranks, errors."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,6 +25,8 @@ from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
 from hrsa_lightning.functional.probe_transfer import check_labels
 from hrsa_lightning.functional.uncertainty import check_num_groups, jackknife
+from hrsa_lightning.metrics._drawing import draw
+from hrsa_lightning.metrics._exchange import Exchange
 
 PARTS = ("moments", "rows", "labels")
 ROW_STATES = ("rows_x", "rows_y", "row_ids")
@@ -333,7 +334,7 @@ class PairMetric(Metric):
             self._synchronize(Exchange(process_group or self.process_group, self.device))
         self._is_synced = True
 
-    def _synchronize(self, exchange: "Exchange") -> None:
+    def _synchronize(self, exchange: Exchange) -> None:
         if "moments" in self.parts:
             self._sync_moments(exchange)
         names = self._row_states()
@@ -341,7 +342,7 @@ class PairMetric(Metric):
         for name in names:
             setattr(self, name, [exchange.gather_rows(getattr(self, name))])
 
-    def _sync_moments(self, exchange: "Exchange") -> None:
+    def _sync_moments(self, exchange: Exchange) -> None:
         d_x, d_y = exchange.largest([self.center_x.numel(), self.center_y.numel()])
         if self.count.numel() == 0:
             self._set_moments(PairMoments.zeros(d_x, d_y, 2, self.device))
@@ -376,86 +377,3 @@ class PairMetric(Metric):
         """Whether there is anything to compute; a rank without samples is no mistake."""
         seen = self._update_count > 0 or self.num_samples() > 0
         return seen or bool(self.distributed_available_fn())
-
-
-class Exchange:
-    """Collectives of one process group."""
-
-    def __init__(self, group: dist.ProcessGroup | None, device: torch.device) -> None:
-        self.group = group
-        self.device = device
-        self.size = dist.get_world_size(group)
-
-    def add(self, value: Tensor) -> Tensor:
-        """Sum over ranks, in place."""
-        dist.all_reduce(value, group=self.group)
-        return value
-
-    def largest(self, values: Sequence[int]) -> list[int]:
-        """Elementwise maximum over ranks."""
-        packed = torch.tensor(values, dtype=torch.int64, device=self.device)
-        dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=self.group)
-        return cast(list[int], packed.tolist())
-
-    def gather_rows(self, batches: list[Tensor]) -> Tensor:
-        """Rows of all ranks in rank order; ranks may hold different numbers of them, or none."""
-        rows = sum(batch.shape[0] for batch in batches)
-        first = batches[0] if batches else torch.zeros(0, 0)
-        matrix = int(first.ndim == 2 and bool(batches))
-        width = first.shape[1] if matrix else 0
-        kinds = (torch.float32, torch.float64, torch.int64)
-        kind = kinds.index(first.dtype) if batches and first.dtype in kinds else 0
-        matrix, width, kind = self.largest([matrix, width, kind])
-        counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        rank = dist.get_rank(self.group)
-        counts[rank] = rows
-        sizes = cast(list[int], self.add(counts).tolist())
-        shape = (sum(sizes), width) if matrix else (sum(sizes),)
-        result = torch.empty(shape, dtype=kinds[kind], device=self.device)
-        for source, part in enumerate(torch.split(result, sizes)):
-            if part.shape[0] == 0:
-                continue
-            if source == rank:
-                torch.cat([batch.to(result.dtype) for batch in batches], out=part)
-            origin = source if self.group is None else dist.get_global_rank(self.group, source)
-            dist.broadcast(part, src=origin, group=self.group)
-        return result
-
-
-def pictures() -> ModuleType:
-    """What draws; loaded when asked for, since a metric must work without matplotlib."""
-    from hrsa_lightning import plots
-
-    return plots
-
-
-def draw(value: Any, title: str, floor: float | None, ax: Any) -> Any:
-    """Figure and axes with one value of a metric, or a list of them, each a number or a dict."""
-    plots = pictures()
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not isinstance(values[0], dict):
-        return plots.plot_values(values, title=title, floor=floor, ax=ax)
-    lines = lines_of(values)
-    floors = [] if floor is None else [floor]
-    if ax is None:
-        figure = plots.lines_figure(lines, title=title, floors=floors, x_label="computation")
-        return figure, figure.axes[0]
-    plots.draw_lines(ax, lines, title=title, floors=floors)
-    ax.set_xlabel("computation")
-    ax.legend(fontsize=7, frameon=False)
-    return ax.get_figure(root=True), ax
-
-
-def lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
-    """A line per key over several values, with a band where there is a standard error."""
-    keys = list(values[0])
-    lines = []
-    for key in (key for key in keys if not key.endswith("_se")):
-        found = [float(value[key]) for value in values]
-        low = high = None
-        if f"{key}_se" in keys:
-            errors = [float(value[f"{key}_se"]) for value in values]
-            low = [v - e for v, e in zip(found, errors, strict=True)]
-            high = [v + e for v, e in zip(found, errors, strict=True)]
-        lines.append(pictures().Line(key, range(len(found)), found, low=low, high=high))
-    return lines

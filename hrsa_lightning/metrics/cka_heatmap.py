@@ -8,7 +8,9 @@ from torch import Tensor
 
 from hrsa_lightning.functional._inputs import SampleIds
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, check_layers, linear_cka_heatmap
-from hrsa_lightning.metrics._base import Exchange, PairMetric, pictures
+from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._drawing import pictures
+from hrsa_lightning.metrics._exchange import Exchange
 
 WIDTHS = ("widths_x", "widths_y")
 

@@ -10,7 +10,8 @@ from hrsa_lightning.functional._inputs import check_choice
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.knn import Overlap, Similarity
 from hrsa_lightning.functional.procrustes import Protocol
-from hrsa_lightning.metrics._base import PairMetric, draw, lines_of, pictures
+from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._drawing import draw, lines_of, pictures
 from hrsa_lightning.metrics.cka import LinearCKA
 from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
 from hrsa_lightning.metrics.knn import KNNOverlap
