@@ -60,6 +60,17 @@ def test_many_samples_cost_no_digits(debiased: bool, kept: bool) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize(("d_x", "d_y"), [(128, 129), (255, 300), (384, 7), (513, 1)])
+def test_any_widths(debiased: bool, d_x: int, d_y: int) -> None:
+    """Products of features with themselves are taken in parts, whose number may not fit."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, d_x, generator=generator) + 5
+    y = x[:, :1] * torch.randn(900, d_y, generator=generator)
+    expected = reference.cka(x, y, debiased)
+    assert linear_cka(x, y, debiased).item() == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+@BOTH
 def test_small_chunks_give_the_same_value(debiased: bool) -> None:
     x, y = pair(300, 8)
     whole = linear_cka(x, y, debiased).item()
