@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from hrsa_lightning.functional._numerics import row_chunks
+from hrsa_lightning.functional._numerics import row_chunks, slices
 
 MASSIVE = 16.0
 """A row is multiplied in float64 when its squared norm is this many times the median."""
@@ -246,8 +246,7 @@ class PairMoments:
             self.center_y.copy_(known_y.center_y)
         bytes_per_row = 2 * sum(self.widths) * dtype.itemsize
         parts = row_chunks(x, bytes_per_row, chunk_bytes, ROWS_AT_ONCE)
-        most = min(x.shape[0], parts[0].stop)
-        shifted_x, shifted_y = (x.new_empty(most, d, dtype=dtype) for d in self.widths)
+        shifted_x, shifted_y = (x.new_empty(parts[0].stop, d, dtype=dtype) for d in self.widths)
         for part in parts:
             self._add_chunk(
                 _shifted(x[part], self.center_x, shifted_x),
@@ -307,28 +306,23 @@ def _centered_square_norm(parts: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """||sum of parts - left right'||_F^2 for parts (h, d_x, d_y), without a copy of that size."""
     norms = [
         torch.addr(parts[:, rows].sum(0), left[rows], right, alpha=-1).square_().sum()
-        for rows in _feature_blocks(left.shape[0])
+        for rows in slices(left.shape[0], FEATURES_PER_PRODUCT)
     ]
     return torch.stack(norms).sum()
 
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
     """Add x'y in place, a few features of x at a time."""
-    for rows in _feature_blocks(x.shape[1]):
+    for rows in slices(x.shape[1], FEATURES_PER_PRODUCT):
         total[rows] += x[:, rows].mT @ y
 
 
 def _add_self_product(total: Tensor, x: Tensor) -> None:
     """Add x'x in place, computing the blocks above the diagonal only."""
-    for rows in _feature_blocks(x.shape[1]):
+    for rows in slices(x.shape[1], FEATURES_PER_PRODUCT):
         block = x[:, rows].mT @ x[:, rows.start :]
         total[rows, rows.start :] += block
         total[rows.stop :, rows] += block[:, rows.stop - rows.start :].mT
-
-
-def _feature_blocks(width: int) -> list[slice]:
-    starts = range(0, width, FEATURES_PER_PRODUCT)
-    return [slice(start, min(start + FEATURES_PER_PRODUCT, width)) for start in starts]
 
 
 def _shifted(rows: Tensor, center: Tensor, room: Tensor) -> Tensor:

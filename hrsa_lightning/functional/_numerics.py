@@ -76,6 +76,11 @@ def rows_per_chunk(bytes_per_row: int, chunk_bytes: int) -> int:
     return max(1, chunk_bytes // max(1, bytes_per_row))
 
 
+def slices(length: int, step: int) -> list[slice]:
+    """Slices of ``step`` places each that cover ``length``; the last one may be shorter."""
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
 def row_chunks(x: Tensor, bytes_per_row: int, chunk_bytes: int, most: int) -> list[slice]:
     """Slices over the rows of ``x`` whose working memory fits in ``chunk_bytes``.
 
@@ -87,7 +92,7 @@ def row_chunks(x: Tensor, bytes_per_row: int, chunk_bytes: int, most: int) -> li
     """
     step = rows_per_chunk(bytes_per_row, chunk_bytes)
     step = min(step, max(1, most)) if x.device.type == "cpu" else step
-    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+    return slices(x.shape[0], step)
 
 
 def float64_chunks(x: Tensor, width: int, chunk_bytes: int) -> list[slice]:

@@ -105,7 +105,7 @@ def _cka_at_once(x: Tensor, y: Tensor, debiased: bool, chunk_bytes: int) -> Tens
         if not bool(norms.max() <= MASSIVE * norms.median()):
             return None
     xx, yy = _squared_norm_of_self_product(x), _squared_norm_of_self_product(y)
-    xy = row_norms(x.mT @ y).sum()
+    xy = _squared_norm(x.mT @ y)
     if debiased:
         n = x.shape[0]
         trace_x, trace_y = k.sum(), ell.sum()
@@ -143,12 +143,17 @@ def _squared_norm_of_self_product(x: Tensor) -> Tensor:
     """
     parts = _num_parts(x.shape[1])
     blocks = x.view(len(x), parts, -1).permute(1, 2, 0)
-    total = row_norms((blocks @ blocks.mT).flatten(0, 1)).sum()
+    total = _squared_norm(blocks @ blocks.mT)
     while parts > 1:
         parts //= 2
         left, right = x.view(len(x), parts, 2, -1).permute(2, 1, 3, 0)
-        total += 2 * row_norms((left @ right.mT).flatten(0, 1)).sum()
+        total += 2 * _squared_norm(left @ right.mT)
     return total
+
+
+def _squared_norm(products: Tensor) -> Tensor:
+    """Sum of squares, row by row: float32 sums of all of them at once would lose digits."""
+    return row_norms(products.flatten(0, -2)).sum()
 
 
 def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMoments:

@@ -20,6 +20,7 @@ from hrsa_lightning.functional._numerics import (
     full_precision,
     rows_per_chunk,
     scalar_nan,
+    slices,
     warn_nan,
 )
 
@@ -169,7 +170,7 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
     device, dtype = xs[0].device, compute_dtype(*layers)
     widest = max(layer.shape[1] for layer in layers)
     side = _tile_side(n, num, widest, dtype.itemsize, chunk_bytes, device)
-    blocks = [slice(start, min(start + side, n)) for start in range(0, n, side)]
+    blocks = slices(n, side)
     gram = torch.empty(num * side * side, dtype=dtype, device=device)
     above, beside = torch.empty(2, side * widest, dtype=dtype, device=device)
 

@@ -97,8 +97,7 @@ def correlation_from_moments(moments: PairMoments) -> DimensionCorrelationResult
         moments.cross.diagonal(dim1=1, dim2=2).sum(0) - sum_x * offset_y,
         moments.self_x.diagonal() - sum_x * offset_x,
         moments.self_y.diagonal() - sum_y * offset_y,
-        moments.center_x + offset_x,
-        moments.center_y + offset_y,
+        *moments.means(),
         int(moments.count.sum()),
     )
 

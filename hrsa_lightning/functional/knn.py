@@ -20,6 +20,7 @@ from hrsa_lightning.functional._numerics import (
     full_precision,
     rows_per_chunk,
     scalar_nan,
+    slices,
     warn_nan,
 )
 from hrsa_lightning.functional.reference import Reference, unwrap
@@ -241,7 +242,7 @@ def _search(rows: Tensor, half_norms: Tensor, k: int, chunk_bytes: int) -> tuple
     scores_bytes = max(chunk_bytes - rows.nbytes, -(-chunk_bytes // 4))
     most = math.isqrt(rows_per_chunk(3 * rows.element_size(), scores_bytes))
     side = -(-n // -(-n // most))
-    blocks = [slice(start, min(start + side, n)) for start in range(0, n, side)]
+    blocks = slices(n, side)
     buffer = rows.new_empty(side, (-(-side // LINE) | 1) * LINE)
     for block in blocks:
         scores = _own_products(rows[block], buffer)

@@ -185,12 +185,14 @@ def _solve(gram: Tensor, targets: Tensor, penalty: float) -> Tensor:
 
 def _score(probe: _Probe, samples: _Samples) -> Tensor:
     """Accuracy, or R^2 of targets."""
-    right = error = torch.zeros((), dtype=torch.float64, device=samples.x.device)
+    total = torch.zeros((), dtype=torch.float64, device=samples.x.device)
     for x, targets in samples.parts():
         outputs = (x - probe.center) @ probe.weight + probe.bias
-        right = right + (outputs.argmax(1) == targets.argmax(1)).sum()
-        error = error + (outputs - targets).square().sum()
+        if samples.num_classes is None:
+            total += (outputs - targets).square().sum()
+        else:
+            total += (outputs.argmax(1) == targets.argmax(1)).sum()
     if samples.num_classes is not None:
-        return right / samples.chosen.sum()
+        return total / samples.chosen.sum()
     targets = samples.labels[samples.chosen]
-    return 1 - error / (targets - targets.mean()).square().sum()
+    return 1 - total / (targets - targets.mean()).square().sum()

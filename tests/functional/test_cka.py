@@ -50,7 +50,7 @@ def test_both_forms_of_the_computation_agree(debiased: bool) -> None:
 @BOTH
 @pytest.mark.parametrize("kept", [False, True])
 def test_many_samples_cost_no_digits(debiased: bool, kept: bool) -> None:
-    """Products that add up thousands of float32 terms one by one are off by some 1e-7."""
+    """Squares of a whole matrix added up in float32 would be off by some 1e-7."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8192, 768, generator=generator)
     y = x + torch.randn(8192, 768, generator=generator)
