@@ -21,6 +21,7 @@ PACKAGES = [
     "modules",
     "plots",
     "reporting",
+    "similarity",
     "sources",
 ]
 INNER = {"comparison", "evaluation", "exporting", "planning", "representations"}
