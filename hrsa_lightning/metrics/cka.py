@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional.cka import cka_from_moments, linear_cka, chance_cka
+from hrsa_lightning.functional.cka import chance_cka, cka_from_moments, linear_cka
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES
 from hrsa_lightning.metrics._base import PairMetric
 

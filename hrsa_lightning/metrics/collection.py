@@ -58,8 +58,8 @@ class HRSAMetrics(MetricCollection):
 
         Returns:
             A list of figure and axes for each key, all in one figure where ``ax`` is left out; with
-            ``together`` figure and axes. Standard errors are bands. Chance levels are drawn where ``val``
-            is left out and every key has its own panel.
+            ``together`` figure and axes. Standard errors are bands. Chance levels are drawn where
+            ``val`` is left out and every key has its own panel.
 
         Raises:
             ValueError: if there are not as many axes as keys.

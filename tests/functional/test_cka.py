@@ -7,7 +7,7 @@ from hrsa_lightning.functional import Reference, SimilarityWarning, linear_cka
 from hrsa_lightning.functional._inputs import halves, sample_keys
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
-from hrsa_lightning.functional.cka import cka_from_moments, chance_cka
+from hrsa_lightning.functional.cka import chance_cka, cka_from_moments
 from tests.functional import reference
 from tests.functional.inputs import HOSTILE, pair
 

@@ -98,7 +98,7 @@ def collection():
 
 def test_a_collection_has_a_panel_per_key_with_chance_level_and_band(collection):
     panels = collection.plot()
-    value, floors = collection.compute(), collection.chance()
+    value, chance = collection.compute(), collection.chance()
     keys = [key for key in value if not key.endswith("_se_x")]
     assert [ax.get_title() for _, ax in panels] == keys
     assert len({id(figure) for figure, _ in panels}) == 1
