@@ -22,6 +22,7 @@ PACKAGES = [
     "modules",
     "plots",
     "reporting",
+    "similarity",
     "sources",
 ]
 INNER = {"comparison", "evaluation", "exporting", "planning", "representations"}
