@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from hrsa_lightning.arguments import HelpFormatter, add_encoder_options, encoder_options
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, encoder_options
 from hrsa_lightning.encoders import EncoderOptions
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.arguments import HelpFormatter, add_encoder_options, encoder_options
-from hrsa_lightning.cli import answered
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, encoder_options
 from hrsa_lightning.errors import ConfigError
 
 _EPILOG = """\
@@ -48,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     from hrsa_lightning.encoders import find_models
-    from hrsa_lightning.evaluation.arms import find_arm, group_models
-    from hrsa_lightning.evaluation.runner import EMBEDDED_TASK, evaluate_models, read_tasks
+    from hrsa_lightning.evaluate.arms import find_arm, group_models
+    from hrsa_lightning.evaluate.runner import EMBEDDED_TASK, evaluate_models, read_tasks
 
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
@@ -61,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
     models = [model for arm in arms for model in arm.models]
     results = evaluate_models(models, tasks, out / "cache", encoder_options(arguments), True)
 
-    from hrsa_lightning.evaluation import tables
+    from hrsa_lightning.evaluate import tables
 
     differences = tables.all_differences(arms, baseline, results)
     parts = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from hrsa_lightning.data.retrieval import RetrievalSet
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.evaluation.scores import TaskScores
+from hrsa_lightning.evaluate.scores import TaskScores
 from hrsa_lightning.functional.ranking import chance_scores, query_scores
 
 KS = (1, 10)

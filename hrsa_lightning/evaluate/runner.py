@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from hrsa_lightning.data.retrieval import RetrievalSet, read_retrieval_set
 from hrsa_lightning.encoders import Encoder, EncoderOptions, ModelReference
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.evaluation.scores import TaskScores, cached_scores
+from hrsa_lightning.evaluate.scores import TaskScores, cached_scores
 from hrsa_lightning.resources import resolve_path
 
 EMBEDDED_TASK = "embedded"
@@ -57,7 +57,7 @@ def read_tasks(names: Sequence[str], pairs: Sequence[str] = ()) -> Tasks:
     others = [name for name in names if name != EMBEDDED_TASK]
     found: tuple[Any, ...] = ()
     if others:
-        from hrsa_lightning.evaluation.benchmarks import find_tasks
+        from hrsa_lightning.evaluate.benchmarks import find_tasks
 
         found = tuple(find_tasks(others))
     if not own and not found:
@@ -111,7 +111,7 @@ def _evaluate(
     identity = model.identity(options)
     scores = [_score_pairs(name, task, identity, load, cache) for name, task in tasks.pairs.items()]
     if tasks.benchmarks:
-        from hrsa_lightning.evaluation.benchmarks import score_benchmarks
+        from hrsa_lightning.evaluate.benchmarks import score_benchmarks
 
         name = model.name.strip("./~").replace(":", "/")
         scores += score_benchmarks(
@@ -127,7 +127,7 @@ def _score_pairs(
     digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def compute() -> TaskScores:
-        from hrsa_lightning.evaluation.pairs import score_retrieval
+        from hrsa_lightning.evaluate.pairs import score_retrieval
 
         return score_retrieval(name, task, load())
 

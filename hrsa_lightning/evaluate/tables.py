@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.evaluation.arms import EvaluatedArm
-from hrsa_lightning.evaluation.scores import TaskScores
-from hrsa_lightning.evaluation.statistics import bootstrap_interval, paired_p_value
+from hrsa_lightning.evaluate.arms import EvaluatedArm
+from hrsa_lightning.evaluate.scores import TaskScores
+from hrsa_lightning.evaluate.statistics import bootstrap_interval, paired_p_value
 
 Results = dict[str, list[TaskScores]]
 """Scores of every task, by the name of the model."""

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.exporting.source import find_trained
+    from hrsa_lightning.export.source import find_trained
 
     source, arm = find_trained(arguments.run, arguments.arm)
     _check(arguments, lora=source.adapter is not None)
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "export needs sentence-transformers: pip install 'hrsa-lightning[export]'"
         )
-    from hrsa_lightning.exporting.work import Mixing, export
+    from hrsa_lightning.export.work import Mixing, export
 
     mixing = None
     if arguments.interpolate is not None:

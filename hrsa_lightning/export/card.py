@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from hrsa_lightning.config import to_yaml
-from hrsa_lightning.exporting.folder import Form
+from hrsa_lightning.export.folder import Form
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.sources import Arm
 from hrsa_lightning.summary import HISTORIES, summary_lines
@@ -67,7 +67,7 @@ scores = model.similarity(queries, passages)
     if form == "standard":
         return text
     return (
-        f"{text}\n\nThe module that runs is `hrsa_lightning.exporting.modules.TrainedEmbedding` of"
+        f"{text}\n\nThe module that runs is `hrsa_lightning.export.modules.TrainedEmbedding` of"
         " the installed package hrsa-lightning; this folder holds no code."
     )
 

@@ -22,7 +22,7 @@ Form = Literal["standard", "module", "adapter"]
 """Modules of sentence-transformers only; our module on whole weights; our module on an adapter."""
 
 _BASE = "sentence_transformers.base.modules"
-_OWN = "hrsa_lightning.exporting.modules.TrainedEmbedding"
+_OWN = "hrsa_lightning.export.modules.TrainedEmbedding"
 _POOLING_MODES = {
     "mean": "mean",
     "weighted_mean": "weightedmean",

@@ -12,17 +12,17 @@ from typing import Literal
 import torch
 
 from hrsa_lightning.errors import BackboneError, ConfigError
-from hrsa_lightning.exporting.card import write_card
-from hrsa_lightning.exporting.checking import (
+from hrsa_lightning.export.card import write_card
+from hrsa_lightning.export.checking import (
     Expected,
     Samples,
     collect_samples,
     expected_embeddings,
     largest_difference,
 )
-from hrsa_lightning.exporting.folder import Form, write_description, write_model, write_tokenizer
-from hrsa_lightning.exporting.merging import Method, interpolate, merge_adapter
-from hrsa_lightning.exporting.source import find_trained, holds_transformer
+from hrsa_lightning.export.folder import Form, write_description, write_model, write_tokenizer
+from hrsa_lightning.export.merging import Method, interpolate, merge_adapter
+from hrsa_lightning.export.source import find_trained, holds_transformer
 from hrsa_lightning.models.backbone import load_backbone
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.sources import Arm, Source

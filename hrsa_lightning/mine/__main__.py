@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hrsa_lightning.arguments import HelpFormatter, add_encoder_options, encoder_options
-from hrsa_lightning.cli import answered
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, encoder_options
 from hrsa_lightning.errors import ConfigError
 
 _EPILOG = """\
@@ -51,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     from hrsa_lightning.encoders import find_model
-    from hrsa_lightning.mining import MiningOptions
-    from hrsa_lightning.mining.miner import Mining
+    from hrsa_lightning.mine import MiningOptions
+    from hrsa_lightning.mine.miner import Mining
 
     if arguments.margin is not None and arguments.keep is None:
         raise ConfigError("--margin needs --keep below or --keep above, see --help")

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.mining.options import MiningOptions
+from hrsa_lightning.mine.options import MiningOptions
 
 Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -19,19 +19,19 @@ from hrsa_lightning.data.pairs import read_pairs
 from hrsa_lightning.data.sources import PairSource
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.mining.choice import choose_negatives, keep_pairs
-from hrsa_lightning.mining.embeddings import embed_file, to_unit_rows
-from hrsa_lightning.mining.options import MiningOptions
-from hrsa_lightning.mining.output import (
+from hrsa_lightning.mine.choice import choose_negatives, keep_pairs
+from hrsa_lightning.mine.embeddings import embed_file, to_unit_rows
+from hrsa_lightning.mine.options import MiningOptions
+from hrsa_lightning.mine.output import (
     complete_files,
     output_files,
     summary_file,
     training_line,
 )
-from hrsa_lightning.mining.search import Scratch, nearest_passages, pair_scores
-from hrsa_lightning.mining.summary import summarize
-from hrsa_lightning.mining.texts import PairTexts, SearchedCorpus, passages_of
-from hrsa_lightning.mining.work import WorkFolder
+from hrsa_lightning.mine.search import Scratch, nearest_passages, pair_scores
+from hrsa_lightning.mine.summary import summarize
+from hrsa_lightning.mine.texts import PairTexts, SearchedCorpus, passages_of
+from hrsa_lightning.mine.work import WorkFolder
 
 PAIRS_PER_BLOCK = 512
 """Pairs that are searched and written together."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from hrsa_lightning.data.records import ContrastivePair
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.mining.texts import Passage
+from hrsa_lightning.mine.texts import Passage
 
 
 def output_files(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.mining.options import Backend
+from hrsa_lightning.mine.options import Backend
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.mining.choice import Kept
-from hrsa_lightning.mining.options import MiningOptions
-from hrsa_lightning.mining.texts import PairTexts
+from hrsa_lightning.mine.choice import Kept
+from hrsa_lightning.mine.options import MiningOptions
+from hrsa_lightning.mine.texts import PairTexts
 
 
 def summarize(

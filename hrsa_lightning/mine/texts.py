@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.records import ContrastivePair, Query
 from hrsa_lightning.data.sources import PairSource
-from hrsa_lightning.mining.columns import (
+from hrsa_lightning.mine.columns import (
     ColumnWriter,
     Digests,
     Integers,
@@ -28,7 +28,7 @@ from hrsa_lightning.mining.columns import (
     number_column,
     sort_column,
 )
-from hrsa_lightning.mining.options import Corpus
+from hrsa_lightning.mine.options import Corpus
 
 Passage = tuple[str, str | None]
 """A passage's text, and the id of its document where that is known."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.mining.output import complete_files
+from hrsa_lightning.mine.output import complete_files
 
 
 class WorkFolder:

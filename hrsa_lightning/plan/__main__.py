@@ -52,11 +52,11 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')}: expected a value above 0, got {value}")
     overrides = [text for text in arguments.settings if not text.startswith("recipe=")]
     config = load_config(chosen[0], overrides)
-    from hrsa_lightning.planning.workload import workload_of
+    from hrsa_lightning.plan.workload import workload_of
 
     workload = workload_of(config, arguments.examples, arguments.text_tokens)
-    from hrsa_lightning.planning.estimate import estimate
-    from hrsa_lightning.planning.report import plan_lines
+    from hrsa_lightning.plan.estimate import estimate
+    from hrsa_lightning.plan.report import plan_lines
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     memory = None if arguments.memory is None else arguments.memory * 1e9

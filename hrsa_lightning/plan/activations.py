@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
-from hrsa_lightning.planning.shapes import build_empty, materialize_fake
+from hrsa_lightning.plan.shapes import build_empty, materialize_fake
 
 __all__ = ["Backbone", "measure_backbone"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.planning.activations import Backbone, measure_backbone
-from hrsa_lightning.planning.monitoring import Monitoring, monitoring_of
-from hrsa_lightning.planning.shapes import backbone_config
-from hrsa_lightning.planning.workload import Workload
+from hrsa_lightning.plan.activations import Backbone, measure_backbone
+from hrsa_lightning.plan.monitoring import Monitoring, monitoring_of
+from hrsa_lightning.plan.shapes import backbone_config
+from hrsa_lightning.plan.workload import Workload
 
 __all__ = ["Estimate", "estimate"]
 

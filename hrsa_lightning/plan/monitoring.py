@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.planning.workload import count_lines
+from hrsa_lightning.plan.workload import count_lines
 
 __all__ = ["Monitoring", "monitoring_of"]
 

@@ -1,7 +1,8 @@
 """The report: what runs left behind, as one page to read and to send."""
 
-from hrsa_lightning.reporting.report import write_report
-from hrsa_lightning.reporting.statistics import (
+from typing import TYPE_CHECKING, Any
+
+from hrsa_lightning.report.statistics import (
     ClosedGap,
     HalfLife,
     Spread,
@@ -11,6 +12,9 @@ from hrsa_lightning.reporting.statistics import (
     recovered_share,
     spread,
 )
+
+if TYPE_CHECKING:
+    from hrsa_lightning.report.report import write_report
 
 __all__ = [
     "ClosedGap",
@@ -23,3 +27,11 @@ __all__ = [
     "spread",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "write_report":  # loads matplotlib, which the formulas and `--help` do without
+        from hrsa_lightning.report.report import write_report
+
+        return write_report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

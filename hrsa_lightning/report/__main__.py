@@ -14,12 +14,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.reporting.reading import find_runs
+    from hrsa_lightning.report.reading import find_runs
 
     runs = find_runs(arguments.runs)
     out = arguments.out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
 
-    from hrsa_lightning.reporting import write_report
+    from hrsa_lightning.report import write_report
 
     page = write_report(
         runs,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hrsa_lightning.reporting.facts import BAND_SUFFIXES, metric_order
-from hrsa_lightning.reporting.reading import Array, Run
+from hrsa_lightning.report.facts import BAND_SUFFIXES, metric_order
+from hrsa_lightning.report.reading import Array, Run
 
 __all__ = ["Curve", "Experiment", "Key", "group_runs"]
 

@@ -2,9 +2,9 @@
 
 import math
 
-from hrsa_lightning.reporting.document import Cell
-from hrsa_lightning.reporting.grouping import Experiment
-from hrsa_lightning.reporting.statistics import Spread
+from hrsa_lightning.report.document import Cell
+from hrsa_lightning.report.grouping import Experiment
+from hrsa_lightning.report.statistics import Spread
 
 __all__ = [
     "HELD_OUT",

@@ -18,10 +18,10 @@ from hrsa_lightning.plots import (
     layer_steps_height,
 )
 from hrsa_lightning.plots.style import PANEL
-from hrsa_lightning.reporting.document import Gallery, Panel, Swatch
-from hrsa_lightning.reporting.facts import HEADLINE, fact_of
-from hrsa_lightning.reporting.grouping import Curve, Experiment, Key
-from hrsa_lightning.reporting.reading import Array
+from hrsa_lightning.report.document import Gallery, Panel, Swatch
+from hrsa_lightning.report.facts import HEADLINE, fact_of
+from hrsa_lightning.report.grouping import Curve, Experiment, Key
+from hrsa_lightning.report.reading import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hrsa_lightning.plots import COLORS, INK, MUTED, save_figure
 from hrsa_lightning.plots.output import bare_svg, themed_svg
-from hrsa_lightning.reporting.document import (
+from hrsa_lightning.report.document import (
     Block,
     Cell,
     Gallery,

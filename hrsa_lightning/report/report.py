@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.reporting.facts import fact_of
-from hrsa_lightning.reporting.grouping import Experiment, group_runs
-from hrsa_lightning.reporting.parts import groups_of, place_of
-from hrsa_lightning.reporting.reading import find_runs, read_run
-from hrsa_lightning.reporting.rendering import draw_panels, to_html, to_markdown, write_pictures
-from hrsa_lightning.reporting.sections import report_blocks
-from hrsa_lightning.reporting.statistics import realignment_gain, spread
-from hrsa_lightning.reporting.verdict import derive, pairs_of
+from hrsa_lightning.report.facts import fact_of
+from hrsa_lightning.report.grouping import Experiment, group_runs
+from hrsa_lightning.report.parts import groups_of, place_of
+from hrsa_lightning.report.reading import find_runs, read_run
+from hrsa_lightning.report.rendering import draw_panels, to_html, to_markdown, write_pictures
+from hrsa_lightning.report.sections import report_blocks
+from hrsa_lightning.report.statistics import realignment_gain, spread
+from hrsa_lightning.report.verdict import derive, pairs_of
 
 __all__ = ["write_report"]
 

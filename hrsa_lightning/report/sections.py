@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from hrsa_lightning.reporting import explanations
-from hrsa_lightning.reporting.document import Block, Cell, Gallery, Heading, Table, Text
-from hrsa_lightning.reporting.facts import fact_of
-from hrsa_lightning.reporting.grouping import Experiment, Key
-from hrsa_lightning.reporting.parts import (
+from hrsa_lightning.report import explanations
+from hrsa_lightning.report.document import Block, Cell, Gallery, Heading, Table, Text
+from hrsa_lightning.report.facts import fact_of
+from hrsa_lightning.report.grouping import Experiment, Key
+from hrsa_lightning.report.parts import (
     HELD_OUT,
     band_words,
     cell,
@@ -18,14 +18,14 @@ from hrsa_lightning.reporting.parts import (
     name_of,
     place_of,
 )
-from hrsa_lightning.reporting.pictures import (
+from hrsa_lightning.report.pictures import (
     curves_gallery,
     headline_metrics,
     styles,
 )
-from hrsa_lightning.reporting.similarity import MOST_MAPPED, similarity_blocks
-from hrsa_lightning.reporting.statistics import Spread, spread
-from hrsa_lightning.reporting.verdict import (
+from hrsa_lightning.report.similarity import MOST_MAPPED, similarity_blocks
+from hrsa_lightning.report.statistics import Spread, spread
+from hrsa_lightning.report.verdict import (
     pairs_of,
     verdicts_of,
 )

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from hrsa_lightning.reporting import explanations
-from hrsa_lightning.reporting.document import Block, Cell, Heading, Table, Text
-from hrsa_lightning.reporting.facts import fact_of
-from hrsa_lightning.reporting.grouping import Experiment
-from hrsa_lightning.reporting.parts import band_words, cell, metrics_of, name_of, number, places_of
-from hrsa_lightning.reporting.pictures import (
+from hrsa_lightning.report import explanations
+from hrsa_lightning.report.document import Block, Cell, Heading, Table, Text
+from hrsa_lightning.report.facts import fact_of
+from hrsa_lightning.report.grouping import Experiment
+from hrsa_lightning.report.parts import band_words, cell, metrics_of, name_of, number, places_of
+from hrsa_lightning.report.pictures import (
     curves_gallery,
     headline_metrics,
     layers_gallery,
@@ -16,8 +16,8 @@ from hrsa_lightning.reporting.pictures import (
     spectra_gallery,
     styles,
 )
-from hrsa_lightning.reporting.statistics import LEAST_CHANGE, spread
-from hrsa_lightning.reporting.verdict import (
+from hrsa_lightning.report.statistics import LEAST_CHANGE, spread
+from hrsa_lightning.report.verdict import (
     INITIAL,
     Verdict,
     derive,

@@ -1,14 +1,13 @@
 """What makes realignment comparable between runs: derived quantities, from plain numbers.
 
 Every formula is written out in `docs/method.md`. Values are *similarities*: larger means more
-alike. `facts.Fact.similarity` turns the values of any metric into such.
+alike. `metric_info.MetricInfo.similarity` turns the values of any metric into such.
 """
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
-
-from hrsa_lightning.functional.uncertainty import t_quantile
 
 __all__ = [
     "LEAST_CHANGE",
@@ -20,6 +19,7 @@ __all__ = [
     "realignment_gain",
     "recovered_share",
     "spread",
+    "t_quantile",
 ]
 
 LEAST_CHANGE = 0.01
@@ -96,6 +96,22 @@ def spread(values: Sequence[float]) -> Spread:
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in defined) / (count - 1))
     half = t_quantile(count - 1) * std / math.sqrt(count)
     return Spread(mean, std, mean - half, mean + half, count)
+
+
+@cache
+def t_quantile(dof: int) -> float:
+    """97.5 % quantile of Student's t, the factor of a 95 % interval.
+
+    Args:
+        dof: Degrees of freedom, the number of values less one.
+
+    Example:
+        >>> round(t_quantile(2), 3)
+        4.303
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(dof, 0.975))
 
 
 def realignment_gain(first: float, last: float) -> float:

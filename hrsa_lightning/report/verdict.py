@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hrsa_lightning.reporting.facts import Fact, fact_of
-from hrsa_lightning.reporting.grouping import Curve, Experiment, Key
-from hrsa_lightning.reporting.statistics import (
+from hrsa_lightning.report.facts import Fact, fact_of
+from hrsa_lightning.report.grouping import Curve, Experiment, Key
+from hrsa_lightning.report.statistics import (
     Spread,
     closed_gap,
     half_life,

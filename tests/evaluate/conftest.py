@@ -1,6 +1,6 @@
 import pytest
 
-from tests.evaluation.runs import make_run
+from tests.evaluate.runs import make_run
 
 
 @pytest.fixture(scope="package")

@@ -6,10 +6,10 @@ import pytest
 from hrsa_lightning.data import read_retrieval_set
 from hrsa_lightning.encoders import find_models
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
-from hrsa_lightning.evaluation.benchmarks import TaskEncoder, find_tasks, score_benchmarks
-from hrsa_lightning.evaluation.pairs import score_retrieval
-from hrsa_lightning.evaluation.runner import Tasks, evaluate_models
-from tests.evaluation.runs import write_pairs
+from hrsa_lightning.evaluate.benchmarks import TaskEncoder, find_tasks, score_benchmarks
+from hrsa_lightning.evaluate.pairs import score_retrieval
+from hrsa_lightning.evaluate.runner import Tasks, evaluate_models
+from tests.evaluate.runs import write_pairs
 
 # mteb warns on its own account, about models that are on no hub
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -22,7 +22,7 @@ def _mteb():
 
 @pytest.fixture
 def task(tmp_path):
-    from tests.evaluation.local_task import LocalRetrieval
+    from tests.evaluate.local_task import LocalRetrieval
 
     local = LocalRetrieval()
     local.pairs = write_pairs(tmp_path / "pairs.jsonl", 9)

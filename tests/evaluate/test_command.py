@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from hrsa_lightning.evaluate import main
-from tests.evaluation.runs import make_run, write_pairs
+from hrsa_lightning.evaluate.__main__ import main
+from tests.evaluate.runs import make_run, write_pairs
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_seeds_differences_and_the_null_effect(runs, tmp_path, capsys):
 def test_tasks_of_mteb_through_the_command(runs, tmp_path, monkeypatch, capsys):
     """Per-task instructions, seeds, paired test, null effect and cache, with two local tasks."""
     pytest.importorskip("mteb", reason="the extra `eval` is not installed")
-    from tests.evaluation.local_task import LocalRetrieval, SecondRetrieval
+    from tests.evaluate.local_task import LocalRetrieval, SecondRetrieval
 
     tasks = [LocalRetrieval(), SecondRetrieval()]
     tasks[0].pairs = write_pairs(tmp_path / "first.jsonl", 9)
@@ -65,7 +65,7 @@ def test_tasks_of_mteb_through_the_command(runs, tmp_path, monkeypatch, capsys):
     )
     names = [task.metadata.name for task in tasks]
     monkeypatch.setattr(
-        "hrsa_lightning.evaluation.benchmarks.find_tasks",
+        "hrsa_lightning.evaluate.benchmarks.find_tasks",
         lambda asked: [task for task in tasks if task.metadata.name in asked],
     )
     out = tmp_path / "out"

@@ -6,10 +6,10 @@ import torch
 from hrsa_lightning.data import read_retrieval_set
 from hrsa_lightning.encoders import EncoderOptions, ModelReference, find_models
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.evaluation.pairs import KS, score_retrieval
-from hrsa_lightning.evaluation.runner import evaluate_models, read_tasks
+from hrsa_lightning.evaluate.pairs import KS, score_retrieval
+from hrsa_lightning.evaluate.runner import evaluate_models, read_tasks
 from hrsa_lightning.functional.ranking import ranking_scores
-from tests.evaluation.runs import write_pairs
+from tests.evaluate.runs import write_pairs
 
 
 class FixedEncoder:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hrsa_lightning.encoders import find_model
-from hrsa_lightning.export import main
-from tests.exporting.runs import make_run, make_whole_checkpoint
+from hrsa_lightning.export.__main__ import main
+from tests.export.runs import make_run, make_whole_checkpoint
 from tests.tiny import make_backbone
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -157,8 +157,8 @@ def test_an_mteb_task_runs_on_it(run, tmp_path):
     mteb = pytest.importorskip("mteb", reason="the extra `eval` is not installed")
     from hrsa_lightning.data import read_retrieval_set
     from hrsa_lightning.functional.ranking import ranking_scores
-    from tests.evaluation.local_task import LocalRetrieval
-    from tests.evaluation.runs import write_pairs
+    from tests.evaluate.local_task import LocalRetrieval
+    from tests.evaluate.runs import write_pairs
 
     folder, models = run
     out = tmp_path / "out"
@@ -236,7 +236,7 @@ def test_adapters_for_another_base_are_refused(tmp_path, capsys):
 def test_a_folder_that_differs_from_the_model_is_not_kept(run, tmp_path, capsys, monkeypatch):
     folder, _ = run
     monkeypatch.setattr(
-        "hrsa_lightning.exporting.work.largest_difference",
+        "hrsa_lightning.export.work.largest_difference",
         lambda *arguments: (0.5, torch.tensor([0.0])),
     )
     said = _answer(capsys, folder, "--arm", "base", "--out", tmp_path / "new" / "out")

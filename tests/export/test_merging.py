@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.exporting.merging import interpolate, slerp
+from hrsa_lightning.export.merging import interpolate, slerp
 from tests.tiny import make_model
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hrsa_lightning.mining import MiningOptions
-from hrsa_lightning.mining.texts import normalize_text
+from hrsa_lightning.mine import MiningOptions
+from hrsa_lightning.mine.texts import normalize_text
 
 
 class GridEncoder:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hrsa_lightning.mining import columns
+from hrsa_lightning.mine import columns
 
 EDGES = st.sampled_from([0, 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hrsa_lightning.mine import main
-from tests.evaluation.runs import make_run, write_pairs
-from tests.mining.brute import GridEncoder
+from hrsa_lightning.mine.__main__ import main
+from tests.evaluate.runs import make_run, write_pairs
+from tests.mine.brute import GridEncoder
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 
 from hrsa_lightning.data import read_pairs
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.mining import MiningOptions, mine, miner
-from hrsa_lightning.mining.miner import Mining
-from tests.mining.brute import GridEncoder, brute_force
+from hrsa_lightning.mine import MiningOptions, mine, miner
+from hrsa_lightning.mine.miner import Mining
+from tests.mine.brute import GridEncoder, brute_force
 
 
 def _pairs(folder, name, count, seed, words="abcdefgh"):
@@ -59,9 +59,9 @@ def test_same_negatives_as_brute_force(case, backend, tmp_path, monkeypatch):
     if backend == "faiss":
         pytest.importorskip("faiss")
     monkeypatch.setattr(miner, "PAIRS_PER_BLOCK", 16)
-    monkeypatch.setattr("hrsa_lightning.mining.embeddings.TEXTS_PER_BLOCK", 32)
-    monkeypatch.setattr("hrsa_lightning.mining.search.BLOCK_BYTES", 4 * 16 * 20)
-    monkeypatch.setattr("hrsa_lightning.mining.columns.ENTRIES_PER_BLOCK", 16)
+    monkeypatch.setattr("hrsa_lightning.mine.embeddings.TEXTS_PER_BLOCK", 32)
+    monkeypatch.setattr("hrsa_lightning.mine.search.BLOCK_BYTES", 4 * 16 * 20)
+    monkeypatch.setattr("hrsa_lightning.mine.columns.ENTRIES_PER_BLOCK", 16)
     options = MiningOptions(**{**vars(CASES[case]), "backend": backend})
     files = [_pairs(tmp_path, "first", 50, 1), _pairs(tmp_path, "second", 30, 2, "abcd")]
     summary = mine(files, GridEncoder(), tmp_path / "out.jsonl", options)
@@ -121,7 +121,7 @@ def test_folder_has_one_file_per_source(tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(miner, "PAIRS_PER_BLOCK", 8)
-    monkeypatch.setattr("hrsa_lightning.mining.embeddings.TEXTS_PER_BLOCK", 16)
+    monkeypatch.setattr("hrsa_lightning.mine.embeddings.TEXTS_PER_BLOCK", 16)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 6, 9])
@@ -301,7 +301,7 @@ def test_options_are_checked(options, message):
 
 
 def test_faiss_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr("hrsa_lightning.mining.options.find_spec", lambda _: None)
+    monkeypatch.setattr("hrsa_lightning.mine.options.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="backend: faiss is not installed"):
         MiningOptions(backend="faiss")
     MiningOptions()
@@ -331,8 +331,8 @@ def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, m
 
 _SLOW_MINING = """
 import sys, time
-from hrsa_lightning.mining import embeddings, mine, miner
-from tests.mining.brute import GridEncoder
+from hrsa_lightning.mine import embeddings, mine, miner
+from tests.mine.brute import GridEncoder
 embeddings.TEXTS_PER_BLOCK = miner.PAIRS_PER_BLOCK = 4
 search = miner.nearest_passages
 def slowly(*arguments):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrsa_lightning.mining.search import nearest_passages, pair_scores
+from hrsa_lightning.mine.search import nearest_passages, pair_scores
 
 BACKENDS = ["torch", "faiss"]
 NOTHING = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))

@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 
 from hrsa_lightning.data import read_pairs
-from hrsa_lightning.mining import columns
-from hrsa_lightning.mining.texts import PairTexts, normalize_text
+from hrsa_lightning.mine import columns
+from hrsa_lightning.mine.texts import PairTexts, normalize_text
 
 
 def _write(path, *pairs):

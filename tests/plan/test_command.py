@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hrsa_lightning.plan import main
+from hrsa_lightning.plan.__main__ import main
 
 
 def test_every_part_is_printed(capsys):

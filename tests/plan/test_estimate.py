@@ -11,10 +11,10 @@ import torch
 from hrsa_lightning.config import load_config
 from hrsa_lightning.models import EmbeddingModel
 from hrsa_lightning.modules import gradcache
-from hrsa_lightning.planning.activations import measure_backbone
-from hrsa_lightning.planning.estimate import estimate
-from hrsa_lightning.planning.shapes import KNOWN, backbone_config, build_empty
-from hrsa_lightning.planning.workload import workload_of
+from hrsa_lightning.plan.activations import measure_backbone
+from hrsa_lightning.plan.estimate import estimate
+from hrsa_lightning.plan.shapes import KNOWN, backbone_config, build_empty
+from hrsa_lightning.plan.workload import workload_of
 from tests.tiny import make_backbone
 
 BASE = ["arms.rlvr=null", "arms.sft=null", "arms.base_seed2=null", "callbacks.retrieval=null"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.config import load_config
-from hrsa_lightning.plan import main
-from hrsa_lightning.planning.estimate import estimate
-from hrsa_lightning.planning.workload import workload_of
+from hrsa_lightning.plan.__main__ import main
+from hrsa_lightning.plan.estimate import estimate
+from hrsa_lightning.plan.workload import workload_of
 
 PAGE = Path(__file__).parents[2].joinpath("docs", "planning.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\d+) \|(.*)\| `recipe=(\S+) (.*)` \|$", PAGE, re.MULTILINE)

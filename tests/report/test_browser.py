@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from hrsa_lightning.reporting import write_report
+from hrsa_lightning.report import write_report
 from tests.browser import CHROMIUM, Browser
-from tests.reporting.runs import write_run
+from tests.report.runs import write_run
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
 

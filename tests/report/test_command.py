@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hrsa_lightning import report
-from tests.reporting.runs import value, write_run
+from hrsa_lightning.report import __main__ as report
+from tests.report.runs import value, write_run
 
 PAIR = "rlvr_vs_base"
 
@@ -219,7 +219,8 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path, capsys):
 
 def test_help_fits_a_screen_and_the_module_needs_no_torch():
     code = (
-        "import sys, hrsa_lightning.report as r; assert 'torch' not in sys.modules; r.main(['-h'])"
+        "import sys, hrsa_lightning.report.__main__ as r; "
+        "assert 'torch' not in sys.modules; r.main(['-h'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hrsa_lightning.reporting.facts import headline_tags
-from hrsa_lightning.reporting.grouping import Key, group_runs
-from hrsa_lightning.reporting.pictures import spectra_gallery, styles
-from hrsa_lightning.reporting.reading import read_run
-from hrsa_lightning.reporting.verdict import derive, pair_words, pairs_of, verdicts_of
-from tests.reporting.runs import value, write_run
+from hrsa_lightning.report.facts import headline_tags
+from hrsa_lightning.report.grouping import Key, group_runs
+from hrsa_lightning.report.pictures import spectra_gallery, styles
+from hrsa_lightning.report.reading import read_run
+from hrsa_lightning.report.verdict import derive, pair_words, pairs_of, verdicts_of
+from tests.report.runs import value, write_run
 
 KEY = Key("similarity", "cka", "rlvr_vs_base", "output")
 CONTROLS = ["base_seed2_vs_base", "noise_vs_base"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hrsa_lightning.reporting.statistics import (
+from hrsa_lightning.report.statistics import (
     closed_gap,
     half_life,
     realignment_gain,
