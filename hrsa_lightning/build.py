@@ -26,7 +26,7 @@ from hrsa_lightning.losses import (
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
-from hrsa_lightning.modules.sharding import FullyShardedStrategy
+from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from hrsa_lightning.schema import Config, LossConfig, nearest
 from hrsa_lightning.shelf import resolve_path
 from hrsa_lightning.sources.loading import loading_options

@@ -20,7 +20,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.fused import fuse_lora
 
 
 def add_lora(
@@ -69,7 +68,6 @@ def add_lora(
                 "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
             )
         raise BackboneError(f"{model.config.model_type}: no LoRA as asked: {message}") from error
-    fuse_lora(adapted)
     return adapted
 
 
@@ -98,7 +96,6 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
             f"adapter {shown} does not fit the backbone: {len(odd)} weights are only in one of "
             f"them, such as {odd[0]!r}"
         )
-    fuse_lora(loaded)
     return loaded
 
 
