@@ -27,7 +27,7 @@ from hrsa_lightning.losses import (
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
-from hrsa_lightning.modules.sharding import FullyShardedStrategy
+from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from hrsa_lightning.resources import resolve_path
 
 ALLOWED = (Callback, Logger, Strategy)

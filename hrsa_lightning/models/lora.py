@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from hrsa_lightning.models.fused import fuse_lora
 
 
 def add_lora(
@@ -70,7 +69,6 @@ def add_lora(
                 "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
             )
         raise BackboneError(f"{model.config.model_type}: no LoRA as asked: {message}") from error
-    fuse_lora(adapted)
     return adapted
 
 
@@ -99,7 +97,6 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
             f"adapter {shown} does not fit the backbone: {len(odd)} weights are only in one of "
             f"them, such as {odd[0]!r}"
         )
-    fuse_lora(loaded)
     return loaded
 
 
