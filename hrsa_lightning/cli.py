@@ -4,12 +4,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hrsa_lightning.errors import HRSAError, nearest
-
-if TYPE_CHECKING:
-    from hrsa_lightning.encoders import EncoderOptions
 
 COMMANDS = {
     "train": "train embedding models side by side and watch how similar they are",
@@ -84,25 +81,13 @@ def positive(text: str) -> int:
 
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `encoder_options` reads."""
+    """Add the options that `EncoderOptions.of` reads."""
     add: Any = parser.add_argument
     add("--max-length", type=positive, metavar="N",
         help="most tokens of a text (a run's own, or 512)")  # fmt: skip
     add("--batch-size", type=positive, default=32, metavar="N", help="texts of a forward pass (32)")
     add("--dtype", help="of the weights, such as bfloat16 (a run's own, or float32)")
     add("--device", help="such as cuda:1")
-
-
-def encoder_options(arguments: argparse.Namespace) -> "EncoderOptions":
-    """How the models of a command run."""
-    from hrsa_lightning.encoders import EncoderOptions
-
-    return EncoderOptions(
-        max_length=arguments.max_length,
-        batch_size=arguments.batch_size,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
 
 
 def _usage() -> str:

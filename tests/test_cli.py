@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, encoder_options
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options
 from hrsa_lightning.encoders import EncoderOptions
 
 
@@ -16,9 +16,9 @@ def parser():
 
 
 def test_options_say_how_models_run(parser):
-    assert encoder_options(parser.parse_args([])) == EncoderOptions()
+    assert EncoderOptions.of(parser.parse_args([])) == EncoderOptions()
     text = "--max-length 9 --batch-size 2 --dtype bfloat16 --device cuda:1"
-    assert encoder_options(parser.parse_args(text.split())) == EncoderOptions(
+    assert EncoderOptions.of(parser.parse_args(text.split())) == EncoderOptions(
         max_length=9, batch_size=2, dtype="bfloat16", device="cuda:1"
     )
     assert all(len(line) <= 100 for line in parser.format_help().splitlines())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, encoder_options
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered
 from hrsa_lightning.errors import ConfigError
 
 _EPILOG = """\
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import find_models
+    from hrsa_lightning.encoders import EncoderOptions, find_models
     from hrsa_lightning.evaluate.arms import find_arm, group_models
     from hrsa_lightning.evaluate.runner import EMBEDDED_TASK, evaluate_models, read_tasks
 
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     names = arguments.tasks or ([] if arguments.pairs else [EMBEDDED_TASK])
     tasks = read_tasks(names, arguments.pairs)
     models = [model for arm in arms for model in arm.models]
-    results = evaluate_models(models, tasks, out / "cache", encoder_options(arguments), True)
+    results = evaluate_models(models, tasks, out / "cache", EncoderOptions.of(arguments), True)
 
     from hrsa_lightning.evaluate import tables
 

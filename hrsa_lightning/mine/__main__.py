@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, encoder_options
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered
 from hrsa_lightning.errors import ConfigError
 
 _EPILOG = """\
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import find_model
+    from hrsa_lightning.encoders import EncoderOptions, find_model
     from hrsa_lightning.mine import MiningOptions
     from hrsa_lightning.mine.miner import Mining
 
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     reference = find_model(arguments.model)
     pairs = [_resolve(path) for path in arguments.pairs]
     mining = Mining(pairs, arguments.out, options, work=arguments.work_dir, progress=True)
-    encoder = reference.load(encoder_options(arguments))
+    encoder = reference.load(EncoderOptions.of(arguments))
     _print(mining.run(encoder), arguments.out)
     return 0
 
