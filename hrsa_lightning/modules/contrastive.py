@@ -136,7 +136,7 @@ class PairedContrastiveModule(LightningModule):
         losses: dict[str, Tensor] = {}
         for name, arm in self.arms.items():
             if self._budget is not None and (one_by_one or not losses):
-                self._budget.reset(self.device, self.trainer.num_devices)
+                self._budget.reset(self.device, self.trainer.num_devices, self.trainer.optimizers)
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:
