@@ -12,6 +12,7 @@ import hrsa_lightning
 
 PACKAGES = [
     "callbacks",
+    "config",
     "data",
     "functional",
     "losses",
@@ -21,6 +22,7 @@ PACKAGES = [
     "modules",
     "plots",
     "reporting",
+    "similarity",
     "sources",
 ]
 INNER = {"comparison", "evaluation", "exporting", "planning", "representations"}

@@ -196,10 +196,10 @@ def _floors(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str,
     """Chance or null values under the keys of the values, where metrics know them."""
     found: dict[str, float] = {}
     for name, metric in _members(metrics):
-        if not callable(floors := getattr(metric, "floors", None)):
+        if not callable(chance := getattr(metric, "chance", None)):
             continue
         known = {
-            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v for k, v in floors().items()
+            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v for k, v in chance().items()
         }
         whole = f"{metrics.prefix or ''}{name}{metrics.postfix or ''}"
         if len(known) == 1 and whole in values:  # one value has the metric's name for a key

@@ -208,7 +208,7 @@ def cka_from_moments(moments: PairMoments, debiased: bool) -> Tensor:
     return value
 
 
-def permutation_floor(moments: PairMoments) -> Tensor:
+def chance_cka(moments: PairMoments) -> Tensor:
     """Plain linear CKA expected when the samples of y are shuffled at random.
 
     tr(K) tr(L) / ((n - 1) ||K|| ||L||) for centered Gram matrices K and L, which is about
@@ -216,5 +216,5 @@ def permutation_floor(moments: PairMoments) -> Tensor:
     """
     xx, yy, _ = moments.centered_square_norms()
     k, ell = moments.centered_trace()
-    floor: Tensor = k * ell / ((moments.count.sum() - 1) * (xx.sqrt() * yy.sqrt()))
-    return floor
+    level: Tensor = k * ell / ((moments.count.sum() - 1) * (xx.sqrt() * yy.sqrt()))
+    return level

@@ -410,7 +410,7 @@ def overlap_of_neighbors(
 
 
 def chance_overlap(k: int, num_samples: int, overlap: Overlap = "jaccard") -> float:
-    """Expected `knn_overlap` of unrelated neighbor lists: the floor.
+    """Expected `knn_overlap` of unrelated neighbor lists: the chance level.
 
     Two random sets of k out of n - 1 share a hypergeometric number of samples, k^2 / (n - 1) on
     average.

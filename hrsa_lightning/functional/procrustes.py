@@ -352,7 +352,7 @@ def _row_entropies(rotation: Tensor) -> Tensor:
 
 
 def random_rotation_inverse_row_entropy(d: int) -> float:
-    """Expected inverse row entropy of a random rotation: its floor.
+    """Expected inverse row entropy of a random rotation: its chance level.
 
     1 - [psi(d/2 + 1) - psi(3/2)] / ln d, from the Beta(1/2, (d-1)/2) law of squared entries.
 

@@ -91,7 +91,7 @@ class PairMetric(Metric):
         self.num_jackknife_groups = num_jackknife_groups
         self.parts = tuple(part for part in PARTS if part in self.needs or part in state)
         self.chunk_bytes = chunk_bytes
-        self._floors: dict[str, float] = {}
+        self._chance: dict[str, float] = {}
         self._local_rows: dict[str, Any] | None = None
         if "moments" in self.parts:
             for name in PairMoments.names():
@@ -215,7 +215,7 @@ class PairMetric(Metric):
 
     @abstractmethod
     def _names(self) -> tuple[str, ...]:
-        """Keys of the values and their floors; a single one if the value is one tensor."""
+        """Keys of the values and their chance levels; a single one if the value is one tensor."""
 
     def _by_key(self, value: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
         return {self._names()[0]: value} if isinstance(value, Tensor) else value
@@ -225,7 +225,7 @@ class PairMetric(Metric):
 
     @abstractmethod
     def _value(self) -> Tensor | dict[str, Tensor]:
-        """Compute the value and record the floors."""
+        """Compute the value and record the chance levels."""
 
     @abstractmethod
     def _value_of(
@@ -248,7 +248,7 @@ class PairMetric(Metric):
         found = jackknife(value, x, y, *given, num_groups=groups, y_ids=ids)
         return cast(dict[str, Tensor], found.standard_error)
 
-    def floors(self) -> dict[str, float]:
+    def chance(self) -> dict[str, float]:
         """Value of unrelated representations under each key, where one is known.
 
         For the numbers of samples and features of the last ``compute``; calls it if need be, so
@@ -256,7 +256,7 @@ class PairMetric(Metric):
         """
         if self._computed is None:
             self.compute()
-        return dict(self._floors)
+        return dict(self._chance)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot a value of ``compute`` or ``forward``, or a list of them; needs matplotlib.
@@ -267,12 +267,12 @@ class PairMetric(Metric):
 
         Returns:
             Figure and axes. Several keys are several lines; standard errors are bands around them.
-            A single line has its floor, where ``val`` is left out.
+            A single line has its chance level, where ``val`` is left out.
         """
         names = self._names()
         value = self.compute() if val is None else val
-        floor = self._floors.get(names[0]) if val is None and len(names) == 1 else None
-        return draw(value, type(self).__name__, floor, ax)
+        chance = self._chance.get(names[0]) if val is None and len(names) == 1 else None
+        return draw(value, type(self).__name__, chance, ax)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> "PairMetric":
         """Return the metric unchanged: its sums are float64 on purpose."""

@@ -12,18 +12,18 @@ def pictures() -> ModuleType:
     return plots
 
 
-def draw(value: Any, title: str, floor: float | None, ax: Any) -> Any:
+def draw(value: Any, title: str, chance: float | None, ax: Any) -> Any:
     """Figure and axes with one value of a metric, or a list of them, each a number or a dict."""
     plots = pictures()
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not isinstance(values[0], dict):
-        return plots.plot_values(values, title=title, floor=floor, ax=ax)
+        return plots.plot_values(values, title=title, floor=chance, ax=ax)
     lines = lines_of(values)
-    floors = [] if floor is None else [floor]
+    levels = [] if chance is None else [chance]
     if ax is None:
-        figure = plots.lines_figure(lines, title=title, floors=floors, x_label="computation")
+        figure = plots.lines_figure(lines, title=title, floors=levels, x_label="computation")
         return figure, figure.axes[0]
-    plots.draw_lines(ax, lines, title=title, floors=floors)
+    plots.draw_lines(ax, lines, title=title, floors=levels)
     ax.set_xlabel("computation")
     ax.legend(fontsize=7, frameon=False)
     return ax.get_figure(root=True), ax

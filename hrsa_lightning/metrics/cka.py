@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional.cka import cka_from_moments, linear_cka, permutation_floor
+from hrsa_lightning.functional.cka import chance_cka, cka_from_moments, linear_cka
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES
 from hrsa_lightning.metrics._base import PairMetric
 
@@ -44,13 +44,13 @@ class LinearCKA(PairMetric):
     def _value(self) -> Tensor:
         if self.standardize:
             x, y, _, _ = self._rows()
-            self._floors = {"cka": 0.0} if self.debiased else {}
+            self._chance = {"cka": 0.0} if self.debiased else {}
             return self._value_of(x, y, None, None)
         moments = self._moments()
         if self.debiased:
-            self._floors = {"cka": 0.0}
+            self._chance = {"cka": 0.0}
         else:
-            self._floors = {"cka_plain": float(permutation_floor(moments))}
+            self._chance = {"cka_plain": float(chance_cka(moments))}
         return cka_from_moments(moments, self.debiased)
 
     def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -104,7 +104,7 @@ class LinearCKAHeatmap(PairMetric):
 
     def _value(self) -> Tensor:
         x, y, _, _ = self._rows()
-        self._floors = {"cka": 0.0} if self.debiased else {}
+        self._chance = {"cka": 0.0} if self.debiased else {}
         return self._value_of(x, y, None, None)
 
     def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:

@@ -39,12 +39,12 @@ class HRSAMetrics(MetricCollection):
                     stack.enter_context(members[0].synchronized_for(members))
             return super().compute()
 
-    def floors(self) -> dict[str, float]:
+    def chance(self) -> dict[str, float]:
         """Value of unrelated representations under each key of ``compute``, where one is known."""
         result: dict[str, float] = {}
         for names in self._groups.values():
             for name in names:
-                result |= self._member(name).floors()
+                result |= self._member(name).chance()
         return {self._set_name(key): value for key, value in result.items()}
 
     def plot(self, val: Any = None, ax: Any = None, together: bool = False) -> Any:
@@ -58,13 +58,13 @@ class HRSAMetrics(MetricCollection):
 
         Returns:
             A list of figure and axes for each key, all in one figure where ``ax`` is left out; with
-            ``together`` figure and axes. Standard errors are bands. Floors are drawn where ``val``
-            is left out and every key has its own panel.
+            ``together`` figure and axes. Standard errors are bands. Chance levels are drawn where
+            ``val`` is left out and every key has its own panel.
 
         Raises:
             ValueError: if there are not as many axes as keys.
         """
-        floors = self.floors() if val is None else {}
+        chance = self.chance() if val is None else {}
         value = self.compute() if val is None else val
         values = [
             self._plain_names(v) for v in (value if isinstance(value, (list, tuple)) else [value])
@@ -75,7 +75,7 @@ class HRSAMetrics(MetricCollection):
         panels = []
         for line in lines_of(values):
             key = self._set_name(line.label)
-            panels.append((key, [line], [floors[key]] if key in floors else []))
+            panels.append((key, [line], [chance[key]] if key in chance else []))
         if ax is None:
             figure = pictures().panels_figure(
                 panels, title=f"{title}, by computation", legend=False

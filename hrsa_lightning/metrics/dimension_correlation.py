@@ -38,7 +38,7 @@ class DimensionCorrelation(PairMetric):
         return ("dimension_correlation", "dimension_correlation_median")
 
     def _value(self) -> dict[str, Tensor]:
-        self._floors = dict.fromkeys(self._names(), 0.0)
+        self._chance = dict.fromkeys(self._names(), 0.0)
         return self._summary(correlation_from_moments(self._moments()))
 
     def _value_of(

@@ -86,7 +86,7 @@ class KNNOverlap(PairMetric):
     def _value(self) -> Tensor | dict[str, Tensor]:
         x, y, _, _ = self._rows()
         values = self._overlaps(x, self._reference_for(y))
-        self._floors = {
+        self._chance = {
             f"knn_overlap_{k}": chance_overlap(k, x.shape[0], self.overlap)
             for k in self.ks
             if k < x.shape[0]

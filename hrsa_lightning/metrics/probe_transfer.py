@@ -54,11 +54,11 @@ class LinearProbeTransfer(PairMetric):
         x, y, ids, order = self._rows()
         labels = torch.cat(self.row_labels)[order]
         if self.num_classes is None:
-            labels, floor = labels.double(), 0.0
+            labels, chance = labels.double(), 0.0
         else:
             _check_classes(labels, self.num_classes)
-            floor = float(labels.bincount().max()) / len(labels)
-        self._floors = dict.fromkeys(self._names(), floor)
+            chance = float(labels.bincount().max()) / len(labels)
+        self._chance = dict.fromkeys(self._names(), chance)
         return self._value_of(x, y, ids, labels)
 
     def _value_of(

@@ -80,7 +80,7 @@ class OrthogonalProcrustes(PairMetric):
                     x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
                 )
             )
-        self._floors = self._known_floors(moments)
+        self._chance = self._known_chance(moments)
         return self._chosen(result)
 
     def _value_of(
@@ -94,10 +94,10 @@ class OrthogonalProcrustes(PairMetric):
         values = dict(zip(KEYS, result[:4], strict=True))
         return {key: values[key] for key in self._names()}
 
-    def _known_floors(self, moments: PairMoments) -> dict[str, float]:
-        floors = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}
+    def _known_chance(self, moments: PairMoments) -> dict[str, float]:
+        known = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}
         if self.protocol == "held_out":
             size_x, size_y = moments.centered_trace().tolist()
-            floors["procrustes_residual"] = 1 + size_x / size_y if size_y > 0 else math.nan
-            floors |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
-        return {key: floor for key, floor in floors.items() if key in self._names()}
+            known["procrustes_residual"] = 1 + size_x / size_y if size_y > 0 else math.nan
+            known |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
+        return {key: level for key, level in known.items() if key in self._names()}

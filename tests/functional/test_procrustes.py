@@ -88,7 +88,7 @@ def test_a_rotated_and_shifted_copy_is_aligned_perfectly() -> None:
     assert result.mean_cosine.item() == pytest.approx(1, abs=1e-6)
 
 
-def test_unrelated_data_reach_the_floor_when_held_out() -> None:
+def test_unrelated_data_reach_chance_when_held_out() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(2000, 32), torch.randn(2000, 32)
     held_out = orthogonal_procrustes(x, y)
@@ -164,12 +164,12 @@ def test_inverse_row_entropy_of_known_matrices() -> None:
     assert inverse_row_entropy(torch.ones(1, 1)).item() == 1
 
 
-@pytest.mark.parametrize(("d", "floor"), [(64, 0.172), (256, 0.131), (768, 0.110), (4096, 0.088)])
-def test_floor_of_the_inverse_row_entropy(d: int, floor: float) -> None:
-    assert random_rotation_inverse_row_entropy(d) == pytest.approx(floor, abs=6e-4)
+@pytest.mark.parametrize(("d", "chance"), [(64, 0.172), (256, 0.131), (768, 0.110), (4096, 0.088)])
+def test_chance_level_of_the_inverse_row_entropy(d: int, chance: float) -> None:
+    assert random_rotation_inverse_row_entropy(d) == pytest.approx(chance, abs=6e-4)
     if d <= 256:
         measured = inverse_row_entropy(rotation(d)).item()
-        assert measured == pytest.approx(floor, abs=0.01)
+        assert measured == pytest.approx(chance, abs=0.01)
 
 
 def test_non_finite_input_gives_nan_and_one_warning() -> None:

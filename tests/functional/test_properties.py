@@ -149,15 +149,15 @@ def unrelated() -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "floor"),
+    ("name", "chance"),
     [("cka", 0), ("held_out", 2), ("held_out_cosine", 0), ("correlation", 0)],
 )
-def test_independence_gives_the_floor(
-    unrelated: list[dict[str, float]], name: str, floor: float
+def test_independence_gives_the_chance_level(
+    unrelated: list[dict[str, float]], name: str, chance: float
 ) -> None:
     sample = torch.tensor([found[name] for found in unrelated])
     spread = sample.std().item() / len(unrelated) ** 0.5
-    assert sample.mean().item() == pytest.approx(floor, abs=4 * spread)
+    assert sample.mean().item() == pytest.approx(chance, abs=4 * spread)
 
 
 @examples

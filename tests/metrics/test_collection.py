@@ -113,25 +113,25 @@ def test_reset_forward_clone_and_pickle() -> None:
         assert value == pytest.approx(F.linear_cka(x, y).item(), rel=1e-6)
 
 
-def test_floors_have_the_keys_of_the_values() -> None:
+def test_chance_levels_have_the_keys_of_the_values() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(2, 200, 16)
     metrics = hrsa_metrics(num_classes=2, prefix="p/")
     metrics.update(x, y, torch.arange(200) % 2)
-    values, floors = metrics.compute(), metrics.floors()
-    assert set(floors) <= set(values)
-    assert set(values) - set(floors) == set()
-    for key, floor in floors.items():
+    values, chance = metrics.compute(), metrics.chance()
+    assert set(chance) <= set(values)
+    assert set(values) - set(chance) == set()
+    for key, level in chance.items():
         spread = 0.35 if "probe" in key or "residual" in key else 0.12
-        assert values[key].item() == pytest.approx(floor, abs=spread), key
+        assert values[key].item() == pytest.approx(level, abs=spread), key
 
 
-def test_floors_of_one_metric() -> None:
+def test_chance_levels_of_one_metric() -> None:
     x, y = pair()
     metric = LinearCKA(debiased=False)
     metric.update(x, y)
-    assert 0 < metric.floors()["cka_plain"] < 0.5
-    assert LinearCKA(debiased=False).floors.__doc__
+    assert 0 < metric.chance()["cka_plain"] < 0.5
+    assert LinearCKA(debiased=False).chance.__doc__
 
 
 def test_unknown_levels_are_refused() -> None:

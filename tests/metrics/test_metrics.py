@@ -312,7 +312,7 @@ def test_heatmap_merge_and_pickle() -> None:
     two = pickle.loads(pickle.dumps(two))
     expected = F.linear_cka_heatmap([x, y], [y])
     torch.testing.assert_close(two.compute(), expected, rtol=1e-6, atol=0)
-    assert two.floors() == {"cka": 0.0}
+    assert two.chance() == {"cka": 0.0}
 
 
 def test_classes_beyond_num_classes_are_refused() -> None:

@@ -23,7 +23,7 @@ def fed(metric):
     return metric
 
 
-def test_one_value_is_drawn_with_its_floor():
+def test_one_value_is_drawn_with_its_chance_level():
     metric = fed(LinearCKA())
     figure, ax = metric.plot()
     assert figure is ax.get_figure()
@@ -96,16 +96,16 @@ def collection():
     return fed(hrsa_metrics(k=(5,), num_jackknife_groups=6, prefix="val_", postfix="_x"))
 
 
-def test_a_collection_has_a_panel_per_key_with_floor_and_band(collection):
+def test_a_collection_has_a_panel_per_key_with_chance_level_and_band(collection):
     panels = collection.plot()
-    value, floors = collection.compute(), collection.floors()
+    value, chance = collection.compute(), collection.chance()
     keys = [key for key in value if not key.endswith("_se_x")]
     assert [ax.get_title() for _, ax in panels] == keys
     assert len({id(figure) for figure, _ in panels}) == 1
     for key, (_, ax) in zip(keys, panels, strict=True):
         assert ax.lines[0].get_ydata().tolist() == [value[key].item()]
         assert len(ax.collections) == 1, "a band"
-        assert any("chance" in text.get_text() for text in ax.texts) == (key in floors)
+        assert any("chance" in text.get_text() for text in ax.texts) == (key in chance)
 
 
 def test_a_collection_draws_what_a_user_kept(collection):
