@@ -243,8 +243,7 @@ def _check_half_precision(config: Config) -> None:
     if optimizer.eps < least:
         raise ConfigError(
             f"optimizer.eps: expected at least {least:.1g} for float16 weights, whose moments vanish"
-            f" below it, got {optimizer.eps:g}; trainer.precision=bf16-true or 16-mixed needs no such"
-            " eps"
+            f" below it, got {optimizer.eps:g}; bf16-true and 16-mixed take any"
         )
 
 
