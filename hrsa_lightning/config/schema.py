@@ -242,8 +242,8 @@ def _check_half_precision(config: Config) -> None:
     least = (2**-24 / (1 - optimizer.betas[1])) ** 0.5
     if optimizer.eps < least:
         raise ConfigError(
-            f"optimizer.eps: expected at least {least:.1g} for float16 weights, whose moments vanish"
-            f" below it, got {optimizer.eps:g}; bf16-true and 16-mixed take any"
+            f"optimizer.eps: expected at least {least:.1g} for float16 weights (moments vanish"
+            f" below), got {optimizer.eps:g}; bf16-true and 16-mixed take any"
         )
 
 
