@@ -80,6 +80,16 @@ def _is_batch_limit(value: Any) -> bool:
     return _is_whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
 
 
+def _is_path(text: str) -> bool:
+    longest = max(len(part.encode()) for part in text.split("/"))
+    return 0 < len(text) <= 4000 and longest <= 255
+
+
+def _is_path(text: str) -> bool:
+    longest = max(len(part.encode()) for part in text.split("/"))
+    return 0 < len(text) <= 4000 and longest <= 255
+
+
 _PRECISION = one_of(
     *("32-true", "32", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true", "64", "bf16"),
     *("16", "transformer-engine", "transformer-engine-float16"),
@@ -97,7 +107,7 @@ _BUDGET = Rule("bytes or auto", lambda value: value == "auto" or _is_whole(value
 _SEED = within("[0, 4294967295]")
 _LENGTH = within("[1, 1e7]")
 _TEXT = Rule("at most 10000 characters", lambda text: len(text) <= 10000)
-_PATH = Rule("a path or name of 1 to 1000 characters", lambda text: 0 < len(text) <= 1000)
+_PATH = Rule("a path or name, its parts of at most 255 bytes", _is_path)
 _NAME = Rule(NAME_RULE, is_name)
 
 
@@ -314,6 +324,7 @@ def check_together(config: Config) -> None:
             raise ConfigError(f"callbacks.{cut(name)}: expected {NAME_RULE} without dots")
     if len(config.optimizer.betas) != 2:
         raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
+    _check_half_precision(config)
     if model.quantization and model.lora is None:
         raise ConfigError("model.quantization: trains adapters only; expected model.lora, got null")
     if not data.train:
@@ -331,6 +342,24 @@ def check_together(config: Config) -> None:
         if not any(data.weights):
             raise ConfigError(f"data.weights: expected one above 0, got {shown(data.weights)}")
     _check_loss(loss)
+
+
+def _check_half_precision(config: Config) -> None:
+    """AdamW's moments have the dtype of the weights, and float16 ends at 2^-24.
+
+    The second moment of a gradient g is (1 - beta2) g^2. Where that is 0, eps alone divides the
+    first moment: 0 / 0 with the default, which vanishes too, and a huge step if it is small.
+    """
+    model, optimizer = config.model, config.optimizer
+    trained_in_half = model.dtype == "float16" and model.lora is None
+    if config.trainer.precision != "16-true" and not trained_in_half:
+        return
+    least = (2**-24 / (1 - optimizer.betas[1])) ** 0.5
+    if optimizer.eps < least:
+        raise ConfigError(
+            f"optimizer.eps: expected at least {least:.1g} for float16 weights (moments vanish"
+            f" below), got {optimizer.eps:g}; bf16-true and 16-mixed take any"
+        )
 
 
 def _check_loss(loss: LossConfig) -> None:

@@ -101,6 +101,8 @@ def test_resolved_yaml_loads_to_the_same_config(recipes, tmp_path):
             r"optimizer.warmup_ratio: expected a value in \[0, 1\), got 1.0",
         ),
         ("plain", ["optimizer.betas=[0.9]"], r"optimizer.betas: expected two values"),
+        ("plain", ["trainer.precision=16-true"], r"optimizer.eps: expected at least 0.008 .*1e-08"),
+        ("plain", ["model.dtype=float16", "model.lora=null"], r"optimizer.eps: expected at least"),
         ("plain", ["arms.third.seed=3"], r"arms.third.backbone: a value is required"),
         ("plain", ["arms.base.2=x"], r"unknown key 'arms.base.2'"),
         ("plain", ["arms.base=null", "arms.other=null"], r"arms: at least one arm"),
