@@ -1,20 +1,69 @@
-"""Runs that differ only in their seeds, as one experiment with a spread."""
+"""What runs left behind, and runs that differ only in their seeds as one experiment."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hrsa_lightning.report.facts import BAND_SUFFIXES, metric_order
-from hrsa_lightning.report.reading import Array, Run
+from hrsa_lightning.config import read_yaml
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import read_json
+from hrsa_lightning.report.metric_info import metric_order
+from hrsa_lightning.similarity.history import (
+    DETAILS_SUFFIX,
+    Detail,
+    read_details,
+    read_evaluations,
+)
+from hrsa_lightning.similarity.measurement import Series, comparison_name
 
-__all__ = ["Curve", "Experiment", "Key", "group_runs"]
+__all__ = [
+    "Curve",
+    "Experiment",
+    "History",
+    "Key",
+    "Pair",
+    "Place",
+    "Run",
+    "find_runs",
+    "group_runs",
+    "read_run",
+]
+
+Array = NDArray[np.float64]
 
 _SEED_KEYS = ("seed", "output_dir", "resume")
-_DIAGNOSTICS = "variance_share"
+
+
+class Pair(NamedTuple):
+    """A live model and what it is compared with; for a property of one model, the model alone."""
+
+    arm: str = ""
+    reference: str = ""
+
+    @property
+    def name(self) -> str:
+        """As files and options have it, such as `rlvr_vs_base`."""
+        return comparison_name(self.arm, self.reference)
+
+    def __str__(self) -> str:
+        arm = self.arm or ("live" if self.reference else "model")
+        return f"{arm} vs {self.reference}" if self.reference else arm
+
+
+class Place(NamedTuple):
+    """Where a value was measured; a property of the model as a whole has no layer."""
+
+    layer: str = ""
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.label}" if self.label else self.layer or "held_out"
 
 
 class Key(NamedTuple):
@@ -23,14 +72,88 @@ class Key(NamedTuple):
     Attributes:
         group: Name of the monitor, with that of the probe set where there are several.
         metric: Such as `cka`.
-        comparison: Such as `rlvr_vs_base`, or an arm; empty where there is only one.
-        where: Such as `layer_3`, `output` or `held_out`.
+        pair: What was compared.
+        place: Where.
     """
 
     group: str
     metric: str
-    comparison: str
-    where: str
+    pair: Pair
+    place: Place
+
+    @classmethod
+    def of(cls, monitor: str, series: Series) -> "Key":
+        """The key of a monitor's series."""
+        group = f"{monitor}.{series.probes}" if series.probes else monitor
+        pair = Pair(series.arm, series.reference)
+        return cls(group, series.metric, pair, Place(series.layer, series.label))
+
+
+@dataclass(frozen=True)
+class History:
+    """One history file.
+
+    Attributes:
+        steps: (evaluations,), optimizer steps.
+        seconds: (evaluations,), duration of each evaluation; NaN where unknown.
+        columns: Column of each value.
+        values: (evaluations, columns); NaN where undefined or absent.
+        bands: (2, evaluations, columns), ends of the 95 % band over probes; `None` without any.
+        chance: Chance level, where one is known.
+    """
+
+    steps: Array
+    seconds: Array
+    columns: Mapping[Key, int]
+    values: Array
+    bands: Array | None
+    chance: Mapping[Key, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder.
+
+    Attributes:
+        folder: Where it is.
+        config: The resolved recipe; empty where there is none.
+        environment: Versions, git state, command line, hardware; empty where there is none.
+        summary: Steps and seconds; empty for a run that did not finish.
+        histories: By name of the file, without its suffix.
+        details: Layer-by-layer maps and spectra, in the order written.
+        notes: What is missing or wrong, for the reader of the report.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    histories: Mapping[str, History] = field(default_factory=dict)
+    details: Sequence[Detail] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """Short name: the last two parts of the folder's path."""
+        return "/".join(self.folder.absolute().parts[-2:])
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed, where the recipe says one."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def last_step(self) -> float:
+        """Latest step of any history."""
+        return max(float(history.steps[-1]) for history in self.histories.values())
+
+    def find(self, key: Key) -> tuple[History, int] | None:
+        """The history with a value, and its column there."""
+        for history in self.histories.values():
+            if key in history.columns:
+                return history, history.columns[key]
+        return None
 
 
 @dataclass(frozen=True)
@@ -40,10 +163,12 @@ class Curve:
     Attributes:
         steps: (points,), every step at which some run was evaluated, within the common range.
         values: (runs, points), interpolated between evaluations where the steps of runs differ.
+        band: (2, points), ends of the 95 % band over probes, for a single run that measured it.
     """
 
     steps: Array
     values: Array
+    band: Array | None = None
 
     @property
     def first(self) -> list[float]:
@@ -64,7 +189,7 @@ class Experiment:
         label: Name of the recipe, with what sets it apart from the others.
         runs: Their order is that of all lists over runs.
         displacement: Arms that are displacement controls.
-        seed_controls: Comparisons that are seed controls.
+        seed_controls: Names of comparisons that are seed controls.
         notes: What was left out, and why.
     """
 
@@ -76,69 +201,122 @@ class Experiment:
 
     @cached_property
     def keys(self) -> list[Key]:
-        """Every value that any run has, metrics in the paper's order, bands left out."""
-        found = dict.fromkeys(
-            key for run in self.runs for history in run.histories.values() for key in _keys(history)
-        )
+        """Every value that any run has, metrics in the paper's order."""
+        histories = [history for run in self.runs for history in run.histories.values()]
+        found = dict.fromkeys(key for history in histories for key in history.columns)
         return sorted(found, key=lambda key: (key.group, metric_order(key.metric)))
 
     @cached_property
-    def floors(self) -> dict[Key, float]:
+    def chance(self) -> dict[Key, float]:
         """Chance levels; they depend on sample count and width only."""
-        return {
-            parse_tag(tag): floor
-            for run in self.runs
-            for history in run.histories.values()
-            for tag, floor in history.floors.items()
-        }
-
-    @cached_property
-    def _columns(self) -> list[dict[Key, tuple[str, int]]]:
-        return [
-            {
-                parse_tag(tag): (name, column)
-                for name, history in run.histories.items()
-                for tag, column in history.tags.items()
-            }
-            for run in self.runs
-        ]
+        histories = [history for run in self.runs for history in run.histories.values()]
+        return {key: value for history in histories for key, value in history.chance.items()}
 
     def curve(self, key: Key) -> Curve | None:
         """A value over steps, one row per run; a run that lacks it gives NaN."""
-        series: list[tuple[Array, Array] | None] = []
-        for run, columns in zip(self.runs, self._columns, strict=True):
-            if key not in columns:
-                series.append(None)
-                continue
-            name, column = columns[key]
-            history = run.histories[name]
-            values = history.values[:, column]
-            series.append((history.steps, values))
-        there = [pair for pair in series if pair is not None]
+        found = [run.find(key) for run in self.runs]
+        there = [pair for pair in found if pair is not None]
         if not there:
             return None
-        steps = _common_steps([pair[0] for pair in there])
+        steps = _common_steps([history.steps for history, _ in there])
         rows = [
-            np.full(len(steps), np.nan) if pair is None else _at(steps, *pair) for pair in series
+            np.full(len(steps), np.nan)
+            if pair is None
+            else _at(steps, pair[0].steps, pair[0].values[:, pair[1]])
+            for pair in found
         ]
-        return Curve(steps, np.stack(rows))
+        history, column = there[0]
+        alone = len(self.runs) == 1 and history.bands is not None
+        band = history.bands[..., column] if alone and history.bands is not None else None
+        return Curve(steps, np.stack(rows), band)
 
     def arms(self) -> Mapping[str, Any]:
         """The recipe's arms; empty where there is no recipe."""
         arms: Mapping[str, Any] = self.runs[0].config.get("arms", {})
         return arms
 
+    def is_seed_control(self, pair: Pair) -> bool:
+        """Whether two seeds of one backbone are compared."""
+        return pair.name in self.seed_controls
 
-def parse_tag(tag: str) -> Key:
-    """A tag as a key; diagnostics of one arm carry its name as the comparison."""
-    # Here, because it loads torch: what is wrong with a folder is answered before.
-    from hrsa_lightning.representations.history import split_tag
+    def groups(self) -> list[str]:
+        """Monitors, with probe sets apart; those of retrieval last."""
+        return sorted(dict.fromkeys(key.group for key in self.keys), key=self.is_retrieval)
 
-    key = Key(*split_tag(tag))
-    if key.metric.startswith(_DIAGNOSTICS) and not key.comparison and "/" in key.where:
-        arm, _, where = key.where.partition("/")
-        return key._replace(comparison=arm, where=where)
-    return key
+    def is_retrieval(self, group: str) -> bool:
+        """Whether a monitor's values have no layers."""
+        return not self.verdict_place(group).layer
+
+    def places(self, group: str) -> list[Place]:
+        """Layers and output; labels of the probe set only where there is nothing else."""
+        found = dict.fromkeys(key.place for key in self.keys if key.group == group)
+        return [place for place in found if not place.label] or list(found)
+
+    def verdict_place(self, group: str) -> Place:
+        """Where verdicts are given: at the output, or else at the last layer."""
+        places = self.places(group)
+        return Place("output") if Place("output") in places else places[-1]
+
+    def metrics(self, group: str) -> list[str]:
+        """Metrics of comparisons, and scores; diagnostics of single arms are not among them."""
+        return list(
+            dict.fromkeys(
+                key.metric
+                for key in self.keys
+                if key.group == group and (key.pair.reference or not key.place.layer)
+            )
+        )
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Folders that hold a history; a folder without one stands for all runs below it.
+
+    Raises:
+        DataError: When a folder does not exist or there is no history in or below it.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; expected that of a run")
+        own = [folder] if any(_history_files(folder)) else []
+        below = [] if own else sorted({p.parent for p in folder.rglob("*.jsonl")})
+        runs = own or [path for path in below if any(_history_files(path))]
+        if not runs:
+            raise DataError(
+                f"{folder}: no history in or below it; expected a run's folder with "
+                "similarity.jsonl or another file of a monitor"
+            )
+        found += runs
+    return list(dict.fromkeys(found))
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run left behind.
+
+    Raises:
+        DataError: When a history is malformed; with file and line.
+    """
+    notes: list[str] = []
+
+    def read(name: str, missing: str) -> dict[str, Any]:
+        if (folder / name).is_file():
+            return read_yaml(folder / name) if name.endswith(".yaml") else read_json(folder / name)
+        notes.append(f"{name} is missing: {missing}")
+        return {}
+
+    histories = {path.stem: _read_history(path) for path in _history_files(folder)}
+    shown = {name: history for name, history in histories.items() if len(history.steps)}
+    if not shown:
+        raise DataError(f"{folder}: its histories hold no whole record")
+    try:
+        config = read("config.yaml", "recipe, seed and arms are unknown")
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    environment = read("environment.json", "versions and git state are unknown")
+    summary = read("summary.json", "the run is not one of the package's or is unfinished")
+    paths = sorted(folder.glob(f"*{DETAILS_SUFFIX}"))
+    details = [detail for path in paths for detail in read_details(path)]
+    return Run(folder, config, environment, summary, shown, details, notes)
 
 
 def group_runs(
@@ -162,20 +340,19 @@ def group_runs(
             with one backbone.
         replicates: Take all runs as one experiment, whatever their recipes say.
     """
-    together: dict[str, list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for index, run in enumerate(runs):
         identity = json.dumps(_identity(run.config), sort_keys=True, default=str)
         key = "" if replicates else identity if run.config else f"#{index}"
-        together.setdefault(key, []).append(run)
-    groups = list(together.values())
-    labels = _labels([group[0] for group in groups])
+        groups.setdefault(key, []).append(run)
+    labels = _labels([group[0] for group in groups.values()])
     experiments = []
-    for group, label in zip(groups, labels, strict=True):
+    for group, label in zip(groups.values(), labels, strict=True):
         kept, notes = _comparable(group)
         arms = kept[0].config.get("arms", {})
         moved = [name for name, arm in arms.items() if _is_displaced(arm)]
         same = [
-            f"{left}_vs_{right}"
+            comparison_name(left, right)
             for left in arms
             for right in arms
             if left != right and _backbone(arms[left]) == _backbone(arms[right])
@@ -186,9 +363,50 @@ def group_runs(
     return experiments
 
 
-def _keys(history: Any) -> list[Key]:
-    keys = [parse_tag(tag) for tag in history.tags]
-    return [key for key in keys if key.where and not key.metric.endswith(BAND_SUFFIXES)]
+def _history_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.name.endswith(DETAILS_SUFFIX):
+            continue
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start.startswith(b'{"step":'):
+            yield path
+
+
+def _read_history(path: Path) -> History:
+    columns: dict[tuple[str, Series], int] = {}
+    chance: dict[Key, float] = {}
+    rows: list[list[tuple[int, float]]] = []
+    bands: list[tuple[int, int, float, float]] = []
+    evaluations = read_evaluations(path)
+    for index, evaluation in enumerate(evaluations):
+        monitor = evaluation.monitor or path.stem
+        row = []
+        for m in evaluation.measurements:
+            column = columns.setdefault((monitor, m.series), len(columns))
+            row.append((column, m.value))
+            if m.low is not None and m.high is not None:
+                bands.append((index, column, m.low, m.high))
+            if m.chance is not None and np.isfinite(m.chance):
+                chance[Key.of(monitor, m.series)] = m.chance
+        rows.append(row)
+    values = np.full((len(rows), len(columns)), np.nan)
+    for index, row in enumerate(rows):
+        if row:
+            places, numbers = zip(*row, strict=True)
+            values[index, list(places)] = numbers
+    ends = np.full((2, *values.shape), np.nan) if bands else None
+    if ends is not None:
+        for index, column, *both in bands:
+            ends[:, index, column] = both
+    return History(
+        np.array([evaluation.step for evaluation in evaluations], float),
+        np.array([evaluation.seconds for evaluation in evaluations], float),
+        {Key.of(*found): column for found, column in columns.items()},
+        values,
+        ends,
+        chance,
+    )
 
 
 def _common_steps(steps: Sequence[Array]) -> Array:
@@ -225,16 +443,13 @@ def _comparable(group: Sequence[Run]) -> tuple[list[Run], list[str]]:
             notes.append(f"{by_seed[key].label} is left out: {run.label} has the same {key}")
         by_seed[key] = run
     farthest = max(run.last_step for run in by_seed.values())
-    kept = []
-    for run in by_seed.values():
-        if run.last_step < farthest:
-            notes.append(
-                f"{run.label} is left out: it ends at step {run.last_step:g}, others of its "
-                f"experiment at {farthest:g}"
-            )
-        else:
-            kept.append(run)
-    return kept, notes
+    notes += [
+        f"{run.label} is left out: it ends at step {run.last_step:g}, others of its "
+        f"experiment at {farthest:g}"
+        for run in by_seed.values()
+        if run.last_step < farthest
+    ]
+    return [run for run in by_seed.values() if run.last_step == farthest], notes
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -1,9 +1,9 @@
 """Which curves and maps a report draws."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,10 @@ from hrsa_lightning.plots import (
     layer_steps_height,
 )
 from hrsa_lightning.plots.style import PANEL
-from hrsa_lightning.report.document import Gallery, Panel, Swatch
-from hrsa_lightning.report.facts import HEADLINE, fact_of
-from hrsa_lightning.report.grouping import Curve, Experiment, Key
-from hrsa_lightning.report.reading import Array
+from hrsa_lightning.report.experiments import Array, Curve, Experiment, Key, Pair, Place
+from hrsa_lightning.report.metric_info import HEADLINE, info_of
+from hrsa_lightning.report.page import Gallery, Panel, Swatch
+from hrsa_lightning.similarity.history import Detail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Style = tuple[str, str]
+Styles = dict[Pair, Style]
 T = TypeVar("T")
 _MOST_POINTS = 300
 _MOST_COLUMNS = 160
@@ -43,22 +44,22 @@ _BLACK = COLORS[6]
 _OTHERS = COLORS[:6]
 
 
-def styles(experiment: Experiment, comparisons: Sequence[str]) -> dict[str, Style]:
+def styles(experiment: Experiment, pairs: Sequence[Pair]) -> Styles:
     """Color and dash of each comparison: an arm keeps its color, controls stand back."""
-    arms = list(experiment.arms()) or list(dict.fromkeys(map(_arm, comparisons)))
-    compared = {key.comparison for key in experiment.keys}
-    seeds = {_arm(name) for name in experiment.seed_controls if name in compared}
+    arms = list(experiment.arms()) or list(dict.fromkeys(pair.arm for pair in pairs))
+    compared = {key.pair for key in experiment.keys}
+    seeds = {pair.arm for pair in compared if experiment.is_seed_control(pair)}
     named = [arm for arm in arms if arm not in seeds and arm not in experiment.displacement]
-    found: dict[str, Style] = {}
-    for name in comparisons:
-        arm = _arm(name)
-        if arm in seeds:
-            found[name] = (_BLACK, "--")
-        elif arm in experiment.displacement:
-            found[name] = (MUTED, "-." if experiment.displacement.index(arm) % 2 == 0 else ":")
+    found: Styles = {}
+    for pair in pairs:
+        if pair.arm in seeds:
+            found[pair] = (_BLACK, "--")
+        elif pair.arm in experiment.displacement:
+            index = experiment.displacement.index(pair.arm)
+            found[pair] = (MUTED, "-." if index % 2 == 0 else ":")
         else:
-            index = named.index(arm) if arm in named else 0
-            found[name] = (_OTHERS[index % len(_OTHERS)], "-" if index < len(_OTHERS) else "--")
+            index = named.index(pair.arm) if pair.arm in named else 0
+            found[pair] = (_OTHERS[index % len(_OTHERS)], "-" if index < len(_OTHERS) else "--")
     return found
 
 
@@ -70,13 +71,12 @@ def headline_metrics(metrics: Sequence[str]) -> list[str]:
 def curves_gallery(
     experiment: Experiment,
     group: str,
-    comparisons: Sequence[str],
-    where: str,
+    colors: Styles,
+    place: Place,
     metrics: Sequence[str],
     *,
     name: str,
     title: str,
-    colors: dict[str, Style],
     log_x: bool,
 ) -> Gallery:
     """A panel per metric, a line per comparison: mean over runs, with a band of one std.
@@ -85,27 +85,26 @@ def curves_gallery(
     """
     panels = []
     for metric in metrics:
-        lines, floors = [], []
-        for comparison in comparisons:
-            key = Key(group, metric, comparison, where)
+        lines, chance = [], []
+        for pair, style in colors.items():
+            key = Key(group, metric, pair, place)
             curve = experiment.curve(key)
-            if curve is None:
-                continue
-            lines.append(_line(experiment, key, curve, colors[comparison]))
-            floors.append(experiment.floors.get(key, math.nan))
+            if curve is not None:
+                lines.append(_line(str(pair), curve, style))
+                chance.append(experiment.chance.get(key, math.nan))
         if lines:
-            words = fact_of(metric).title
-            draw = partial(draw_lines, lines=lines, title=words, floors=floors, log_x=log_x)
+            words = info_of(metric).title
+            draw = partial(draw_lines, lines=lines, title=words, floors=chance, log_x=log_x)
             panels.append(Panel(f"{words}, {title}", draw, PANEL))
-    legend = [Swatch(_words(name) or "live vs reference", *colors[name]) for name in comparisons]
+    legend = [Swatch(str(pair), *style) for pair, style in colors.items()]
     return Gallery(name, title, panels, legend)
 
 
 def layers_gallery(
     experiment: Experiment,
     group: str,
-    comparisons: Sequence[str],
-    layers: Sequence[str],
+    pairs: Sequence[Pair],
+    places: Sequence[Place],
     metrics: Sequence[str],
     *,
     name: str,
@@ -118,47 +117,45 @@ def layers_gallery(
     panels = []
     for metric in metrics:
         maps = {
-            comparison: found
-            for comparison in comparisons
-            if (found := _layer_map(experiment, group, metric, comparison, layers)) is not None
+            pair: found
+            for pair in pairs
+            if (found := _layer_map(experiment, group, metric, pair, places)) is not None
         }
-        finite = [
-            v for _, values in maps.values() for v in (values[np.isfinite(values)],) if v.size
-        ]
-        if not finite:
+        every = [values[np.isfinite(values)] for _, values in maps.values()]
+        finite = np.concatenate(every) if every else np.empty(0)
+        if not len(finite):
             continue
-        low, high = min(float(v.min()) for v in finite), max(float(v.max()) for v in finite)
-        fact = fact_of(metric)
-        for comparison, (steps, values) in maps.items():
-            words = f"{fact.title}: {_words(comparison) or 'live vs reference'}"
+        low, high = float(finite.min()), float(finite.max())
+        info = info_of(metric)
+        for pair, (steps, values) in maps.items():
+            words = f"{info.title}: {pair}"
             draw = partial(
                 draw_layer_steps,
                 values=values,
-                layers=layers,
+                layers=[str(place) for place in places],
                 steps=steps,
                 title=words,
                 limits=(low, high if high > low else low + 1e-3),
-                reverse=fact.sign < 0,
+                reverse=info.sign < 0,
             )
-            size = (PANEL[0], layer_steps_height(len(layers)))
+            size = (PANEL[0], layer_steps_height(len(places)))
             panels.append(Panel(f"{words}, {title}", draw, size))
     return Gallery(name, title, panels)
 
 
 def maps_gallery(
-    experiment: Experiment, group: str, comparisons: Sequence[str], *, name: str, title: str
+    experiment: Experiment, group: str, pairs: Sequence[Pair], *, name: str, title: str
 ) -> Gallery:
     """Layer-by-layer maps of the first run that kept them, at the first, middle and last step."""
     panels = []
-    for comparison in comparisons:
-        records = _details(experiment, "cka", group, comparison)
-        for record in _first_middle_last(records):
-            words = f"{_words(comparison) or 'live vs reference'}, step {record['step']}"
+    for pair in pairs:
+        for detail in _first_middle_last(_details(experiment, "cka", group, pair)):
+            words = f"{pair}, step {detail.step}"
             draw = partial(
                 draw_heatmap,
-                values=_numbers(record["values"]),
-                rows=record["rows"],
-                columns=record["columns"],
+                values=np.array(detail.values, dtype=np.float64),
+                rows=detail.rows,
+                columns=detail.columns,
                 title=words,
             )
             panels.append(Panel(f"linear CKA, layer by layer: {words}", draw, (3.4, 3.0)))
@@ -168,41 +165,40 @@ def maps_gallery(
 def spectra_gallery(
     experiment: Experiment,
     group: str,
-    comparisons: Sequence[str],
-    where: str,
+    colors: Styles,
+    layer: str,
     kind: str,
-    colors: dict[str, Style],
     *,
     name: str,
     title: str,
 ) -> Gallery:
-    """Singular values or row entropies of O* at one place, at the first, middle and last step."""
+    """Singular values or row entropies of O* at one layer, at the first, middle and last step."""
     found = {
-        comparison: [
-            record
-            for record in _details(experiment, kind, group, comparison)
-            if record.get("where") == where
-        ]
-        for comparison in comparisons
+        pair: [each for each in _details(experiment, kind, group, pair) if each.layer == layer]
+        for pair in colors
     }
-    steps = sorted({record["step"] for records in found.values() for record in records})
+    steps = sorted({detail.step for details in found.values() for detail in details})
     panels = []
     for step in _first_middle_last(steps):
-        lines = []
-        for comparison, records in found.items():
-            for record in records:
-                if record["step"] == step:
-                    values = _numbers(record["values"])
-                    color, dash = colors[comparison]
-                    line = Line(
-                        comparison, _abscissas(kind, len(values)), values, None, None, color, dash
-                    )
-                    lines.append(line)
+        lines = [
+            _spectrum_line(pair, detail, colors[pair])
+            for pair, details in found.items()
+            for detail in details
+            if detail.step == step
+        ]
         words = f"step {step}"
         draw = partial(_draw_spectrum, lines=lines, title=words, falls=kind == "singular_values")
         panels.append(Panel(f"{title}, {words}", draw, PANEL))
-    legend = [Swatch(_words(name), *colors[name]) for name in comparisons if found[name]]
+    legend = [Swatch(str(pair), *style) for pair, style in colors.items() if found[pair]]
     return Gallery(name, title, panels, legend)
+
+
+def _spectrum_line(pair: Pair, detail: Detail, style: Style) -> Line:
+    """Over ranks from 1, or over percentiles."""
+    values = np.array(detail.values, dtype=np.float64)
+    ranks: Array = np.arange(1, len(values) + 1, dtype=np.float64)
+    places = ranks if detail.kind == "singular_values" else np.linspace(0, 100, len(values))
+    return Line(str(pair), places, values, None, None, *style)
 
 
 def _draw_spectrum(ax: "Axes", lines: Sequence[Line], title: str, falls: bool) -> None:
@@ -214,45 +210,36 @@ def _draw_spectrum(ax: "Axes", lines: Sequence[Line], title: str, falls: bool) -
         ax.set_xlabel("percentile of rows", fontsize=8)
 
 
-def _abscissas(kind: str, count: int) -> Array:
-    """Ranks from 1, or percentiles."""
-    if kind == "singular_values":
-        return np.arange(1, count + 1, dtype=np.float64)
-    return np.linspace(0, 100, count)
-
-
-def _line(experiment: Experiment, key: Key, curve: Curve, style: Style) -> Line:
-    low, high = _band(experiment, key, curve)
-    mean = _mean(curve.values)
+def _line(label: str, curve: Curve, style: Style) -> Line:
+    low, high = _band(curve)
     kept = _thinned(len(curve.steps), _MOST_POINTS)
     return Line(
-        _words(key.comparison) or "live vs reference",
+        label,
         curve.steps[kept],
-        mean[kept],
+        _mean(curve.values)[kept],
         None if low is None else low[kept],
         None if high is None else high[kept],
         *style,
     )
 
 
-def _band(experiment: Experiment, key: Key, curve: Curve) -> tuple[Array | None, Array | None]:
-    if len(curve.values) > 1:
-        mean = _mean(curve.values)
-        counts = np.isfinite(curve.values).sum(0)
-        squares = np.nansum((curve.values - mean) ** 2, axis=0)
-        std = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
-        return mean - std, mean + std
-    ends = [experiment.curve(key._replace(metric=key.metric + end)) for end in ("_low", "_high")]
-    if any(end is None or len(end.steps) != len(curve.steps) for end in ends):
-        return None, None
-    return ends[0].values[0], ends[1].values[0]  # type: ignore[union-attr]
+def _band(curve: Curve) -> tuple[Array | None, Array | None]:
+    if len(curve.values) == 1:
+        if curve.band is None or np.isnan(curve.band).all():
+            return None, None
+        return curve.band[0], curve.band[1]
+    mean = _mean(curve.values)
+    counts = np.isfinite(curve.values).sum(0)
+    squares = np.nansum((curve.values - mean) ** 2, axis=0)
+    std = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
+    return mean - std, mean + std
 
 
 def _layer_map(
-    experiment: Experiment, group: str, metric: str, comparison: str, layers: Sequence[str]
+    experiment: Experiment, group: str, metric: str, pair: Pair, places: Sequence[Place]
 ) -> tuple[Array, Array] | None:
     """Steps, and (layers, steps) means over runs."""
-    curves = [experiment.curve(Key(group, metric, comparison, layer)) for layer in layers]
+    curves = [experiment.curve(Key(group, metric, pair, place)) for place in places]
     there = [curve for curve in curves if curve is not None]
     if not there or len({len(curve.steps) for curve in there}) > 1:
         return None
@@ -274,16 +261,15 @@ def _thinned(count: int, most: int) -> NDArray[np.intp]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))
 
 
-def _details(
-    experiment: Experiment, kind: str, group: str, comparison: str
-) -> list[Mapping[str, Any]]:
+def _details(experiment: Experiment, kind: str, group: str, pair: Pair) -> list[Detail]:
     """Of the first run that kept any: averages of maps over seeds would hide their shape."""
     for run in experiment.runs:
         found = [
-            record
-            for record in run.details
-            if (record.get("kind"), record.get("group"), record.get("comparison", ""))
-            == (kind, group, comparison)
+            detail
+            for detail in run.details
+            if detail.kind == kind
+            and Pair(detail.arm, detail.reference) == pair
+            and group == ".".join(filter(None, (detail.monitor, detail.probes)))
         ]
         if found:
             return found
@@ -294,16 +280,3 @@ def _first_middle_last(items: Sequence[T]) -> list[T]:
     """Up to three items, in order."""
     chosen = sorted({0, (len(items) - 1) // 2, len(items) - 1}) if items else []
     return [items[index] for index in chosen]
-
-
-def _numbers(values: Any) -> Any:
-    """JSON has null where a value is not finite."""
-    return np.array(values, dtype=np.float64)
-
-
-def _arm(comparison: str) -> str:
-    return comparison.partition("_vs_")[0]
-
-
-def _words(comparison: str) -> str:
-    return comparison.replace("_vs_", " vs ")
