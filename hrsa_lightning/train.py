@@ -109,7 +109,7 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     seed_everything(config.seed, verbose=False)
     callbacks = build.build_callbacks(config)
     trainer = build.build_trainer(config, folder, callbacks, resumed_step=step_of(checkpoint))
-    arms = build.build_arms(config)
+    arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, arms, pairs)
     if trainer.is_global_zero:
@@ -185,7 +185,7 @@ def _finish(
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.report.facts import headline_tags
+    from hrsa_lightning.report.metric_info import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {

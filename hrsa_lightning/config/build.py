@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -104,8 +105,13 @@ def _resolve(value: Any) -> Any:
     return value
 
 
-def build_arms(config: Config) -> dict[str, EmbeddingModel]:
-    """Load every arm's backbone and put the recipe's adapters and pooling on it."""
+def build_arms(config: Config, device: torch.device | None = None) -> dict[str, EmbeddingModel]:
+    """Load every arm's backbone and put the recipe's adapters and pooling on it.
+
+    Args:
+        config: The recipe.
+        device: Where this process trains, for what cannot be loaded on the CPU.
+    """
     model: Any = config.model  # its words were checked against the same choices
     return {
         name: EmbeddingModel.from_pretrained(
@@ -115,6 +121,7 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
             seed=arm_seed(config, name),
             gradient_checkpointing=model.gradient_checkpointing,
             quantization=model.quantization,
+            device=device,
             **config.model.loading_options(),
         )
         for name, arm in config.arms.items()
