@@ -85,11 +85,6 @@ def _is_path(text: str) -> bool:
     return 0 < len(text) <= 4000 and longest <= 255
 
 
-def _is_path(text: str) -> bool:
-    longest = max(len(part.encode()) for part in text.split("/"))
-    return 0 < len(text) <= 4000 and longest <= 255
-
-
 _PRECISION = one_of(
     *("32-true", "32", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true", "64", "bf16"),
     *("16", "transformer-engine", "transformer-engine-float16"),
