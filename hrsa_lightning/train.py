@@ -18,7 +18,7 @@ from hrsa_lightning.runs import find_unfinished, new_folder
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from hrsa_lightning.data.sources import PairSource
+    from hrsa_lightning.data import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
 
 _USED_KEYS = """\
@@ -74,7 +74,7 @@ def _config_of(settings: Sequence[str]) -> Config:
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
-    from hrsa_lightning.data.pairs import check_pairs
+    from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
     from hrsa_lightning.resources import resolve_path
 

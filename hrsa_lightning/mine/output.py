@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.data.records import ContrastivePair
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.io import ContrastivePair
 from hrsa_lightning.mine.texts import Passage
 
 

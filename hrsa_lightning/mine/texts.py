@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from hrsa_lightning.data.records import ContrastivePair, Query
-from hrsa_lightning.data.sources import PairSource
+from hrsa_lightning.data.pairs import PairSource
+from hrsa_lightning.io import ContrastivePair, Query
 from hrsa_lightning.mine.columns import (
     ColumnWriter,
     Digests,

@@ -14,6 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import Problems, check_text, read_text_records
 from hrsa_lightning.representations.capture import batch_size
 from hrsa_lightning.representations.isolation import untouched
 
@@ -146,8 +147,10 @@ def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = Non
     """
     records = [{"text": item} if isinstance(item, str) else dict(item) for item in items]
     for position, record in enumerate(records):
-        if not isinstance(record.get("text"), str) or not record["text"].strip():
-            raise DataError(f"probes: item {position + 1} has no text")
+        try:
+            check_text(record.get("text"), "text")
+        except DataError as error:
+            raise DataError(f"probes: item {position + 1}: {error}") from None
     records = records[: None if limit is None else limit * size]
     records.sort(key=lambda record: len(record["text"]))
     texts = [record["text"] for record in records]
@@ -206,28 +209,23 @@ def batch_probes(
 
 
 def read_probe_texts(path: str | Path) -> list[dict[str, Any]]:
-    """Read probe texts from JSON lines (`text`, optionally `id` and `label`).
+    """Read probe texts: JSON lines (`text`, optionally `id` and `label`), or one a line of `.txt`.
 
     Raises:
-        DataError: When the file is missing, empty, or has a line that is not a record with a text.
+        DataError: When the file is missing, empty, or has lines that are no record with a text.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"probes: no file {str(path)!r}")
+    problems = Problems()
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, record in read_text_records(path, problems.add):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg})") from None
-        record = {"text": record} if isinstance(record, str) else record
-        if not _is_record(record):
-            raise DataError(f"{path}:{number}: expected an object with a text")
+            check_text(record.get("text"), "text")
+            check_text(str(record.get("label", "none")), "label")
+        except DataError as error:
+            problems.add(f"{path}:{number}", str(error))
         records.append(record)
+    problems.raise_if_any()
     if not records:
-        raise DataError(f"probes: {str(path)!r} holds no texts")
+        raise DataError(f"{path}: no texts in the file")
     return records
 
 

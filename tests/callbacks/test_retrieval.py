@@ -161,9 +161,9 @@ def test_nan_embeddings_warn_once(tmp_path):
     ("pairs", "message"),
     [
         ([], "at least one query"),
-        ([{"query": "a", "pos": []}], "record 1 needs a query and at least one pos"),
+        ([{"query": "a", "pos": []}], 'record 1: "pos" has no text'),
         ([{"query": ["a", "b", "c"], "pos": ["d"]}], "record 1"),
-        ("absent.jsonl", "no file 'absent.jsonl'"),
+        ("absent.jsonl", "absent.jsonl: no such file or folder"),
     ],
 )
 def test_mistakes_in_pairs(pairs, message):
@@ -180,5 +180,5 @@ def test_other_mistakes(tmp_path):
         fit([RetrievalMonitor(PAIRS, arms="heads")], tmp_path)
     path = tmp_path / "broken.jsonl"
     path.write_text('{"query": "a"}\n{\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"broken\.jsonl:2: not valid JSON"):
         RetrievalMonitor(path)
