@@ -221,7 +221,7 @@ def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float)
 def _report(folder: Path) -> None:
     """Write the report of a summarized run, then say where everything is."""
     from hrsa_lightning.io import read_json
-    from hrsa_lightning.reporting import write_report
+    from hrsa_lightning.report import write_report
     from hrsa_lightning.runs import SUMMARY, histories_of
 
     histories = histories_of(folder)
@@ -239,7 +239,7 @@ def _report(folder: Path) -> None:
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.reporting.facts import headline_tags
+    from hrsa_lightning.report.facts import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {

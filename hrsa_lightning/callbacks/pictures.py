@@ -167,7 +167,7 @@ class Pictures:
         return self._grids
 
     def _details(self) -> Iterator[dict[str, Any]]:
-        """Records without their step; `hrsa_lightning.reporting.reading` says what they hold."""
+        """Records without their step; `hrsa_lightning.report.reading` says what they hold."""
         for pair, grid in self._layer_by_layer():
             yield {
                 **_about(pair, "cka"),

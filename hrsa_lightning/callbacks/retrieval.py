@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
 
 Text = str | tuple[str, str]
 Encode = Callable[[nn.Module, list[Text]], Tensor]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class RetrievalMonitor(Monitor):
@@ -103,9 +105,10 @@ class RetrievalMonitor(Monitor):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         values: dict[str, float] = {}
+        context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
-            queries = self._embed(arm, module, "queries", self._queries)
-            corpus = self._embed(arm, module, "corpus", list(self._corpus))
+            queries = self._embed(arm, module, "queries", self._queries, context)
+            corpus = self._embed(arm, module, "corpus", list(self._corpus), context)
             with self.exchange.together():
                 scores = ranking_scores(queries, corpus, self._relevant, self._ks)
             if any(math.isnan(score) for score in scores.values()):
@@ -126,7 +129,9 @@ class RetrievalMonitor(Monitor):
         history = read_history(self.history_path)
         finish_curves(trainer, history, self.name, self.history_path.parent)
 
-    def _embed(self, arm: str, module: nn.Module, which: str, texts: list[Text]) -> Tensor:
+    def _embed(
+        self, arm: str, module: nn.Module, which: str, texts: list[Text], context: Context
+    ) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""
         # Weights that are spread over ranks need every rank in every forward pass.
         shards = 1 if is_sharded(module) else self.exchange.num_shards
@@ -134,7 +139,9 @@ class RetrievalMonitor(Monitor):
             share = texts[self.exchange.shard % shards :: shards]
             own = {}
             if share:
-                rows = self._encode_share(arm, module, which, share)
+                # As in a training step: weights may be 16 bits wide, or cast to them on the way.
+                with context():
+                    rows = self._encode_share(arm, module, which, share)
                 own[self.exchange.shard % shards] = rows.detach().float().cpu()
         used = list(range(min(shards, len(texts))))
         rows = self.exchange.rows(own, used)
