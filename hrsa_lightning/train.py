@@ -161,7 +161,7 @@ def _carry_out(
 def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Run") -> None:
     from hrsa_lightning.config import build
 
-    arms = build.build_arms(config)
+    arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, arms, pairs)
     if trainer.is_global_zero:
@@ -239,7 +239,7 @@ def _report(folder: Path) -> None:
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.report.facts import headline_tags
+    from hrsa_lightning.report.metric_info import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {

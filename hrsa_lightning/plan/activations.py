@@ -70,7 +70,7 @@ def measure_backbone(
     lora: Mapping[str, Any] | None,
     width: int,
     autocast: torch.dtype | None = None,
-    dropout_bytes: int = 1,
+    dropout_bytes: int = 5,
 ) -> Backbone:
     """Count weights and saved activations, without weights.
 
@@ -83,8 +83,8 @@ def measure_backbone(
         lora: Arguments of `add_lora`, or `None` to train all weights.
         width: Tokens of a row.
         autocast: Dtype of automatic mixed precision.
-        dropout_bytes: Kept for each entry that LoRA's dropout may drop. Ours on the CPU keeps one
-            byte, PyTorch's on a GPU a byte and the product.
+        dropout_bytes: Kept for each entry that LoRA's dropout may drop: the product, and a mask of
+            one byte.
     """
     # Drawing the entries takes real numbers, which fake tensors do not have; so it is added.
     dropped = dropout_bytes if lora is not None and lora.get("lora_dropout", 0.1) else 0

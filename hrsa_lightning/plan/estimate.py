@@ -28,7 +28,7 @@ NF4_BITS = 4.127
 """
 
 AUTO_SHARE = 0.5
-"""What `activation_budget: auto` takes of the memory that is free at the first step."""
+"""What `activation_budget: auto` takes of what weights, gradients and optimizer leave free."""
 
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -102,7 +102,9 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
     fixed = _fixed_memory(config, workload, arms, monitoring)
     budget = config.activation_budget
     if budget == "auto":
-        held = fixed["weights"] + fixed.get("runtime", 0.0)
+        held = sum(
+            fixed.get(name, 0.0) for name in ("weights", "gradients", "optimizer", "runtime")
+        )
         free = 0.0 if device_memory is None else max(0.0, device_memory - held)
         budget = int(AUTO_SHARE * free)
     kept, peak, recomputed = _activations(config, workload, arms, budget)
@@ -128,7 +130,6 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
     dtype = _weight_dtype(config)
     lora = asdict(config.model.lora) if config.model.lora else None
     size = 4 if precision == "32-true" else 2
-    plain_cpu = config.trainer.accelerator == "cpu" and precision not in _MIXED
     measured: dict[str, Backbone] = {}
     arms = {}
     for name, arm in config.arms.items():
@@ -141,7 +142,7 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
                 lora=lora,
                 width=width,
                 autocast=_MIXED.get(precision),
-                dropout_bytes=1 if plain_cpu else 1 + size,
+                dropout_bytes=1 + size,
             )
         arms[name] = measured[key]
     return arms

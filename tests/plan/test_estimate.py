@@ -124,7 +124,8 @@ def test_a_budget_bounds_kept_graphs_and_costs_forward_passes():
 def test_an_automatic_budget_takes_half_of_what_is_free():
     config = load_config("quickstart", [*BASE, "activation_budget=auto"])
     everything = _plan().memory["kept graphs"]
-    held = _plan().memory["weights"]
+    memory = _plan().memory
+    held = memory["weights"] + memory["gradients"] + memory["optimizer"]
     plan = estimate(config, workload_of(config), held + everything)
     assert plan.memory["kept graphs"] == pytest.approx(everything / 2, rel=1e-6)
     assert estimate(config, workload_of(config)).forwards == 3
