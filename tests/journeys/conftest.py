@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.resources import resolve_path
+from tests.journeys.checks import check_all_ended_well, run_of
 from tests.journeys.processes import train
 
 SETTINGS = (
@@ -37,10 +38,18 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def one_process(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the undisturbed run on one process."""
-    folder = tmp_path_factory.mktemp("one")
-    with train("lightning", 1, folder, *settings) as ranks:
-        (ended,) = ranks.wait()
-    assert ended.code == 0, ended.text
-    (run,) = folder.glob("runs/quickstart/*")
-    return run
+    """The folder of an undisturbed run on one process."""
+    return _undisturbed(1, settings, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def two_processes(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run on two processes that Lightning starts."""
+    return _undisturbed(2, settings, tmp_path_factory)
+
+
+def _undisturbed(devices: int, settings: tuple[str, ...], places: pytest.TempPathFactory) -> Path:
+    folder = places.mktemp(f"on_{devices}")
+    with train("lightning", devices, folder, *settings) as ranks:
+        check_all_ended_well(ranks.wait())
+    return run_of(folder)

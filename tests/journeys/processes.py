@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +80,12 @@ class Ranks:
 
 @contextmanager
 def train(
-    launcher: str, devices: int, folder: Path, *settings: str, stagger: float = 0.0
+    launcher: str,
+    devices: int,
+    folder: Path,
+    *settings: str,
+    stagger: float = 0.0,
+    only: Sequence[int] | None = None,
 ) -> Iterator[Ranks]:
     """Run the train command on several ranks; all are killed when the block ends.
 
@@ -90,6 +95,7 @@ def train(
         folder: Gets the run in `runs/`, and what each rank writes to the screen.
         *settings: Further arguments of the command.
         stagger: Seconds between the starts of ranks, where it is not Lightning that starts them.
+        only: Ranks that start; the others never come.
     """
     command = [
         *(sys.executable, "-m", "hrsa_lightning.train"),
@@ -99,6 +105,8 @@ def train(
     ranks = Ranks()
     try:
         for rank, environment in enumerate(_LAUNCHERS[launcher](devices)):
+            if only is not None and rank not in only:
+                continue
             time.sleep(stagger if rank else 0.0)
             ranks.start(command, environment, folder / f"rank_{rank}.txt")
         yield ranks
