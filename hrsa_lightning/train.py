@@ -109,7 +109,7 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     seed_everything(config.seed, verbose=False)
     callbacks = build.build_callbacks(config)
     trainer = build.build_trainer(config, folder, callbacks, resumed_step=step_of(checkpoint))
-    arms = build.build_arms(config)
+    arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, arms, pairs)
     if trainer.is_global_zero:

@@ -125,7 +125,7 @@ class Viewer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, known: KnownModel, home: Path) -> None:
-        model = load_model(known.source, known.model).to(self._device)
+        model = load_model(known.source, known.model, self._device).to(self._device)
         layers = wanted_layers(model, self._look, known.name)
         writer = RepresentationWriter(home, layers.names)
         options = capture_options(self._look)
