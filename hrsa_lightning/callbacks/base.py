@@ -13,7 +13,8 @@ from hrsa_lightning.callbacks.budget import Budget
 from hrsa_lightning.callbacks.charts import show_charts
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.callbacks.sinks import log_values
-from hrsa_lightning.errors import ConfigError, HRSAWarning
+from hrsa_lightning.errors import ConfigError, HRSAWarning, shown
+from hrsa_lightning.io import NAME_RULE, is_name
 from hrsa_lightning.representations.exchange import Exchange
 from hrsa_lightning.representations.history import append_record, cut_history
 from hrsa_lightning.representations.isolation import untouched
@@ -49,6 +50,8 @@ class Monitor(Callback, ABC):
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ConfigError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
+        if not is_name(name):
+            raise ConfigError(f"name: expected {NAME_RULE}, got {shown(name)}")
         self.name = name
         self.schedule = schedule
         self.budget = Budget(schedule.max_overhead)
