@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrsa_lightning.representations.history import SummaryRow, read_history, summarize
-from hrsa_lightning.runs import SUMMARY
+from hrsa_lightning.runs import HISTORIES, SUMMARY
 
-HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
 _BOUNDS = ("_low", "_high")
 _ARROW = " -> "
 
