@@ -36,7 +36,7 @@ from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 from hrsa_lightning.callbacks import SimilarityMonitor, budget
 from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.representations.isolation import untouched
-from hrsa_lightning.shelf import resolve_path
+from hrsa_lightning.resources import resolve_path
 
 STEPS_PER_TURN = 5
 

@@ -4,8 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from hrsa_lightning.errors import HRSAError
-from hrsa_lightning.schema import nearest
+from hrsa_lightning.errors import HRSAError, nearest
 
 COMMANDS = {
     "train": "train embedding models side by side and watch how similar they are",

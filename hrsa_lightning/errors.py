@@ -16,6 +16,9 @@ The commands turn an `HRSAError` into its message and exit code 2; a library use
 `TypeError`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class HRSAError(Exception):
     """Base of all errors that the package raises on purpose."""
@@ -35,3 +38,9 @@ class BackboneError(HRSAError, ValueError):
 
 class HRSAWarning(UserWarning):
     """The run goes on, but a value or a feature is missing."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name closest to `name`, or the empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

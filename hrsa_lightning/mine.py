@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _resolve(path: str) -> str:
-    from hrsa_lightning.shelf import resolve_path
+    from hrsa_lightning.resources import resolve_path
 
     return resolve_path(path)
 

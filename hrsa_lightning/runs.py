@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hrsa_lightning.config import to_yaml
-from hrsa_lightning.schema import Config
+from hrsa_lightning.config.schema import Config
 
 SUMMARY = "summary.json"
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")

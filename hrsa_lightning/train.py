@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from hrsa_lightning.cli import answered
 from hrsa_lightning.config import describe_recipes, flat_settings, load_config, to_yaml
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.errors import ConfigError, HRSAError
 from hrsa_lightning.runs import find_unfinished, new_folder
-from hrsa_lightning.schema import Config
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -76,7 +76,7 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
     from hrsa_lightning.data.pairs import check_pairs
     from hrsa_lightning.models.paths import check_available
-    from hrsa_lightning.shelf import resolve_path
+    from hrsa_lightning.resources import resolve_path
 
     problems = []
     for name, arm in config.arms.items():
@@ -99,8 +99,8 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     _quieten()
     from lightning.pytorch import seed_everything
 
-    from hrsa_lightning import build
     from hrsa_lightning.checkpoints import TrainedAdapters, newest_checkpoint, step_of
+    from hrsa_lightning.config import build
     from hrsa_lightning.runs import record_start
 
     unfinished = find_unfinished(config) if config.resume else None

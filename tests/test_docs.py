@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-from hrsa_lightning.schema import ArmConfig, Config, LossConfig, SIGRegConfig
+from hrsa_lightning.config.schema import ArmConfig, Config, LossConfig, SIGRegConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

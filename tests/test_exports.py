@@ -12,6 +12,7 @@ import hrsa_lightning
 
 PACKAGES = [
     "callbacks",
+    "config",
     "data",
     "functional",
     "losses",

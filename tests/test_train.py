@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.representations.history import read_history
-from hrsa_lightning.shelf import resolve_path
+from hrsa_lightning.resources import resolve_path
 
 SMALL = [
     "recipe=quickstart",

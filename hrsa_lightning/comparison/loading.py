@@ -6,12 +6,12 @@ from typing import Any, cast
 from torch import nn
 
 from hrsa_lightning.comparison.options import Look
+from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
 from hrsa_lightning.representations.capture import CaptureOptions
 from hrsa_lightning.representations.layers import LayerSelection, select_layers
-from hrsa_lightning.schema import ModelConfig
 from hrsa_lightning.sources import Source
 from hrsa_lightning.sources.loading import check_source
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hrsa_lightning.data.problems import Problems
-from hrsa_lightning.data.records import check_exists, check_text, read_json_lines
+from hrsa_lightning.data.records import check_exists, check_text
 from hrsa_lightning.data.tables import load_hub_table, load_table
 from hrsa_lightning.data.texts import read_texts
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.shelf import resolve_path
+from hrsa_lightning.io import read_json_lines
+from hrsa_lightning.resources import resolve_path
 
 __all__ = ["Texts", "load_texts"]
 
@@ -98,7 +99,7 @@ def _records(
         for row, record in enumerate(_open_table(source, path, split)):
             yield f"{source} row {row}", record
     elif path.suffix == ".jsonl":
-        for number, _, _, value in read_json_lines(path, problems):
+        for number, _, _, value in read_json_lines(path, problems.add):
             record = {column: value} if isinstance(value, str) else value
             if isinstance(record, Mapping):
                 yield f"{path}:{number}", record

@@ -1,14 +1,12 @@
 """What a contrastive pair is, and how records of files become one. Imports no torch."""
 
 import difflib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.data.problems import Problems
 from hrsa_lightning.errors import DataError
 
 Query = str | tuple[str, str]
@@ -142,32 +140,6 @@ def _kind(value: object) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"a list of {len(value)}"
     return "null" if value is None else f"{type(value).__name__} {value!r:.40}"
-
-
-def read_json_lines(path: Path, problems: Problems) -> Iterator[tuple[int, int, int, object]]:
-    """Yield (line number, first byte, end byte, value) of each line that is valid JSON.
-
-    Lines count from 1; blank lines are passed over; bad ones are added to `problems`.
-    """
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            start, end = end, end + len(line)
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                start = end - len(line)
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                problems.add(f"{path}:{number}", f"not UTF-8 at byte {error.start + 1} of the line")
-            except ValueError as error:
-                problems.add(f"{path}:{number}", f"not valid JSON: {error}")
-            except RecursionError:
-                problems.add(f"{path}:{number}", "not valid JSON: nested too deeply")
-            else:
-                yield number, start, end, value
 
 
 def check_exists(path: Path) -> None:

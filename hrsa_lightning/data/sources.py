@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrsa_lightning.data.problems import Problems
-from hrsa_lightning.data.records import ContrastivePair, parse_pair, read_json_lines
+from hrsa_lightning.data.records import ContrastivePair, parse_pair
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import read_json_lines
 
 
 class PairSource(Protocol):
@@ -45,7 +46,7 @@ class JsonlPairs:
         self._path = path
         found = Problems() if problems is None else problems
         spans, counts = array("q"), array("i")
-        for number, start, end, record in read_json_lines(path, found):
+        for number, start, end, record in read_json_lines(path, found.add):
             try:
                 pair = parse_pair(record)
             except DataError as error:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hrsa_lightning.data.problems import Problems
-from hrsa_lightning.data.records import check_exists, check_text, read_json_lines
+from hrsa_lightning.data.records import check_exists, check_text
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import read_json_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def read_texts(path: str | Path) -> list[ProbeText]:
 
 def _read_json(file: Path, problems: Problems) -> list[tuple[int, ProbeText]]:
     probes = []
-    for number, _, _, record in read_json_lines(file, problems):
+    for number, _, _, record in read_json_lines(file, problems.add):
         if not isinstance(record, dict) or "text" not in record:
             problems.add(f"{file}:{number}", 'expected an object with "text"')
             continue

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.encoders import ModelReference
-from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.schema import nearest
+from hrsa_lightning.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hrsa_lightning.data.retrieval import RetrievalSet, read_retrieval_set
 from hrsa_lightning.encoders import Encoder, EncoderOptions, ModelReference
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.evaluation.scores import TaskScores, cached_scores
-from hrsa_lightning.shelf import resolve_path
+from hrsa_lightning.resources import resolve_path
 
 EMBEDDED_TASK = "embedded"
 _FORMAT = 1

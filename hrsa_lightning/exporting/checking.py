@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.data.records import parse_pair
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.schema import Config
-from hrsa_lightning.shelf import resolve_path
+from hrsa_lightning.resources import resolve_path
 
 __all__ = ["Expected", "Samples", "collect_samples", "expected_embeddings", "largest_difference"]
 

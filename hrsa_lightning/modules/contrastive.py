@@ -17,12 +17,10 @@ from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import TokenizedTexts
-from hrsa_lightning.modules.aside import GradientsAside
+from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
-from hrsa_lightning.modules.heap import give_back_freed_memory, keep_freed_memory
-from hrsa_lightning.modules.meter import StepMeter
-from hrsa_lightning.modules.sharding import shard
-from hrsa_lightning.modules.synchronization import GradientSync, gradient_sync
+from hrsa_lightning.modules.gradient_sync import GradientSync, gradient_sync, shard
+from hrsa_lightning.modules.throughput import Throughput
 
 _SCHEDULES = {
     "cosine": get_cosine_schedule_with_warmup,
@@ -97,8 +95,8 @@ class PairedContrastiveModule(LightningModule):
         self._budget = None if activation_budget is None else ActivationBudget(activation_budget)
         self._sync = GradientSync()
         self._cached: list[CachedEncoding] = []
-        self._aside = GradientsAside()
-        self._meter = StepMeter()
+        self._deferred = DeferredGradients()
+        self._throughput = Throughput()
         # Checkpoints carry what is trained; frozen backbones are read from where they came from.
         self.strict_loading = False
 
@@ -109,18 +107,16 @@ class PairedContrastiveModule(LightningModule):
                 shard(arm, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Learn how this strategy averages gradients; on a CPU, keep freed memory until the end.
+        """Find out how this strategy averages gradients.
 
         Raises:
             ConfigError: The strategy cannot do with several backward passes per step.
         """
         assert self.trainer.model is not None
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self._sync = gradient_sync(self.trainer.model)
         if self._budget is None:
             return
-        self._budget.agree = self._sync.all_agree
+        self._budget.agree = self._sync.all_ranks
         if not self._sync.deferrable:
             name = type(self.trainer.strategy).__name__
             raise ConfigError(
@@ -128,18 +124,15 @@ class PairedContrastiveModule(LightningModule):
                 f" got {self._budget.limit}"
             )
 
-    def on_fit_end(self) -> None:
-        """Give back what was kept."""
-        if self.device.type == "cpu":
-            give_back_freed_memory()
-
     def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
-        one_by_one = len(self.arms) > 1 and self._sync.deferrable and not self._sync.lockstep
+        one_by_one = (
+            len(self.arms) > 1 and self._sync.deferrable and not self._sync.collective_forward
+        )
         if self._budget is not None or one_by_one:
-            self._sync.hold_back()
+            self._sync.disable()
         self._cached.clear()
-        self._meter.start_step()
+        self._throughput.start_step()
         losses: dict[str, Tensor] = {}
         for name, arm in self.arms.items():
             if self._budget is not None and (one_by_one or not losses):
@@ -147,19 +140,19 @@ class PairedContrastiveModule(LightningModule):
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:
-                with self._aside.collecting(arm, self._loss_scale()) as backward:
+                with self._deferred.capture(arm, self._loss_scale()) as backward:
                     backward(loss)
                     self._backward_cached()
         self._log_step(batch, losses)
         total = torch.stack(list(losses.values())).sum()
-        return self._aside.stand_in(total) if one_by_one else total
+        return self._deferred.proxy_loss(total) if one_by_one else total
 
     def _log_step(self, batch: ContrastiveBatch, losses: Mapping[str, Tensor]) -> None:
         for name, loss in losses.items():
             self.log(f"train/loss/{name}", loss.detach(), sync_dist=True, batch_size=len(batch))
         mean = torch.stack([loss.detach() for loss in losses.values()]).mean()
         self.log("loss", mean, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch))
-        for name, value in self._meter.values(self.device, self.trainer.world_size).items():
+        for name, value in self._throughput.values(self.device, self.trainer.world_size).items():
             self.log(f"train/{name}", value, sync_dist=True, batch_size=len(batch))
 
     def _loss_scale(self) -> float:
@@ -175,8 +168,8 @@ class PairedContrastiveModule(LightningModule):
         return cast(EmbeddingModel, self.arms[name])
 
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
-        # Ranks in lockstep need as many texts each, whichever of them are equal.
-        once = _encode_all if self._sync.lockstep else _encode_once
+        # With collectives in forward passes, every rank needs as many texts, duplicates or not.
+        once = _encode_all if self._sync.collective_forward else _encode_once
         queries, query_rows = once(batch.queries[name], batch.query_ids)
         passages, passage_rows = once(batch.passages[name], batch.passage_ids.flatten())
         embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
@@ -199,7 +192,7 @@ class PairedContrastiveModule(LightningModule):
         """Embeddings of all texts, (texts, features), with their graphs or as cached leaves."""
         arm = self._arm(name)
         chunks = self._chunks(tokens.lengths)
-        self._meter.add(tokens.lengths, chunks)
+        self._throughput.count(tokens.lengths, chunks)
 
         def encode(number: int) -> Tensor:
             embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, chunks[number]))
@@ -219,27 +212,27 @@ class PairedContrastiveModule(LightningModule):
         return cached.embeddings
 
     def _chunks(self, lengths: Tensor) -> list[Tensor]:
-        """Chunks of texts, as many on every rank where ranks go in lockstep."""
+        """Chunks of texts, as many on every rank where forward passes contain collectives."""
         max_slots = self.max_tokens_per_chunk or sys.maxsize
         chunks = length_sorted_chunks(lengths, max_slots)
-        wanted = self._sync.at_most(len(chunks))
+        wanted = self._sync.max_over_ranks(len(chunks))
         return chunks if wanted == len(chunks) else length_sorted_chunks(lengths, max_slots, wanted)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss's own backward pass, then that of the cached chunks."""
         super().backward(loss, *args, **kwargs)
-        if self._aside:
-            self._sync.release()
-            self._aside.hand_over()
-        self._backward_cached(release=self._sync.release)
+        if self._deferred:
+            self._sync.enable()
+            self._deferred.apply()
+        self._backward_cached(enable_sync=self._sync.enable)
 
-    def _backward_cached(self, release: Callable[[], None] = lambda: None) -> None:
+    def _backward_cached(self, enable_sync: Callable[[], None] = lambda: None) -> None:
         """Backward pass of all cached chunks; ranks may average during the last of each arm."""
         if not self._cached:
             return
         context = self.trainer.precision_plugin.forward_context
         last = [cached.backward(context) for cached in self._cached]
-        release()
+        enable_sync()
         torch.autograd.backward([output for output, _ in last], [grad for _, grad in last])
         self._cached.clear()
 

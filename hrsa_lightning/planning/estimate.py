@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.planning.activations import Backbone, measure_backbone
 from hrsa_lightning.planning.monitoring import Monitoring, monitoring_of
 from hrsa_lightning.planning.shapes import backbone_config
 from hrsa_lightning.planning.workload import Workload
-from hrsa_lightning.schema import Config
 
 __all__ = ["Estimate", "estimate"]
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.planning.workload import count_lines
-from hrsa_lightning.schema import Config
 
 __all__ = ["Monitoring", "monitoring_of"]
 

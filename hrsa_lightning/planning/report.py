@@ -1,7 +1,7 @@
 """An estimate in words that fit a screen."""
 
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.planning.estimate import Estimate
-from hrsa_lightning.schema import Config
 
 __all__ = ["plan_lines"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from hrsa_lightning.config import load_config, to_yaml
+from hrsa_lightning.config.schema import ArmConfig
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.schema import ArmConfig
 from tests.tiny import make_backbone
 
 WORDS = ["river", "stone", "cloud", "paper", "green", "seven", "window", "table", "letter"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from hrsa_lightning.build import arm_seed
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.config import load_config, to_yaml
+from hrsa_lightning.config.build import arm_seed
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.summary import write_summary
 

@@ -3,7 +3,7 @@ import torch
 
 from hrsa_lightning.modules import PairedContrastiveModule, contrastive, gradcache
 from hrsa_lightning.modules.gradcache import ActivationBudget, _saved_bytes
-from hrsa_lightning.modules.synchronization import GradientSync
+from hrsa_lightning.modules.gradient_sync import GradientSync
 from tests.contrastive_runs import fit, make_arm, write_pairs
 
 
@@ -30,14 +30,14 @@ def test_inputs_of_checkpointed_layers_are_counted(tmp_path):
     assert counted[False] > 5 * inputs
 
 
-@pytest.mark.parametrize(("lockstep", "expected"), [(False, 2), (True, 1)])
+@pytest.mark.parametrize(("collective_forward", "expected"), [(False, 2), (True, 1)])
 def test_arms_share_a_budget_where_their_graphs_are_kept_side_by_side(
-    tmp_path, monkeypatch, lockstep, expected
+    tmp_path, monkeypatch, collective_forward, expected
 ):
     class Sync(GradientSync):
         pass
 
-    Sync.lockstep = lockstep
+    Sync.collective_forward = collective_forward
     resets = []
     inner = ActivationBudget.reset
     monkeypatch.setattr(contrastive, "gradient_sync", lambda model: Sync())

@@ -3,12 +3,11 @@
 Imports no torch and no OmegaConf; `config.py` fills these from YAML and overrides.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.errors import ConfigError, nearest
 
 
 @dataclass
@@ -39,6 +38,11 @@ class ModelConfig:
     quantization: str | None = None
     trust_remote_code: bool = False
     lora: LoRAConfig | None = field(default_factory=LoRAConfig)
+
+    def loading_options(self) -> dict[str, Any]:
+        """Arguments of `EmbeddingModel.from_pretrained` that training and loading share."""
+        own = ("gradient_checkpointing", "quantization", "lora")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
 
 
 @dataclass
@@ -188,12 +192,6 @@ _POSITIVE = (
     "loss.temperature",
     "optimizer.lr",
 )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name closest to `name`, or the empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
 def check_values(config: Config) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class StepMeter:
+class Throughput:
     """Counts tokens of a rank from step to step.
 
     Rates are those of the step before: from its start to the start of this one, data loading and
@@ -19,19 +19,19 @@ class StepMeter:
     def __init__(self) -> None:
         self._started: float | None = None
         self._seconds: float | None = None
-        self._tokens = self._slots = 0
+        self._tokens = self._padded_tokens = 0
         self._earlier_tokens = 0
 
     def start_step(self) -> None:
-        """Close the counts of the last step and begin those of the next."""
+        """End the counts of the last step and begin those of the next."""
         now = time.perf_counter()
         if self._started is not None:
             self._seconds = now - self._started
         self._started = now
         self._earlier_tokens = self._tokens
-        self._tokens = self._slots = 0
+        self._tokens = self._padded_tokens = 0
 
-    def add(self, lengths: Tensor, chunks: Sequence[Tensor]) -> None:
+    def count(self, lengths: Tensor, chunks: Sequence[Tensor]) -> None:
         """Count texts that are encoded in chunks.
 
         Args:
@@ -39,7 +39,7 @@ class StepMeter:
             chunks: Indices of each chunk's texts.
         """
         self._tokens += int(lengths.sum())
-        self._slots += sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
+        self._padded_tokens += sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
 
     def values(self, device: torch.device, world_size: int) -> dict[str, float]:
         """Numbers to log, to be averaged over ranks.
@@ -50,7 +50,7 @@ class StepMeter:
             ranks together: real tokens that were encoded, without padding.
         """
         values = {
-            "padding_share": 1 - self._tokens / max(1, self._slots),
+            "padding_share": 1 - self._tokens / max(1, self._padded_tokens),
             "peak_memory_mb": _peak_memory(device) / 1e6,
         }
         if self._seconds is not None:

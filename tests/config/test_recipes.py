@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from hrsa_lightning.build import build_callbacks, instantiate
 from hrsa_lightning.config import describe_recipes, load_config, read_yaml
+from hrsa_lightning.config.build import build_callbacks, instantiate
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.planning.estimate import estimate
 from hrsa_lightning.planning.workload import workload_of
 from hrsa_lightning.representations.history import read_history
-from hrsa_lightning.shelf import resolve_path, shelf_files
+from hrsa_lightning.resources import resolve_path, resource_files
 from hrsa_lightning.train import main as train
 from tests.contrastive_runs import write_pairs
 from tests.tiny import make_backbone
 
-RECIPES = shelf_files("recipes")
-PRESETS = shelf_files("callbacks")
+RECIPES = resource_files("recipes")
+PRESETS = resource_files("callbacks")
 SAME_AS_PAIRED = ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b"]
 # The first solo run has no other run's trace to be compared with.
 LAUNCHED_WITH = {"solo": ["callbacks.other=null"]}

@@ -1,8 +1,8 @@
 """Where recipes, callback presets and embedded assets are found.
 
 In a checkout the folders `recipes/` and `callbacks/` stand beside the package; in a wheel they are
-inside it, under `_shelf/`. Assets always live in `hrsa_lightning/assets/`, and `embedded:tiny/base`
-names `assets/tiny/base` there.
+inside it, under `_resources/`. Assets always live in `hrsa_lightning/assets/`, and
+`embedded:tiny/base` names `assets/tiny/base` there.
 """
 
 from pathlib import Path
@@ -11,15 +11,15 @@ PACKAGE = Path(__file__).resolve().parent
 EMBEDDED = "embedded:"
 
 
-def shelf_folder(name: str) -> Path:
+def resource_folder(name: str) -> Path:
     """Folder of `recipes` or `callbacks`, from the wheel if this is one, else from the checkout."""
-    shipped = PACKAGE / "_shelf" / name
+    shipped = PACKAGE / "_resources" / name
     return shipped if shipped.is_dir() else PACKAGE.parent / name
 
 
-def shelf_files(name: str) -> dict[str, Path]:
-    """YAML files of one shelf by their stem, in alphabetical order."""
-    return {path.stem: path for path in sorted(shelf_folder(name).glob("*.yaml"))}
+def resource_files(name: str) -> dict[str, Path]:
+    """YAML files of `recipes` or `callbacks` by their stem, in alphabetical order."""
+    return {path.stem: path for path in sorted(resource_folder(name).glob("*.yaml"))}
 
 
 def resolve_path(path: str) -> str:

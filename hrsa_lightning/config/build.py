@@ -16,8 +16,9 @@ from torch import nn
 
 from hrsa_lightning.callbacks import StepProgressBar
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
+from hrsa_lightning.config.schema import Config, LossConfig
 from hrsa_lightning.data import ContrastiveDataModule, PairSource
-from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.errors import ConfigError, nearest
 from hrsa_lightning.losses import (
     DebiasedInfoNCELoss,
     InfoNCELoss,
@@ -26,10 +27,8 @@ from hrsa_lightning.losses import (
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
-from hrsa_lightning.modules.sharding import FullyShardedStrategy
-from hrsa_lightning.schema import Config, LossConfig, nearest
-from hrsa_lightning.shelf import resolve_path
-from hrsa_lightning.sources.loading import loading_options
+from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
+from hrsa_lightning.resources import resolve_path
 
 ALLOWED = (Callback, Logger, Strategy)
 """What a recipe may name as `_target_`; anything else is refused."""
@@ -103,7 +102,7 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
             seed=arm_seed(config, name),
             gradient_checkpointing=model.gradient_checkpointing,
             quantization=model.quantization,
-            **loading_options(model),
+            **config.model.loading_options(),
         )
         for name, arm in config.arms.items()
     }

@@ -1,8 +1,8 @@
-"""Gradients that are computed within `training_step`, and handed over in the backward pass.
+"""Gradients that are computed within `training_step` and applied in the backward pass.
 
-Lightning zeroes gradients after `training_step` and wants one loss to start from. Arms that are
-trained side by side need no common graph: each arm's gradients are computed as soon as its loss is
-there, which frees its activations, and are kept aside until Lightning asks for them.
+Lightning zeroes gradients after `training_step` and calls `backward` on one loss. Arms that are
+trained side by side share no graph: each arm's gradients are computed as soon as its loss is there,
+which frees its activations, and are stored until Lightning's backward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 
 
-class GradientsAside:
-    """Gradients of several modules on their way to the parameters.
-
-    It is false when empty.
-    """
+class DeferredGradients:
+    """Gradients of several modules between `training_step` and `backward`; false when empty."""
 
     def __init__(self) -> None:
         self._gradients: list[tuple[nn.Parameter, Tensor]] = []
@@ -27,12 +24,12 @@ class GradientsAside:
         return bool(self._gradients)
 
     @contextmanager
-    def collecting(self, module: nn.Module, scale: float) -> Iterator[Callable[[Tensor], None]]:
-        """Keep aside what backward passes within add to the module's gradients.
+    def capture(self, module: nn.Module, scale: float) -> Iterator[Callable[[Tensor], None]]:
+        """Store what backward passes within add to the module's gradients.
 
         Args:
-            module: Its parameters are found afterwards with the gradients they had before.
-            scale: Multiplies the gradients on their way through the graph, and is taken out again.
+            module: Its parameters have the same gradients afterwards as before.
+            scale: Multiplies the loss for its backward pass; `apply` divides by it again.
 
         Yields:
             A function that runs the backward pass of a loss.
@@ -48,13 +45,13 @@ class GradientsAside:
                 self._gradients.append((parameter, parameter.grad))
             parameter.grad = previous
 
-    def stand_in(self, total: Tensor) -> Tensor:
-        """A loss of the same value without a graph; its gradient tells how to scale ours."""
+    def proxy_loss(self, total: Tensor) -> Tensor:
+        """A leaf of the same value; its gradient says how to scale the stored gradients."""
         self._total = total.detach().requires_grad_()
         return self._total
 
-    def hand_over(self) -> None:
-        """Add the gradients to those of the parameters, in one backward pass with all its hooks."""
+    def apply(self) -> None:
+        """Add the gradients to those of the parameters in one backward pass, so that hooks run."""
         assert self._total is not None
         assert self._total.grad is not None
         factor = self._total.grad / self._scale

@@ -3,11 +3,11 @@
 import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from hrsa_lightning.build import build_loss, build_trainer
 from hrsa_lightning.config import load_config, to_yaml
+from hrsa_lightning.config.build import build_loss, build_trainer
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, MatryoshkaLoss, SIGRegLoss
-from hrsa_lightning.modules.sharding import FullyShardedStrategy
+from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 
 
 def _config(*overrides):

@@ -16,16 +16,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.schema import Config, check_values, nearest
-from hrsa_lightning.shelf import shelf_files
+from hrsa_lightning.config.schema import Config, check_values
+from hrsa_lightning.errors import ConfigError, nearest
+from hrsa_lightning.resources import resource_files
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply overrides.
 
     Args:
-        recipe: Name of a file of the recipe shelf, or the path of a YAML file.
+        recipe: Name of a recipe that is shipped, or the path of a YAML file.
         overrides: `key=value` strings; keys are dotted, values are YAML. `key=null` removes an
             entry of `arms` or `callbacks`, or switches an optional part (such as `model.lora`) off.
 
@@ -82,9 +82,9 @@ def flat_settings(config: Config) -> dict[str, Any]:
 
 
 def describe_recipes() -> dict[str, str]:
-    """Name and one-line description of each recipe on the shelf."""
+    """Name and one-line description of each recipe that is shipped."""
     found = {}
-    for name, path in shelf_files("recipes").items():
+    for name, path in resource_files("recipes").items():
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         found[name] = str(content.get("description", ""))
     return found
@@ -108,12 +108,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_recipe(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    shelf = shelf_files("recipes")
-    path = shelf.get(recipe, Path(recipe).expanduser())
+    recipes = resource_files("recipes")
+    path = recipes.get(recipe, Path(recipe).expanduser())
     if not path.is_file():
         raise ConfigError(
-            f"recipe={recipe}: no such recipe or file.{nearest(recipe, shelf)}"
-            f" Known recipes: {', '.join(shelf)}."
+            f"recipe={recipe}: no such recipe or file.{nearest(recipe, recipes)}"
+            f" Known recipes: {', '.join(recipes)}."
         )
     path = path.resolve()
     if path in seen:
@@ -125,7 +125,7 @@ def _read_recipe(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(base, str):
         raise ConfigError(f"{path}: defaults: expected the name of one recipe, got {base!r}")
     beside = path.parent / f"{base}.yaml"
-    named = str(beside) if base not in shelf and beside.is_file() else base
+    named = str(beside) if base not in recipes and beside.is_file() else base
     inherited = _read_recipe(named, (*seen, path))
     inherited.pop("name", None)
     return _overlay(inherited, content)
@@ -182,7 +182,7 @@ def _expand_preset(name: str, callback: Any) -> Any:
             f" got {callback!r}"
         )
     if "preset" in callback:
-        presets = shelf_files("callbacks")
+        presets = resource_files("callbacks")
         preset = callback["preset"]
         if preset not in presets:
             raise ConfigError(
@@ -193,8 +193,9 @@ def _expand_preset(name: str, callback: Any) -> Any:
         callback = _overlay(read_yaml(presets[preset]), own)
     if "_target_" not in callback:
         raise ConfigError(
-            f"callbacks.{name}: needs '_target_' (a class) or 'preset' (one of"
-            f" {', '.join(shelf_files('callbacks'))}); got the keys {', '.join(callback) or 'none'}"
+            f"callbacks.{name}: expected '_target_' (a class) or 'preset' (one of"
+            f" {', '.join(resource_files('callbacks'))}), got the keys"
+            f" {', '.join(callback) or 'none'}"
         )
     return callback
 

@@ -4,15 +4,15 @@ import sys
 import pytest
 import yaml
 
-from hrsa_lightning import config as config_module
+from hrsa_lightning.config import load as config_module
 from hrsa_lightning.config import load_config, to_yaml
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.schema import Config
 
 
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """A shelf of our own: recipe `plain`, and `child` on top of it; callback preset `watch`."""
+def recipes(tmp_path, monkeypatch):
+    """A recipes of our own: recipe `plain`, and `child` on top of it; callback preset `watch`."""
     recipes, callbacks = tmp_path / "recipes", tmp_path / "callbacks"
     recipes.mkdir()
     callbacks.mkdir()
@@ -28,11 +28,11 @@ def shelf(tmp_path, monkeypatch):
         name: {path.stem: path for path in sorted(folder.glob("*.yaml"))}
         for name, folder in (("recipes", recipes), ("callbacks", callbacks))
     }
-    monkeypatch.setattr(config_module, "shelf_files", files.__getitem__)
+    monkeypatch.setattr(config_module, "resource_files", files.__getitem__)
     return tmp_path
 
 
-def test_recipe_and_overrides(shelf):
+def test_recipe_and_overrides(recipes):
     config = load_config("plain", ["data.batch_size=8", "optimizer.lr=2e-5", "model.lora.r=4"])
     assert config.name == "plain"
     assert config.data.batch_size == 8
@@ -42,32 +42,32 @@ def test_recipe_and_overrides(shelf):
     assert config.arms["other"].seed == 7
 
 
-def test_recipe_inherits_from_its_defaults(shelf):
+def test_recipe_inherits_from_its_defaults(recipes):
     config = load_config("child")
     assert config.name == "child"
     assert config.optimizer.lr == 1e-3
     assert config.data.batch_size == 64
 
 
-def test_recipe_may_be_a_path(shelf, tmp_path):
+def test_recipe_may_be_a_path(recipes, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("defaults: plain\nseed: 5\n")
     config = load_config(str(mine))
     assert (config.name, config.seed) == ("mine", 5)
 
 
-def test_null_removes_all_callbacks(shelf):
+def test_null_removes_all_callbacks(recipes):
     assert load_config("plain", ["callbacks=null"]).callbacks == {}
 
 
-def test_null_removes_arms_callbacks_and_adapters(shelf):
+def test_null_removes_arms_callbacks_and_adapters(recipes):
     config = load_config("plain", ["arms.other=null", "callbacks.extra=null", "model.lora=null"])
     assert list(config.arms) == ["base"]
     assert list(config.callbacks) == ["similarity"]
     assert config.model.lora is None
 
 
-def test_presets_are_expanded_and_overridden(shelf):
+def test_presets_are_expanded_and_overridden(recipes):
     assert load_config("plain").callbacks["similarity"] == {
         "_target_": "some.Monitor",
         "every_n_train_steps": 50,
@@ -76,7 +76,7 @@ def test_presets_are_expanded_and_overridden(shelf):
     assert changed.callbacks["similarity"]["every_n_train_steps"] == 7
 
 
-def test_resolved_yaml_loads_to_the_same_config(shelf, tmp_path):
+def test_resolved_yaml_loads_to_the_same_config(recipes, tmp_path):
     config = load_config("plain", ["optimizer.lr=3e-4", "model.lora.target_modules=[q_proj]"])
     saved = tmp_path / "config.yaml"
     saved.write_text(to_yaml(config))
@@ -105,11 +105,11 @@ def test_resolved_yaml_loads_to_the_same_config(shelf, tmp_path):
         ("plain", ["arms.base=3"], r"arms.base: expected a mapping, got 3"),
         ("plain", ["callbacks.x=wach"], r"no preset 'wach'\. Did you mean 'watch'\?"),
         ("plain", ["callbacks.x=3"], r"callbacks.x: expected a preset's name"),
-        ("plain", ["callbacks.x.depth=3"], r"callbacks.x: needs '_target_'"),
+        ("plain", ["callbacks.x.depth=3"], r"callbacks.x: expected '_target_'"),
         ("plain", ["nonsense"], r"'nonsense': expected key=value"),
     ],
 )
-def test_mistakes_get_one_clear_line(shelf, recipe, overrides, message):
+def test_mistakes_get_one_clear_line(recipes, recipe, overrides, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(recipe, overrides)
     assert len(str(caught.value).splitlines()) == 1
@@ -125,7 +125,7 @@ def test_mistakes_get_one_clear_line(shelf, recipe, overrides, message):
         ("defaults: bad\n", r"'defaults' leads back to the recipe itself"),
     ],
 )
-def test_broken_files_are_named(shelf, tmp_path, text, message):
+def test_broken_files_are_named(recipes, tmp_path, text, message):
     bad = tmp_path / "bad.yaml"
     bad.write_text(text)
     with pytest.raises(ConfigError, match=message):
