@@ -1,45 +1,36 @@
-"""Curves, heatmaps and spectra of a similarity monitor: pictures, and the numbers behind them."""
+"""Curves, heatmaps and spectra of a similarity monitor, and the numbers behind them."""
 
-import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.sinks import log_picture, takes_pictures
+from hrsa_lightning.callbacks.logging import log_picture, tag_of, takes_pictures
 from hrsa_lightning.functional import SimilarityWarning, linear_cka_heatmap
 from hrsa_lightning.functional.procrustes import alignment_spectrum
 from hrsa_lightning.metrics.procrustes import KEYS
 from hrsa_lightning.plots import curves_figure, heatmap_figure, metric_figures, save_figure
-from hrsa_lightning.representations.capture import Snapshot
-from hrsa_lightning.representations.history import append_record, read_history, split_tag
+from hrsa_lightning.similarity.evaluator import ComparedPair, SimilarityEvaluation
+from hrsa_lightning.similarity.history import Detail, append_record, details_path, read_history
+from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["LayerMap", "Pictures", "details_path", "finish_curves"]
+__all__ = ["Figures", "finish_curves"]
 
 _NUM_PERCENTILES = 101
 _DIGITS = 6
 
 
-class LayerMap(NamedTuple):
-    """Both sides of a layer-by-layer heatmap."""
-
-    group: str
-    comparison: str
-    live: Snapshot
-    reference: Snapshot
-
-
-class Pictures:
-    """Draws what a monitor found, and writes down what heatmaps and spectra show; on rank 0.
+class Figures:
+    """Draws what a monitor measured, and records what heatmaps and spectra show; on rank 0.
 
     Args:
         name: Of the monitor.
@@ -47,39 +38,32 @@ class Pictures:
             for none.
 
     Attributes:
-        seconds: What the latest call of `write` took that wrote anything.
+        named: Whether tags and file names say what is compared with what.
+        seconds: Duration of the latest call of `write_details` that wrote anything.
     """
 
     def __init__(self, name: str, every: int) -> None:
         self._name = name
         self._every = every
+        self.named = True
         self.seconds = 0.0
         self.forget()
 
     def forget(self) -> None:
         """Drop what was kept, for a new fit."""
         self._step = -1
-        self._pairs: list[LayerMap] = []
-        self._values: dict[str, float] = {}
+        self._pairs: list[ComparedPair] = []
+        self._measurements: list[Measurement] = []
         self._device = torch.device("cpu")
-        self._grids: list[tuple[LayerMap, list[list[float]]]] | None = None
+        self._grids: list[tuple[ComparedPair, list[list[float]]]] | None = None
         self._written_at = -1
         self._drawn_at = -1
 
-    def keep(
-        self, step: int, pairs: list[LayerMap], values: Mapping[str, float], device: torch.device
-    ) -> None:
-        """Take over the results of an evaluation.
-
-        Args:
-            step: Of the evaluation.
-            pairs: Both sides of every comparison.
-            values: By tag.
-            device: Where rotations are fitted.
-        """
+    def keep(self, step: int, found: SimilarityEvaluation, device: torch.device) -> None:
+        """Take over the results of an evaluation; rotations are fitted on `device`."""
         self._step = step
-        self._pairs = pairs if self._every else []
-        self._values = dict(values)
+        self._pairs = found.pairs if self._every else []
+        self._measurements = found.measurements
         self._device = device
         self._grids = None
 
@@ -90,16 +74,16 @@ class Pictures:
     @property
     def has_heatmaps(self) -> bool:
         """Whether the latest evaluation has several layers to set against each other."""
-        return any(len(pair.live) > 1 or len(pair.reference) > 1 for pair in self._pairs)
+        return any(len(pair.live) > 1 or len(pair.other) > 1 for pair in self._pairs)
 
-    def write(self, history: Path | None) -> None:
+    def write_details(self, history: Path | None) -> None:
         """Add maps and spectra of the latest evaluation to the file of details, once."""
         if history is None or not self._every or self._step == self._written_at:
             return
         started = time.perf_counter()
         self._written_at = self._step
         for record in self._details():
-            append_record(details_path(history), {"step": self._step, **record})
+            append_record(details_path(history), record)
         self.seconds = time.perf_counter() - started
 
     def publish(self, trainer: Trainer, step: int) -> None:
@@ -120,37 +104,34 @@ class Pictures:
             save_figure(figure, target / f"{tag.replace('/', '_')}.png")
         if history is None or not history.is_file():
             return
-        records = read_history(history)
-        for group in dict.fromkeys(split_tag(tag)[0] for tag in self._values):
-            finish_curves(trainer, records, group, target)
+        finish_curves(trainer, read_history(history), self._name, target)
 
     def headline(self) -> dict[str, float]:
         """The first metric at the output, by comparison, for a progress bar; at most three."""
-        shown: dict[str, float] = {}
-        first = None
-        for tag, value in self._values.items():
-            _, metric, comparison, where = split_tag(tag)
-            if where == "output" and metric == (first := first or metric) and len(shown) < 3:
-                shown[f"{metric} {comparison.replace('_vs_', '|')}".strip()] = value
-        return shown
+        at_output = [m for m in self._measurements if (m.layer, m.label) == ("output", "")]
+        chosen = [m for m in at_output if m.metric == at_output[0].metric][:3]
+        return {
+            f"{m.metric} {m.arm or 'live'}|{m.reference}" if self.named else m.metric: m.value
+            for m in chosen
+        }
 
     def _heatmaps(self) -> list[tuple[str, "Figure"]]:
         found = []
         for pair, grid in self._layer_by_layer():
-            arm, _, other = pair.comparison.partition("_vs_")
+            arm = pair.arm or "live"
             figure = heatmap_figure(
                 grid,
                 list(pair.live),
-                list(pair.reference),
-                title=pair.comparison.replace("_vs_", " vs ") or "live vs reference",
-                row_label=arm or "live",
-                column_label=other or "reference",
+                list(pair.other),
+                title=f"{arm} vs {pair.reference}",
+                row_label=arm,
+                column_label=pair.reference,
             )
-            parts = (pair.group, "heatmap", pair.comparison)
-            found.append(("/".join(part for part in parts if part), figure))
+            about = Measurement("heatmap", 0.0, None, pair.probes, pair.arm, pair.reference)
+            found.append((tag_of(self._name, about, named=self.named), figure))
         return found
 
-    def _layer_by_layer(self) -> list[tuple[LayerMap, list[list[float]]]]:
+    def _layer_by_layer(self) -> list[tuple[ComparedPair, list[list[float]]]]:
         """CKA of every layer with every layer, where there are several; found once for all uses."""
         if self._grids is None:
             with _quiet():
@@ -158,63 +139,62 @@ class Pictures:
                     (
                         pair,
                         linear_cka_heatmap(
-                            list(pair.live.values()), list(pair.reference.values())
+                            list(pair.live.values()), list(pair.other.values())
                         ).tolist(),
                     )
                     for pair in self._pairs
-                    if len(pair.live) > 1 or len(pair.reference) > 1
+                    if len(pair.live) > 1 or len(pair.other) > 1
                 ]
         return self._grids
 
-    def _details(self) -> Iterator[dict[str, Any]]:
-        """Records without their step; `hrsa_lightning.reporting.reading` says what they hold."""
+    def _details(self) -> Iterator[Detail]:
         for pair, grid in self._layer_by_layer():
-            yield {
-                **_about(pair, "cka"),
-                "rows": list(pair.live),
-                "columns": list(pair.reference),
-                "values": [_short(row) for row in grid],
-            }
-        if not any(split_tag(tag)[1] in KEYS for tag in self._values):
+            rows = [_short(row) for row in grid]
+            yield self._detail(pair, "cka", rows)._replace(
+                rows=list(pair.live), columns=list(pair.other)
+            )
+        if not any(m.metric in KEYS for m in self._measurements):
             return  # nobody asked about rotations, which take the longest
         for pair in self._pairs:
-            places = [where for where in pair.live if where in pair.reference]
-            if places:
-                where = "output" if "output" in places else places[-1]
-                x, y = (side[where].to(self._device) for side in (pair.live, pair.reference))
+            layers = [layer for layer in pair.live if layer in pair.other]
+            if layers:
+                layer = headline_layer(layers)
+                x, y = (side[layer].to(self._device) for side in (pair.live, pair.other))
                 for kind, values in _spectrum(x, y).items():
-                    yield {**_about(pair, kind), "where": where, "values": _short(values.tolist())}
+                    yield self._detail(pair, kind, _short(values.tolist()), layer)
+
+    def _detail(self, pair: ComparedPair, kind: str, values: list[Any], layer: str = "") -> Detail:
+        return Detail(
+            self._step,
+            kind,
+            values,
+            pair.probes,
+            pair.arm,
+            pair.reference,
+            layer,
+            monitor=self._name,
+        )
 
 
 def finish_curves(
-    trainer: Trainer, history: Sequence[Mapping[str, Any]], group: str, folder: Path
+    trainer: Trainer, measurements: Sequence[Measurement], name: str, folder: Path
 ) -> None:
     """Write the curves as one sheet, and log them metric by metric, since loggers show them small.
 
     Args:
         trainer: Whose loggers.
-        history: What `read_history` returns.
-        group: First part of the tags to draw; names the sheet.
-        folder: Where the sheet goes.
+        measurements: Of the whole run.
+        name: Of the monitor; begins tags and the names of the sheets, one per probe set.
+        folder: Where the sheets go.
     """
-    save_figure(curves_figure(history, group=group), folder / f"{group}.png")
-    if takes_pictures(trainer):
-        for metric, figure in metric_figures(history, group=group):
-            log_picture(trainer, f"{group}/curves/{metric}", figure, trainer.global_step)
-
-
-def details_path(history: Path) -> Path:
-    """The file of maps and spectra beside a history.
-
-    Example:
-        >>> details_path(Path("run/similarity.jsonl")).name
-        'similarity.details.jsonl'
-    """
-    return history.with_name(f"{history.stem}.details.jsonl")
-
-
-def _about(pair: LayerMap, kind: str) -> dict[str, str]:
-    return {"group": pair.group, "comparison": pair.comparison, "kind": kind}
+    for probes in dict.fromkeys(m.probes for m in measurements):
+        group = f"{name}.{probes}" if probes else name
+        save_figure(
+            curves_figure(measurements, title=group, probes=probes), folder / f"{group}.png"
+        )
+        if takes_pictures(trainer):
+            for metric, figure in metric_figures(measurements, probes=probes):
+                log_picture(trainer, f"{group}/curves/{metric}", figure, trainer.global_step)
 
 
 def _spectrum(x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -229,14 +209,14 @@ def _spectrum(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {kind: v for kind, v in values.items() if len(v) and bool(v.isfinite().all())}
 
 
-def _short(values: list[float]) -> list[float | None]:
-    """As many digits as matter; JSON has null where a value is not finite."""
-    return [float(f"{v:.{_DIGITS}g}") if math.isfinite(v) else None for v in values]
+def _short(values: list[float]) -> list[float]:
+    """As many digits as matter."""
+    return [float(f"{value:.{_DIGITS}g}") for value in values]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without warnings of undefined values: the evaluation has given them, with the places."""
+    """Without warnings of undefined values, which the evaluation has given already."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SimilarityWarning)
         yield

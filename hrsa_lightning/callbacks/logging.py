@@ -1,25 +1,36 @@
-"""Where values and pictures go: any logger, told apart by what it can do and not by its class."""
+"""Where values and pictures go: any logger, told apart by what it can do and not by its class.
 
-from collections.abc import Mapping, Sequence
+Tags are made here and taken apart nowhere: everything else reads the fields of a `Measurement`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Trainer
 
+from hrsa_lightning.similarity.extraction import Representations
+from hrsa_lightning.similarity.measurement import Measurement, headline_layer
+from hrsa_lightning.similarity.probes import ProbeSet
+from hrsa_lightning.similarity.references import INITIAL
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Layout",
+    "chart_layout",
+    "log_charts",
     "log_embeddings",
-    "log_floors",
-    "log_layout",
     "log_picture",
+    "log_projector",
     "log_settings",
     "log_text",
     "log_values",
+    "tag_of",
     "takes_pictures",
+    "values_by_tag",
 ]
 
 Layout = dict[str, dict[str, list[Any]]]
@@ -27,6 +38,112 @@ Layout = dict[str, dict[str, list[Any]]]
 
 # TensorBoard shows the last layout that a run logged, and a trainer may have several monitors.
 _LAYOUTS: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
+
+_CHANCE = "floor"
+"""Stands in tags of chance levels in the place of a comparison."""
+
+_LONGEST_TEXT = 100
+
+
+def tag_of(name: str, m: Measurement, *, named: bool = True) -> str:
+    """The tag of a value in loggers and `callback_metrics`.
+
+    Args:
+        name: Of the monitor.
+        m: Whose tag.
+        named: Name the comparison; left out where a monitor has only one of an unnamed model.
+
+    Example:
+        >>> m = Measurement("cka", 0.5, arm="rlvr", reference="base", layer="layer_3")
+        >>> tag_of("similarity", m), tag_of("similarity", m._replace(label="noun", probes="math"))
+        ('similarity/cka/rlvr_vs_base/layer_3', 'similarity.math/cka/rlvr_vs_base/layer_3/noun')
+        >>> tag_of("retrieval", Measurement("mrr@10", 0.5, arm="rlvr"))
+        'retrieval/rlvr/mrr@10'
+    """
+    group = f"{name}.{m.probes}" if m.probes else name
+    comparison = m.comparison if named else m.arm
+    parts: tuple[str, ...] = (group, m.metric, comparison, m.layer, m.label)
+    if not m.layer and not m.reference:  # a score of the model as a whole
+        parts = (group, m.arm, m.metric)
+    return "/".join(part for part in parts if part)
+
+
+def values_by_tag(
+    name: str, measurements: Iterable[Measurement], *, named: bool = True
+) -> dict[str, float]:
+    """Values, and the ends of bands where there are any, by tag; arguments as of `tag_of`."""
+    found: dict[str, float] = {}
+    for m in measurements:
+        found[tag_of(name, m, named=named)] = m.value
+        for end, bound in (("low", m.low), ("high", m.high)):
+            if bound is not None:
+                found[tag_of(name, m._replace(metric=f"{m.metric}_{end}"), named=named)] = bound
+    return found
+
+
+def log_charts(
+    trainer: Trainer, name: str, measurements: Sequence[Measurement], step: int, *, named: bool
+) -> None:
+    """Keep TensorBoard's custom charts up to date, and log the chance levels that they show.
+
+    Chance levels are scalars, one per metric and place, the highest of all comparisons. Other
+    loggers do not get them: a constant is no result of a run.
+    """
+    writers = _with(trainer, "add_custom_scalars")
+    if not writers:
+        return
+    layout = chart_layout(name, measurements, named=named)
+    levels: dict[str, float] = {}
+    for m in measurements:
+        if m.chance is not None:
+            place = _chance_tag(name, m)
+            levels[place] = max(m.chance, levels.get(place, m.chance))
+    for logger in writers:
+        known = _LAYOUTS.setdefault(logger, {})
+        merged = {title: {**known.get(title, {}), **charts} for title, charts in layout.items()}
+        if layout and merged != {title: known.get(title) for title in merged}:
+            known |= merged
+            logger.experiment.add_custom_scalars(known)
+        logger.log_metrics(levels, step=step)
+
+
+def chart_layout(name: str, measurements: Sequence[Measurement], *, named: bool = True) -> Layout:
+    """One section per place and reference, one chart per metric with all arms and the chance level.
+
+    The output comes first, and comparisons with the start come last.
+
+    Example:
+        >>> m = Measurement("cka", 0.5, 0.0, arm="a", reference="b", layer="output")
+        >>> chart_layout("s", [m])
+        {'s at output, against b': {'cka': ['Multiline', ['s/cka/a_vs_b/output$', \
+'s/cka/floor/output$']]}}
+    """
+    layout: Layout = {}
+    chance: dict[tuple[str, str], str] = {}
+    for m in sorted(measurements, key=lambda m: (m.layer != "output", m.reference == INITIAL)):
+        group = f"{name}.{m.probes}" if m.probes else name
+        where = "/".join(part for part in (m.layer, m.label) if part)
+        title = f"{group} at {where}" if where else f"{group} on held-out pairs"
+        title += f", against {m.reference}" if m.reference and named else ""
+        charts = layout.setdefault(title, {})
+        pattern = _exactly(tag_of(name, m, named=named))
+        charts.setdefault(m.metric, ["Multiline", []])[1].append(pattern)
+        if m.chance is not None:
+            chance[title, m.metric] = _exactly(_chance_tag(name, m))
+    for (title, metric), pattern in chance.items():
+        layout[title][metric][1].append(pattern)
+    return layout
+
+
+def _chance_tag(name: str, m: Measurement) -> str:
+    group = f"{name}.{m.probes}" if m.probes else name
+    parts = (group, m.metric, _CHANCE, m.layer, m.label) if m.layer else (group, _CHANCE, m.metric)
+    return "/".join(part for part in parts if part)
+
+
+def _exactly(tag: str) -> str:
+    """TensorBoard takes a tag for the beginning of a pattern: layer_1 would show layer_10, too."""
+    return f"{re.escape(tag)}$"
 
 
 def log_values(
@@ -69,29 +186,10 @@ def takes_pictures(trainer: Trainer) -> bool:
     )
 
 
-def log_layout(trainer: Trainer, layout: Layout) -> None:
-    """Add charts to TensorBoard's custom scalars; nothing is written where they are there."""
-    for logger in _with(trainer, "add_custom_scalars"):
-        known = _LAYOUTS.setdefault(logger, {})
-        merged = {title: {**known.get(title, {}), **charts} for title, charts in layout.items()}
-        if layout and merged != {title: known.get(title) for title in merged}:
-            known |= merged
-            logger.experiment.add_custom_scalars(known)
-
-
-def log_floors(trainer: Trainer, floors: Mapping[str, float], step: int) -> None:
-    """Give TensorBoard the floors as scalars, which the charts of a layout show beside the curves.
-
-    Other loggers do not get them: a constant is no result of a run.
-    """
-    for logger in _with(trainer, "add_custom_scalars"):
-        logger.log_metrics(dict(floors), step=step)
-
-
 def log_embeddings(
     trainer: Trainer, tag: str, rows: torch.Tensor, columns: Mapping[str, Sequence[str]], step: int
 ) -> None:
-    """Give TensorBoard's projector a matrix to look around in.
+    """Give TensorBoard's embedding projector a matrix.
 
     Args:
         trainer: Whose loggers.
@@ -111,6 +209,31 @@ def log_embeddings(
             global_step=step,
             tag=tag,
         )
+
+
+def log_projector(
+    trainer: Trainer, name: str, live: Representations, probes: Mapping[str, ProbeSet]
+) -> None:
+    """Give the projector one matrix per model and probe set: the output, or else the last layer.
+
+    Args:
+        trainer: Whose loggers.
+        name: Begins the names of the matrices.
+        live: Representations as of the latest evaluation.
+        probes: The probe sets by name, which know labels and texts.
+    """
+    for group, arms in live.items():
+        for arm, snapshot in arms.items():
+            layer = headline_layer(snapshot)
+            rows, known = snapshot[layer], probes[group]
+            columns = {
+                title: [text[:_LONGEST_TEXT] for text in column]
+                for title, column in (("label", known.labels), ("text", known.texts))
+                if column is not None and len(column) == len(rows)
+            }
+            name_parts = (name, group, arm, layer)
+            title = "/".join(part for part in name_parts if part)
+            log_embeddings(trainer, title, rows, columns, trainer.global_step)
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:

@@ -1,7 +1,11 @@
-"""From two representations of the same samples to values, whatever the metrics are."""
+"""Metrics of a pair of representations: which ones, which fit, their values, chance levels, bands.
+
+Shapes: `x` is (samples, features) of the live model, `y` is (samples, other features) of the
+reference, row by row of the same samples.
+"""
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +13,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from hrsa_lightning.callbacks.metric_sets import fit_widths, metric_set
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import jackknife
 from hrsa_lightning.functional.uncertainty import t_quantile
+from hrsa_lightning.metrics import hrsa_metrics
 
-__all__ = ["Comparer", "Result", "variance_shares"]
+__all__ = ["MIN_SAMPLES", "Comparer", "Result", "variance_shares"]
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
@@ -26,12 +30,14 @@ class Result:
 
     Attributes:
         values: By metric key.
-        floors: Chance or null value by metric key, where one is known.
-        notes: What the reader has to know: metrics left out, degenerate or non-finite input.
+        chance: Value of unrelated representations by metric key, where one is known.
+        bands: Ends of the 95 % band by metric key, where bands were asked for.
+        notes: Metrics left out, degenerate or non-finite input.
     """
 
     values: dict[str, float] = field(default_factory=dict)
-    floors: dict[str, float] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+    bands: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -39,8 +45,9 @@ class Comparer:
     """Applies a set of metrics to pairs of representations.
 
     Args:
-        metrics: See `metric_set`.
-        num_classes: See `metric_set`.
+        metrics: `None` for the HRSA set, a list of its keys to keep only those, a torchmetrics
+            metric or collection with `update(x, y)`, or a list or mapping of metrics.
+        num_classes: Number of classes of the labels, for the probe of the HRSA set.
         num_groups: Leave each of so many groups of samples out once, for a jackknife band around
             every value; 0 for none.
 
@@ -55,14 +62,14 @@ class Comparer:
             raise ConfigError(
                 f"num_jackknife_groups: expected 0 or at least {MIN_GROUPS}, got {num_groups}"
             )
-        self._metrics, self._keys = metric_set(metrics, num_classes)
+        self._metrics, self._keys = _metric_set(metrics, num_classes)
         self._num_groups = num_groups
         self._fitting: dict[Hashable, tuple[MetricCollection, list[str]]] = {}
 
     def compare(
         self, x: Tensor, y: Tensor, labels: Tensor | None = None, key: Hashable = None
     ) -> Result:
-        """Compare two (samples, features) matrices, row by row of the same samples.
+        """Compare two representations.
 
         Args:
             x: (samples, features) of the live model.
@@ -86,7 +93,10 @@ class Comparer:
         # that does not know them is not given them, as with labels.
         ids = torch.arange(len(x), device=x.device)
         known = {"x_ids": ids, "y_ids": ids} | ({} if labels is None else {"labels": labels})
-        metrics, notes = self._metrics_for(x, y, known, key)
+        widths = (x.shape[1], y.shape[1])
+        if (widths, key) not in self._fitting:
+            self._fitting[widths, key] = _fit_widths(self._metrics, x, y, known)
+        metrics, notes = self._fitting[widths, key]
         result = Result(notes=list(notes))
         if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
             # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
@@ -98,17 +108,8 @@ class Comparer:
             return result
         result.values = self._run(metrics, x, y, known, result)
         if self._num_groups:
-            result.values |= self._band(metrics, x, y, known, result)
+            self._add_bands(metrics, x, y, known, result)
         return result
-
-    def _metrics_for(
-        self, x: Tensor, y: Tensor, known: dict[str, Tensor], key: Hashable
-    ) -> tuple[MetricCollection, list[str]]:
-        """The metrics that can take these widths; the others are left out and named."""
-        widths = (x.shape[1], y.shape[1])
-        if (widths, key) not in self._fitting:
-            self._fitting[widths, key] = fit_widths(self._metrics, x, y, known)
-        return self._fitting[widths, key]
 
     def _run(
         self,
@@ -118,7 +119,7 @@ class Comparer:
         known: dict[str, Tensor],
         result: Result,
     ) -> dict[str, float]:
-        """Values by key; floors and notes go to `result`."""
+        """Values by key; chance levels and notes go to `result`."""
         if _members(metrics)[0][1].device != x.device:
             metrics.to(x.device)
         with warnings.catch_warnings(record=True) as caught:
@@ -126,24 +127,24 @@ class Comparer:
             try:
                 metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
-                floors = _floors(metrics, values)
+                chance = _chance(metrics, values)
             finally:
                 metrics.reset()  # lets go of the rows as well
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         if self._keys is not None:
             values = {key: values[key] for key in self._keys if key in values}
-        result.floors |= {key: floors[key] for key in values if key in floors}
+        result.chance |= {key: chance[key] for key in values if key in chance}
         return values
 
-    def _band(
+    def _add_bands(
         self,
         metrics: MetricCollection,
         x: Tensor,
         y: Tensor,
         known: dict[str, Tensor],
         result: Result,
-    ) -> dict[str, float]:
-        """95 % band around every value, from the standard errors of a grouped jackknife."""
+    ) -> None:
+        """95 % bands around the values, from the standard errors of a grouped jackknife."""
 
         def values_of(x: Tensor, y: Tensor, *parts: Tensor) -> dict[str, Tensor]:
             values = self._run(metrics, x, y, dict(zip(known, parts, strict=True)), Result())
@@ -159,18 +160,15 @@ class Comparer:
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         assert isinstance(errors, dict)
         width = t_quantile(groups - 1)
-        band: dict[str, float] = {}
         for key, value in result.values.items():
             half = width * float(errors[key])
-            band |= {f"{key}_low": value - half, f"{key}_high": value + half}
-        return band
+            result.bands[key] = (value - half, value + half)
 
 
 def variance_shares(x: Tensor) -> dict[str, float]:
     """Share of the variance that the largest sample and the largest dimension carry.
 
-    Where one sample or dimension dominates, the similarity of two representations is a tale of that
-    one.
+    Where one sample or dimension dominates, a similarity says little about all others.
 
     Args:
         x: (samples, features).
@@ -192,8 +190,94 @@ def variance_shares(x: Tensor) -> dict[str, float]:
     }
 
 
-def _floors(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str, float]:
-    """Chance or null values under the keys of the values, where metrics know them."""
+def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection, list[str] | None]:
+    """The collection that a user's `metrics=` means, and the keys to keep of its values."""
+    if metrics is None:
+        return hrsa_metrics(num_classes=num_classes), None
+    if isinstance(metrics, MetricCollection):
+        return metrics.clone(), None
+    if isinstance(metrics, Metric):
+        return MetricCollection([metrics.clone()]), None
+    if isinstance(metrics, Mapping) and metrics:
+        return MetricCollection({name: metric.clone() for name, metric in metrics.items()}), None
+    if isinstance(metrics, Sequence) and metrics and not isinstance(metrics, str):
+        if all(isinstance(metric, str) for metric in metrics):
+            return _named(list(metrics), num_classes), list(metrics)
+        if all(isinstance(metric, Metric) for metric in metrics):
+            return MetricCollection([metric.clone() for metric in metrics]), None
+    raise ConfigError(
+        "metrics: expected null, a list of names of HRSA metrics, or torchmetrics metrics, "
+        f"got {metrics!r}"
+    )
+
+
+def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
+    """The metrics of the HRSA set that give these keys, without those that need absent labels."""
+    ks = [int(key[12:]) for key in keys if key.startswith("knn_overlap_") and key[12:].isdigit()]
+    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
+    owners = {
+        key: name
+        for name, metric in hrsa_metrics(num_classes=2, k=ks or (10,)).items(keep_base=True)
+        for key in metric.keys() or (name,)  # type: ignore[operator]
+    }
+    unknown = [key for key in keys if key not in owners]
+    if unknown:
+        raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
+    names = dict.fromkeys(owners[key] for key in keys)
+    chosen: dict[str, Any] = {
+        name: metric for name, metric in available.items(keep_base=True) if name in names
+    }
+    if not chosen:
+        raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
+    return MetricCollection(chosen, compute_groups=[list(chosen)])
+
+
+def _fit_widths(
+    metrics: MetricCollection, x: Tensor, y: Tensor, known: Mapping[str, Tensor]
+) -> tuple[MetricCollection, list[str]]:
+    """A copy with the metrics that can take these widths, and notes on those left out.
+
+    Raises:
+        DataError: When none can.
+    """
+    fitting, notes = metrics.clone(), []
+    if x.shape[1] != y.shape[1]:
+        few = {name: values[:MIN_SAMPLES] for name, values in known.items()}
+        kept: dict[str, Any] = {}
+        for name, metric in metrics.items(keep_base=True):
+            if _takes(metric, x[:MIN_SAMPLES], y[:MIN_SAMPLES], few):
+                kept[name] = metric.clone()
+            else:
+                notes.append(
+                    f"{name} needs equal widths and is left out "
+                    f"({x.shape[1]} against {y.shape[1]} features)"
+                )
+        if not kept:
+            raise DataError(notes[0])
+        fitting = MetricCollection(kept, prefix=metrics.prefix, postfix=metrics.postfix)
+    for metric in fitting.values(copy_state=False):
+        # Every rank holds all rows when it compares, so there is nothing to add up.
+        metric.distributed_available_fn = _not_distributed
+    return fitting, notes
+
+
+def _takes(metric: Metric, x: Tensor, y: Tensor, known: Mapping[str, Tensor]) -> bool:
+    # A collection gives a metric only the keywords that its `update` has.
+    trial = MetricCollection([metric.clone().to(x.device)])
+    trial.reset()
+    try:
+        trial.update(x, y, **known)
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _not_distributed() -> bool:
+    return False
+
+
+def _chance(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str, float]:
+    """Chance levels under the keys of the values, where metrics know them."""
     found: dict[str, float] = {}
     for name, metric in _members(metrics):
         if not callable(chance := getattr(metric, "chance", None)):
@@ -205,7 +289,7 @@ def _floors(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str,
         if len(known) == 1 and whole in values:  # one value has the metric's name for a key
             known = dict.fromkeys([whole], *known.values())
         found |= known
-    return {key: floor for key, floor in found.items() if key in values}
+    return {key: level for key, level in found.items() if key in values}
 
 
 def _members(metrics: MetricCollection) -> list[tuple[str, Metric]]:

@@ -1,188 +1,371 @@
-"""One forward pass over the probes, with the wanted layers pooled on the way."""
+"""Forward passes over the probe sets: from models to pooled representations.
+
+Shapes: an activation is (samples, features), (samples, tokens, features) or (samples, channels,
+*spatial); a representation is (rows, features), where a row is a sample or, unpooled, a token.
+"""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from hrsa_lightning.errors import DataError
-from hrsa_lightning.representations.layers import LayerSelection
-from hrsa_lightning.representations.pooling import PoolingMethod, drop_first_token, pool
+from hrsa_lightning.distributed import Ranks
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.similarity.layers import LayerSelection, select_layers
+from hrsa_lightning.similarity.pooling import POOLINGS, PoolingMethod, drop_first_token, pool
+from hrsa_lightning.similarity.probes import (
+    ProbeSet,
+    Tokenizer,
+    batch_size,
+    load_probes,
+    tokenizer_of,
+)
 
 __all__ = [
-    "CaptureOptions",
-    "batch_size",
+    "Extractor",
+    "Forward",
+    "Representations",
+    "Shares",
+    "Snapshot",
     "call_module",
-    "capture",
-    "capture_batch",
     "dtype_of",
     "is_sharded",
 ]
 
 Forward = Callable[[nn.Module, Any], Any]
 Snapshot = dict[str, Tensor]
+"""Layer to (rows, features)."""
+Representations = dict[str, dict[str, Snapshot]]
+"""Probe set to model to layer to (rows, features)."""
+Shares = dict[str, dict[str, dict[int, Tensor]]]
+"""Probe set to layer to number of a batch to the rows of that batch."""
 
-# Entries of a returned mapping that stand for the model's result, the most telling first.
+# Entries of a returned mapping that may be the model's result, in order of preference.
 _RESULT_KEYS = ("embeddings", "sentence_embedding", "last_hidden_state", "logits")
 
 
-@dataclass(frozen=True)
-class CaptureOptions:
-    """How a forward pass is made and its activations are reduced.
+class Extractor:
+    """Runs models over the probe sets and pools chosen layers in their forward hooks.
 
-    Attributes:
+    Args:
+        probes: See `SimilarityEvaluator`, as for all but the last.
+        layers: Patterns of `select_layers`.
         forward: Called as `forward(module, batch)`; `None` calls the module itself.
         pooling: One method for all layers, or a mapping from short names (globs allowed) to
             methods; layers that the mapping does not name are averaged.
         mask: Key of the mask in a batch, a function `mask(batch) -> Tensor`, or `None` to use
             `pool_mask` or `attention_mask` where the batch is a mapping that has one.
         exclude_first_token: Leave each sample's first counted token out.
-        context: Makes the context of each forward pass, such as the trainer's autocast.
+        tokenizer: Turns texts into a batch; `None` asks each model for its `probe_batch`.
+        max_length: Most tokens of a text.
+        batch_size: Samples per batch of texts.
+        label_key: Where batches hold labels.
+        limit_batches: At most so many batches of each probe set.
+        keep_on_device: Keep representations where the models are and not on the CPU.
+
+    Attributes:
+        models: Models by name, as `prepare` got them.
+        layers: Chosen layers of each model.
+        probes: Probe sets by name; a single unnamed one is called ``""``.
+        ranks: Processes that share the probes.
+        device: Where models run.
+        holder: Attribute that holds the models in a larger module, or an empty string.
+
+    Raises:
+        ConfigError: When an argument has no meaning.
     """
 
-    forward: Forward | None = None
-    pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean"
-    mask: str | Callable[[Any], Tensor] | None = None
-    exclude_first_token: bool = False
-    context: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+    def __init__(
+        self,
+        probes: Any,
+        layers: Sequence[str],
+        *,
+        forward: Forward | None = None,
+        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        mask: str | Callable[[Any], Tensor] | None = None,
+        exclude_first_token: bool = False,
+        tokenizer: Tokenizer | None = None,
+        max_length: int = 128,
+        batch_size: int = 32,
+        label_key: str | int | None = None,
+        limit_batches: int | None = None,
+        keep_on_device: bool = False,
+    ) -> None:
+        if probes is None:
+            raise ConfigError("probes: expected the inputs that models are compared on, got none")
+        if isinstance(layers, str) or not layers:
+            raise ConfigError(f"layers: expected a list of names or globs, got {layers!r}")
+        if batch_size < 1 or (limit_batches is not None and limit_batches < 1):
+            raise ConfigError(
+                "batch_size and limit_probe_batches: expected positive numbers, got "
+                f"{batch_size} and {limit_batches}"
+            )
+        for method in pooling.values() if isinstance(pooling, Mapping) else [pooling]:
+            if not (callable(method) or method in POOLINGS):
+                raise ConfigError(
+                    f"pooling: expected {', '.join(POOLINGS)} or a function, got {method!r}"
+                )
+        self.patterns = list(layers)
+        self.max_length = max_length
+        self.models: dict[str, nn.Module] = {}
+        self.layers: dict[str, LayerSelection] = {}
+        self.probes: dict[str, ProbeSet] = {}
+        self.ranks = Ranks(1, 0)
+        self.device = torch.device("cpu")
+        self.holder = ""
+        self._sources = probes if isinstance(probes, Mapping) else {"": probes}
+        self._forward = forward or call_module
+        self._pooling = pooling
+        self._mask = mask
+        self._exclude_first_token = exclude_first_token
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._label_key = label_key
+        self._limit = limit_batches
+        self._keep_on_device = keep_on_device
+        self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def pooling_of(self, name: str) -> PoolingMethod:
+    def prepare(
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        ranks: Ranks,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        resolve: Callable[[Any], Any] = lambda source: source,
+        holder: str = "",
+    ) -> None:
+        """Find layers and read the probes.
+
+        Args:
+            models: Models by name; a single unnamed one is called ``""``.
+            ranks: Processes that share the probes.
+            device: Where the models are.
+            context: Makes the context of each forward pass, such as a trainer's autocast.
+            resolve: Turns what was given as a probe set into something that can be read.
+            holder: Attribute that holds the models in the module whose checkpoints may be
+                references.
+
+        Raises:
+            ConfigError: When a layer is wrong, or texts cannot be tokenized.
+            DataError: When a probe set holds no samples.
+        """
+        self.models, self.ranks, self.device = dict(models), ranks, device
+        self.holder, self._context = holder, context
+        self.layers = {
+            name: select_layers(model, self.patterns, owner=_called(name))
+            for name, model in self.models.items()
+        }
+        self.probes = {
+            name: load_probes(
+                resolve(source),
+                size=self._batch_size,
+                label_key=self._label_key,
+                limit=self._limit,
+                shard=ranks.shard,
+                shards=ranks.num_shards,
+            )
+            for name, source in self._sources.items()
+        }
+        if any(probes.texts is not None for probes in self.probes.values()):
+            for name, model in self.models.items():
+                if self.tokenizer_for(model) is None:
+                    raise ConfigError(
+                        "probes: texts need tokenizer=, or a method probe_batch(texts, max_length) "
+                        f"of {_called(name)}"
+                    )
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hash of each probe set."""
+        return {name: probes.fingerprint for name, probes in self.probes.items()}
+
+    def extract(self) -> Representations:
+        """Representations of all models, with one forward pass each; every rank has to call it."""
+        with self.ranks.raise_on_all_ranks():  # tokenize first, so that no forward pass has to wait
+            for name, model in self.models.items():
+                for probes in self.probes.values():
+                    for _ in probes.batches(self._rounds(probes), name, self.tokenizer_for(model)):
+                        pass
+        shares = {}
+        for name, model in self.models.items():
+            # Errors are exchanged before the next model, whose forward pass may have collectives.
+            with self.ranks.raise_on_all_ranks():
+                shares[name] = self.share(model, self.layers[name], name, self.tokenizer_for(model))
+        gathered = {name: self.gather(share) for name, share in shares.items()}
+        return {
+            probes: {name: snapshots[probes] for name, snapshots in gathered.items()}
+            for probes in self.probes
+        }
+
+    def share(
+        self, module: nn.Module, layers: LayerSelection, owner: str, tokenize: Tokenizer | None
+    ) -> Shares:
+        """This rank's share of one model's representations; no collectives but the model's own.
+
+        Forward passes of a model whose weights are spread over ranks contain collectives: every
+        rank must run the same number. A rank with fewer batches re-runs its first and drops the
+        result, and an error is raised after the last pass.
+
+        Args:
+            module: The model, in evaluation mode.
+            layers: Which of its layers.
+            owner: Whose tokens the text probes become.
+            tokenize: Turns texts into a batch.
+        """
+        sharded = is_sharded(module)
+        failure: Exception | None = None
+        shares: Shares = {}
+        for name, probes in self.probes.items():
+            own = self._own(probes)
+            rounds = self._rounds(probes) if sharded else own
+            share: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers.names}
+            for turn, batch in enumerate(probes.batches(rounds, owner, tokenize)):
+                try:
+                    snapshot = self.extract_batch(module, batch, layers)
+                except Exception as error:
+                    if not sharded:
+                        raise
+                    failure = failure or error
+                    continue
+                for layer, rows in snapshot.items() if turn < len(own) else ():
+                    share[layer][own[turn]] = rows
+            shares[name] = share
+        if failure is not None:
+            raise failure
+        return shares
+
+    def gather(self, shares: Shares) -> dict[str, Snapshot]:
+        """Representations by probe set, the same on every rank, all of which have to call it."""
+        return {
+            name: {
+                layer: self.ranks.gather_rows(rows, self.probes[name].order)
+                for layer, rows in share.items()
+            }
+            for name, share in shares.items()
+        }
+
+    def extract_batch(self, module: nn.Module, batch: Any, layers: LayerSelection) -> Snapshot:
+        """Pooled representations of one batch; of a layer called several times, the last call.
+
+        Hooks live only while the batch is in flight. What cannot be pooled is an error after the
+        forward pass: one that ends early on one rank would leave the others waiting where weights
+        are spread over ranks.
+
+        Returns:
+            Short name to (rows, features), float32 (float64 stays).
+
+        Raises:
+            DataError: When a layer was not called or returned nothing that can be compared.
+        """
+        batch = _to_module(batch, self.device, dtype_of(module))
+        num_samples = cache(lambda: batch_size(batch))
+        mask = cache(lambda: self.mask_of(batch))
+        found: dict[str, Tensor | Exception] = {}
+
+        def keep(name: str, result: Any, key: str | None = None) -> None:
+            try:
+                activation = _output(result, key)
+                with torch.autocast(activation.device.type, enabled=False):
+                    found[name] = self._pool(name, activation, num_samples(), mask())
+            except Exception as error:
+                found[name] = error
+
+        with _hooked(layers.modules, keep), self._context():
+            result = self._forward(module, batch)
+        for name, key in layers.outputs.items():
+            keep(name, result, key)
+        missing = [name for name in layers.modules if name not in found]
+        if missing:
+            raise DataError(
+                f"layers: {', '.join(missing)} took no part in the forward pass; "
+                "choose layers that it calls, or give forward="
+            )
+        store_on = self.device if self._keep_on_device else torch.device("cpu")
+        snapshot: Snapshot = {}
+        for name in layers.names:
+            rows = found[name]
+            if isinstance(rows, Exception):
+                raise rows
+            snapshot[name] = rows.to(store_on)
+        return snapshot
+
+    def tokenizer_for(self, module: nn.Module) -> Tokenizer | None:
+        """The user's tokenizer, or the module's own."""
+        return self._tokenizer or tokenizer_of(module, self.max_length)
+
+    def pooling_of(self, layer: str) -> PoolingMethod:
         """The pooling method of one layer."""
-        if not isinstance(self.pooling, Mapping):
-            return self.pooling
-        for pattern, method in self.pooling.items():
-            if fnmatchcase(name, pattern):
+        if not isinstance(self._pooling, Mapping):
+            return self._pooling
+        for pattern, method in self._pooling.items():
+            if fnmatchcase(layer, pattern):
                 return method
         return "mean"
 
     def mask_of(self, batch: Any) -> Tensor | None:
         """The (samples, tokens) mask of a batch, `None` where there is none."""
-        if callable(self.mask):
-            mask: Tensor | None = self.mask(batch)
+        if callable(self._mask):
+            mask: Tensor | None = self._mask(batch)
         elif not isinstance(batch, Mapping):
             mask = None
-        elif self.mask is not None:
-            if self.mask not in batch:
-                raise DataError(f"mask: the batch has no key {self.mask!r}; it has {list(batch)}")
-            mask = batch[self.mask]
+        elif self._mask is not None:
+            if self._mask not in batch:
+                raise DataError(
+                    f"mask: expected a key of the batch, got {self._mask!r}; it has {list(batch)}"
+                )
+            mask = batch[self._mask]
         else:
             mask = _token_mask(batch)
-        if mask is not None and self.exclude_first_token:
+        if mask is not None and self._exclude_first_token:
             return drop_first_token(mask)
         return mask
 
-
-def capture(
-    module: nn.Module,
-    batches: Iterable[Any],
-    layers: LayerSelection,
-    options: CaptureOptions,
-    *,
-    device: torch.device,
-    store_on: torch.device,
-) -> Iterator[Snapshot]:
-    """Run `module` over `batches` and yield each batch's pooled representations.
-
-    Hooks live only while a batch is in flight. Call it inside `untouched`.
-
-    Args:
-        module: The module to call.
-        batches: What `options.forward` or the module takes.
-        layers: The layers and outputs wanted of `module`.
-        options: Forward call, pooling and mask.
-        device: Where the module is.
-        store_on: Where the pooled rows go.
-
-    Yields:
-        Short name to (rows, features), float32.
-
-    Raises:
-        DataError: When a layer was not called or returned nothing that can be compared.
-    """
-    for batch in batches:
-        yield capture_batch(module, batch, layers, options, device=device, store_on=store_on)
-
-
-def capture_batch(
-    module: nn.Module,
-    batch: Any,
-    layers: LayerSelection,
-    options: CaptureOptions,
-    *,
-    device: torch.device,
-    store_on: torch.device,
-) -> Snapshot:
-    """What `capture` yields for one batch; of a layer that is called several times, the last call.
-
-    What cannot be pooled is told when the forward pass is over: one that ends early on one rank
-    would leave the others waiting where weights are spread over ranks.
-
-    Raises:
-        DataError: See `capture`.
-    """
-    batch = _to_module(batch, device, dtype_of(module))
-    taker = _Taker(batch, options)
-    with _recording(layers.modules, taker), options.context():
-        result = (options.forward or call_module)(module, batch)
-    for name, key in layers.outputs.items():
-        taker.take(name, result, key)
-    missing = [name for name in layers.modules if name not in taker.found]
-    if missing:
-        raise DataError(
-            f"layers: {', '.join(missing)} took no part in the forward pass; "
-            "choose layers that it calls, or give forward="
+    def text_split_differently(self, owner: str, other: str) -> str | None:
+        """A text of which two owners have other tokens, where rows are tokens; else `None`."""
+        selections = self.layers.values()
+        if not any(self.pooling_of(name) == "none" for s in selections for name in s.names):
+            return None
+        found = (
+            probes.text_split_differently(owner, other, self.mask_of)
+            for probes in self.probes.values()
         )
-    return {name: taker.rows(name).to(store_on) for name in layers.names}
+        return next((text for text in found if text is not None), None)
 
-
-class _Taker:
-    """Pools activations as they appear, so that no more than one layer's is held at a time.
-
-    Args:
-        batch: The inputs.
-        options: How to pool.
-
-    Attributes:
-        found: Short name to pooled rows, or to why there are none.
-    """
-
-    def __init__(self, batch: Any, options: CaptureOptions) -> None:
-        self.found: dict[str, Tensor | Exception] = {}
-        self._batch = batch
-        self._options = options
-
-    @cached_property
-    def _mask(self) -> Tensor | None:
-        return self._options.mask_of(self._batch)
-
-    @cached_property
-    def _num_samples(self) -> int:
-        return batch_size(self._batch)
-
-    def take(self, name: str, result: Any, key: str | None = None) -> None:
-        """Pool what a layer or the module returned, in full precision."""
+    def _pool(self, name: str, activation: Tensor, num_samples: int, mask: Tensor | None) -> Tensor:
+        full_tensor = getattr(activation, "full_tensor", None)
+        activation = full_tensor() if full_tensor is not None else activation
+        method = self.pooling_of(name)
+        if mask is None and self._exclude_first_token and activation.ndim == 3:
+            mask = drop_first_token(activation.new_ones(activation.shape[:2], dtype=torch.bool))
         try:
-            activation = _output(result, key)
-            with torch.autocast(activation.device.type, enabled=False):
-                self.found[name] = _reduce(
-                    name, activation, self._num_samples, self._mask, self._options
-                )
-        except Exception as error:
-            self.found[name] = error
+            rows = pool(activation, method, mask)
+        except ValueError as error:
+            raise DataError(f"layer {name}: {error}") from None
+        if method != "none" and len(rows) != num_samples:
+            raise DataError(
+                f"layer {name}: expected a row for each of {num_samples} samples, got {len(rows)} "
+                "rows; choose pooling='none' or a function for this layer"
+            )
+        if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
+            # The next layer may work in place, and a view would keep the whole activation alive.
+            return rows.clone(memory_format=torch.contiguous_format)
+        return rows
 
-    def rows(self, name: str) -> Tensor:
-        """The pooled rows of one layer; raises what kept them from being made."""
-        found = self.found[name]
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def _own(self, probes: ProbeSet) -> list[int]:
+        """Numbers of the batches of this rank."""
+        return [n for n in probes.order if n % self.ranks.num_shards == self.ranks.shard]
+
+    def _rounds(self, probes: ProbeSet) -> list[int]:
+        """The same, repeating the first batch until they are as many as on every other rank."""
+        own = self._own(probes)
+        return own + [0] * (-(-len(probes.order) // self.ranks.num_shards) - len(own))
 
 
 def call_module(module: nn.Module, batch: Any) -> Any:
@@ -207,18 +390,6 @@ def call_module(module: nn.Module, batch: Any) -> Any:
     return module(batch)
 
 
-def batch_size(batch: Any) -> int:
-    """Number of samples of a batch: the first dimension of its first tensor.
-
-    Raises:
-        DataError: When the batch holds no tensor with a first dimension.
-    """
-    for tensor in _tensors(batch):
-        if tensor.ndim > 0:
-            return len(tensor)
-    raise DataError(f"probes: expected batches of tensors, got {type(batch).__name__} without any")
-
-
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The dtype of a module's first floating-point weight; float32 where it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
@@ -231,18 +402,16 @@ def is_sharded(module: nn.Module) -> bool:
     )
 
 
+def _called(name: str) -> str:
+    return f"arm {name!r}" if name else "the module"
+
+
 def _token_mask(batch: Mapping[str, Any]) -> Tensor | None:
     attention, pooled = batch.get("attention_mask"), batch.get("pool_mask")
     if pooled is None or attention is None:
         return attention if pooled is None else pooled
     # A text without any token to pool (an instruction that fills it) is pooled over all it has.
     return torch.where(pooled.bool().any(1, keepdim=True), pooled.bool(), attention.bool())
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
-    yield from found
 
 
 def _to_module(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -256,14 +425,14 @@ def _to_module(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _recording(modules: Mapping[str, nn.Module], taker: _Taker) -> Iterator[None]:
-    def recorder(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            taker.take(name, output)
+def _hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            keep(name, output)
 
-        return record
+        return hook
 
-    handles = [part.register_forward_hook(recorder(name)) for name, part in modules.items()]
+    handles = [part.register_forward_hook(hook_of(name)) for name, part in modules.items()]
     try:
         yield
     finally:
@@ -290,26 +459,3 @@ def _output(result: Any, key: str | None) -> Tensor:
         f"layers: expected a floating-point tensor, or a tuple or mapping with one, "
         f"got {type(result).__name__}"
     )
-
-
-def _reduce(
-    name: str, activation: Tensor, num_samples: int, mask: Tensor | None, options: CaptureOptions
-) -> Tensor:
-    full_tensor = getattr(activation, "full_tensor", None)
-    activation = full_tensor() if full_tensor is not None else activation
-    method = options.pooling_of(name)
-    if mask is None and options.exclude_first_token and activation.ndim == 3:
-        mask = drop_first_token(activation.new_ones(activation.shape[:2], dtype=torch.bool))
-    try:
-        rows = pool(activation, method, mask)
-    except ValueError as error:
-        raise DataError(f"layer {name}: {error}") from None
-    if method != "none" and len(rows) != num_samples:
-        raise DataError(
-            f"layer {name}: {len(rows)} rows for {num_samples} samples; "
-            "choose pooling='none' or a function for this layer"
-        )
-    if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
-        # The next layer may work in place, and a view would keep the whole activation alive.
-        return rows.clone(memory_format=torch.contiguous_format)
-    return rows
