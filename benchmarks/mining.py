@@ -128,8 +128,8 @@ def run_case(arguments: argparse.Namespace) -> dict[str, Any]:
     """Mine once; figures of this process."""
     import torch
 
-    from hrsa_lightning.mining import MiningOptions, mine
-    from hrsa_lightning.mining.miner import Mining
+    from hrsa_lightning.mine import MiningOptions, mine
+    from hrsa_lightning.mine.miner import Mining
 
     torch.set_num_threads(arguments.threads)
     torch.randn(512, 512) @ torch.randn(512, 512)  # the threads and their buffers are there

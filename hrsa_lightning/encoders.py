@@ -3,6 +3,7 @@
 Importing this module imports no torch.
 """
 
+import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -57,6 +58,12 @@ class EncoderOptions:
     device: str | None = None
     dtype: str | None = None
     trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "EncoderOptions":
+        """What `cli.add_encoder_options` has read."""
+        names = ("max_length", "batch_size", "device", "dtype")
+        return cls(**{name: getattr(arguments, name) for name in names})
 
 
 @dataclass(frozen=True)

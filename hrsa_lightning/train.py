@@ -164,7 +164,7 @@ def _finish(
     seconds: float,
 ) -> None:
     """Write summary and report, then say where everything is."""
-    from hrsa_lightning.reporting import write_report
+    from hrsa_lightning.report import write_report
     from hrsa_lightning.summary import HISTORIES, summary_lines, write_summary
 
     write_summary(folder, steps=trainer.global_step, seconds=seconds)
@@ -185,7 +185,7 @@ def _finish(
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.reporting.facts import headline_tags
+    from hrsa_lightning.report.facts import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {

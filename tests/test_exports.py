@@ -17,15 +17,15 @@ PACKAGES = [
     "functional",
     "losses",
     "metrics",
-    "mining",
+    "mine",
     "models",
     "modules",
     "plots",
-    "reporting",
+    "report",
     "similarity",
     "sources",
 ]
-INNER = {"comparison", "evaluation", "exporting", "planning", "representations"}
+INNER = {"comparison", "evaluate", "export", "plan", "representations"}
 """Packages that offer their modules to the others and no names of their own."""
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
 
 Text = str | tuple[str, str]
 Encode = Callable[[nn.Module, list[Text]], Tensor]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class RetrievalMonitor(Monitor):
@@ -103,9 +105,10 @@ class RetrievalMonitor(Monitor):
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         measurements: list[Measurement] = []
+        context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
-            queries = self._embed(arm, module, "queries", self._queries)
-            corpus = self._embed(arm, module, "corpus", list(self._corpus))
+            queries = self._embed(arm, module, "queries", self._queries, context)
+            corpus = self._embed(arm, module, "corpus", list(self._corpus), context)
             with self.ranks.raise_on_all_ranks():
                 scores = ranking_scores(queries, corpus, self._relevant, self._ks)
             if any(math.isnan(score) for score in scores.values()):
@@ -123,7 +126,9 @@ class RetrievalMonitor(Monitor):
             return
         finish_curves(trainer, read_history(self.history_path), self.name, self.history_path.parent)
 
-    def _embed(self, arm: str, module: nn.Module, which: str, texts: list[Text]) -> Tensor:
+    def _embed(
+        self, arm: str, module: nn.Module, which: str, texts: list[Text], context: Context
+    ) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""
         # Weights that are spread over ranks need every rank in every forward pass.
         shards = 1 if is_sharded(module) else self.ranks.num_shards
@@ -131,7 +136,9 @@ class RetrievalMonitor(Monitor):
             share = texts[self.ranks.shard % shards :: shards]
             own = {}
             if share:
-                rows = self._encode_share(arm, module, which, share)
+                # As in a training step: weights may be 16 bits wide, or cast to them on the way.
+                with context():
+                    rows = self._encode_share(arm, module, which, share)
                 own[self.ranks.shard % shards] = rows.detach().float().cpu()
         used = list(range(min(shards, len(texts))))
         rows = self.ranks.gather_rows(own, used)

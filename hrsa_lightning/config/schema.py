@@ -218,6 +218,7 @@ def check_values(config: Config) -> None:
         )
     if len(config.optimizer.betas) != 2:
         raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
+    _check_half_precision(config)
     if config.model.quantization not in (None, "nf4"):
         raise ConfigError(
             f"model.quantization: expected null or nf4, got {config.model.quantization}"
@@ -226,6 +227,24 @@ def check_values(config: Config) -> None:
         raise ConfigError("model.quantization: trains adapters only; expected model.lora, got null")
     _check_data(config.data)
     _check_loss(config.loss)
+
+
+def _check_half_precision(config: Config) -> None:
+    """AdamW's moments have the dtype of the weights, and float16 ends at 2^-24.
+
+    The second moment of a gradient g is (1 - beta2) g^2. Where that is 0, eps alone divides the
+    first moment: 0 / 0 with the default, which vanishes too, and a huge step if it is small.
+    """
+    model, optimizer = config.model, config.optimizer
+    trained_in_half = model.dtype == "float16" and model.lora is None
+    if config.trainer.precision != "16-true" and not trained_in_half:
+        return
+    least = (2**-24 / (1 - optimizer.betas[1])) ** 0.5
+    if optimizer.eps < least:
+        raise ConfigError(
+            f"optimizer.eps: expected at least {least:.1g} for float16 weights (moments vanish"
+            f" below), got {optimizer.eps:g}; bf16-true and 16-mixed take any"
+        )
 
 
 def _check_data(data: DataConfig) -> None:

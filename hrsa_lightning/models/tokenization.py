@@ -27,7 +27,7 @@ TEXTS_AT_ONCE = 256
 DEFAULT_TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: Lightning rebuilds batches field by field under 16-bit weights
 class TokenizedTexts:
     """Tokens of several texts, one after another and without padding.
 

@@ -136,7 +136,7 @@ class PairedContrastiveModule(LightningModule):
         losses: dict[str, Tensor] = {}
         for name, arm in self.arms.items():
             if self._budget is not None and (one_by_one or not losses):
-                self._budget.reset(self.device, self.trainer.num_devices)
+                self._budget.reset(self.device, self.trainer.num_devices, self.trainer.optimizers)
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:
@@ -145,7 +145,7 @@ class PairedContrastiveModule(LightningModule):
                     self._backward_cached()
         self._log_step(batch, losses)
         total = torch.stack(list(losses.values())).sum()
-        return self._deferred.proxy_loss(total) if one_by_one else total
+        return self._deferred.loss(total) if one_by_one else total
 
     def _log_step(self, batch: ContrastiveBatch, losses: Mapping[str, Tensor]) -> None:
         for name, loss in losses.items():
@@ -220,10 +220,9 @@ class PairedContrastiveModule(LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss's own backward pass, then that of the cached chunks."""
-        super().backward(loss, *args, **kwargs)
-        if self._deferred:
+        if not self._cached:
             self._sync.enable()
-            self._deferred.apply()
+        super().backward(loss, *args, **kwargs)
         self._backward_cached(enable_sync=self._sync.enable)
 
     def _backward_cached(self, enable_sync: Callable[[], None] = lambda: None) -> None:

@@ -2,26 +2,25 @@
 
 Lightning zeroes gradients after `training_step` and calls `backward` on one loss. Arms that are
 trained side by side share no graph: each arm's gradients are computed as soon as its loss is there,
-which frees its activations, and are stored until Lightning's backward pass.
+which frees its activations, and are stored until Lightning's backward pass. They exist once: scaled
+in place, and moved into the parameters rather than copied.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class DeferredGradients:
-    """Gradients of several modules between `training_step` and `backward`; false when empty."""
+    """Gradients of several modules between `training_step` and `backward`."""
 
     def __init__(self) -> None:
-        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
-        self._total: Tensor | None = None
+        self._parameters: list[nn.Parameter] = []
+        self._gradients: list[Tensor] = []
         self._scale = 1.0
-
-    def __bool__(self) -> bool:
-        return bool(self._gradients)
 
     @contextmanager
     def capture(self, module: nn.Module, scale: float) -> Iterator[Callable[[Tensor], None]]:
@@ -29,7 +28,8 @@ class DeferredGradients:
 
         Args:
             module: Its parameters have the same gradients afterwards as before.
-            scale: Multiplies the loss for its backward pass; `apply` divides by it again.
+            scale: Multiplies the loss for its backward pass; the backward pass of `loss` divides by
+                it again.
 
         Yields:
             A function that runs the backward pass of a loss.
@@ -42,20 +42,35 @@ class DeferredGradients:
         yield lambda loss: (loss * scale).backward()  # type: ignore[no-untyped-call]
         for parameter, previous in zip(parameters, before, strict=True):
             if parameter.grad is not None:
-                self._gradients.append((parameter, parameter.grad))
+                self._parameters.append(parameter)
+                self._gradients.append(parameter.grad)
             parameter.grad = previous
 
-    def proxy_loss(self, total: Tensor) -> Tensor:
-        """A leaf of the same value; its gradient says how to scale the stored gradients."""
-        self._total = total.detach().requires_grad_()
-        return self._total
+    def loss(self, total: Tensor) -> Tensor:
+        """A loss of the value `total` whose backward pass gives the parameters what was stored.
 
-    def apply(self) -> None:
-        """Add the gradients to those of the parameters in one backward pass, so that hooks run."""
-        assert self._total is not None
-        assert self._total.grad is not None
-        factor = self._total.grad / self._scale
-        parameters = [parameter for parameter, _ in self._gradients]
-        torch.autograd.backward(parameters, [g * factor.to(g.dtype) for _, g in self._gradients])
-        self._gradients.clear()
-        self._total = None
+        It is one backward pass with all its hooks, those of DDP among them.
+        """
+        parameters, self._parameters = self._parameters, []
+        gradients, self._gradients = self._gradients, []
+        result: Tensor = _Stored.apply(total, gradients, self._scale, *parameters)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Stored(torch.autograd.Function):
+    """Identity of `total` whose gradients were computed before."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, gradients: list[Tensor], scale: float, *parameters: Tensor
+    ) -> Tensor:
+        ctx.gradients, ctx.scale = gradients, scale
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        # With no other reference left, a parameter takes its gradient over without a copy.
+        gradients, ctx.gradients = ctx.gradients, None
+        factor = grad_outputs[0] / ctx.scale
+        scaled = (gradient.mul_(factor.to(gradient.dtype)) for gradient in gradients)
+        return (None, None, None, *scaled)

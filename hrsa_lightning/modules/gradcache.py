@@ -8,7 +8,7 @@ arXiv 2101.06983), no limit is a plain step; the gradients are the same.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import psutil
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 AUTO_SHARE = 0.5
-"""Share of the memory that is free at the first step which the budget `"auto"` takes."""
+"""Share of the memory that training leaves free which the budget `"auto"` takes."""
 
 
 class ActivationBudget:
@@ -28,7 +28,8 @@ class ActivationBudget:
 
     Args:
         limit: Bytes; 0 keeps nothing; `"auto"` takes half of what is free at the first step, in
-            the device's memory or, shared out over its processes, in the computer's.
+            the device's memory or, divided by its processes, in the computer's, once gradients and
+            optimizer state have their room.
         agree: Makes ranks decide alike where they have to, see `GradientSync`.
 
     Raises:
@@ -44,17 +45,24 @@ class ActivationBudget:
         self._widest = 0
         self._spent = 0.0
 
-    def reset(self, device: torch.device, num_processes: int = 1) -> None:
+    def reset(
+        self,
+        device: torch.device,
+        num_processes: int = 1,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+    ) -> None:
         """Start anew: nothing is kept.
 
         Args:
             device: Where activations are.
             num_processes: How many train on this computer, each with a budget of its own.
+            optimizers: `"auto"` leaves room for their gradients and moments.
         """
         self._spent = 0.0
         if isinstance(self.limit, str):
             sharing = num_processes if device.type == "cpu" else 1
-            self.limit = int(AUTO_SHARE * free_memory(device) / sharing)
+            left = free_memory(device) / sharing - bytes_to_come(optimizers)
+            self.limit = max(0, int(AUTO_SHARE * left))
 
     @contextmanager
     def admit(self, num_slots: int, width: int, parameters: Sequence[Tensor]) -> Iterator[bool]:
@@ -152,6 +160,21 @@ class CachedEncoding:
 
 Pending = tuple[Tensor, Tensor]
 """A chunk's embeddings with their graph, and the gradient to start from."""
+
+
+def bytes_to_come(optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    """Bytes of gradients and of Adam's two moments that do not exist yet.
+
+    Under FSDP2 gradients stay whole until the last backward pass of a step, while moments are
+    sharded as the weights are.
+    """
+    total = 0
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            sharded = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            total += parameter.nbytes if parameter.grad is None else 0
+            total += 0 if optimizer.state.get(parameter) else 2 * sharded.nbytes
+    return total
 
 
 def free_memory(device: torch.device) -> int:

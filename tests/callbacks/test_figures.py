@@ -11,7 +11,7 @@ from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.callbacks.pictures import Pictures
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.functional import linear_cka_heatmap, orthogonal_procrustes
-from hrsa_lightning.reporting.reading import DETAILS_SUFFIX, read_run
+from hrsa_lightning.report.reading import DETAILS_SUFFIX, read_run
 from tests.callbacks import projects
 from tests.callbacks.projects import flavor
 

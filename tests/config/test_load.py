@@ -97,6 +97,8 @@ def test_resolved_yaml_loads_to_the_same_config(recipes, tmp_path):
         ("plain", ["model.pooling=men"], r"model.pooling: .*got 'men'\. Did you mean 'mean'\?"),
         ("plain", ["optimizer.warmup_ratio=1"], r"optimizer.warmup_ratio: expected a share"),
         ("plain", ["optimizer.betas=[0.9]"], r"optimizer.betas: expected two values"),
+        ("plain", ["trainer.precision=16-true"], r"optimizer.eps: expected at least 0.008 .*1e-08"),
+        ("plain", ["model.dtype=float16", "model.lora=null"], r"optimizer.eps: expected at least"),
         ("plain", ["arms.third.seed=3"], r"arms.third.backbone: a value is required"),
         ("plain", ["arms.base-2.backbone=x"], r"arms.base-2: a name may have letters"),
         ("plain", ["arms.base=null", "arms.other=null"], r"arms: at least one arm"),

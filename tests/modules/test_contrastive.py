@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
-from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
 
@@ -93,21 +92,6 @@ def test_the_regularizer_is_added_with_its_weight_and_the_step(place, tmp_path):
         fit(module, place / "pairs.jsonl", tmp_path, max_steps=2, callbacks=(Losses(),))
     assert steps == [0, 1]
     assert losses[2] - losses[0] == pytest.approx(0.25, abs=1e-4)
-
-
-def test_float16_scaling_is_taken_out_of_deferred_gradients():
-    layer = torch.nn.Linear(2, 1, bias=False)
-    layer.weight.grad = torch.ones(1, 2)
-    deferred = DeferredGradients()
-    with deferred.capture(layer, scale=1024.0) as backward:
-        backward(3 * layer(torch.tensor([[1.0, 2.0]])).sum())
-    assert torch.equal(layer.weight.grad, torch.ones(1, 2))
-    loss = deferred.proxy_loss(torch.tensor(7.0))
-    assert loss.item() == 7.0
-    (loss * 512.0 / 2).backward()  # half of the scale, as accumulating two batches has it
-    deferred.apply()
-    torch.testing.assert_close(layer.weight.grad, 1 + 256 * torch.tensor([[3.0, 6.0]]))
-    assert not deferred
 
 
 def test_seeds_make_arms_of_one_backbone_differ(place, tmp_path):
