@@ -14,7 +14,6 @@ from hrsa_lightning.plots.style import (
     plain,
     style_axes,
 )
-
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from torch import nn
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
 from hrsa_lightning.functional import linear_cka
-from hrsa_lightning.representations import read_history
 from tests.callbacks import projects
 from tests.callbacks.projects import INPUTS, classifier, fit, flavor
+from tests.histories import read_tags
 from tests.tiny import make_backbone
 
 
@@ -31,7 +31,7 @@ def monitor(reference, **options):
 
 def cka(watch, where="output", comparison=""):
     tag = "/".join(part for part in ("similarity/cka", comparison, where) if part)
-    return [record["values"].get(tag) for record in read_history(watch.history_path)]
+    return [record["values"].get(tag) for record in read_tags(watch.history_path)]
 
 
 @torch.no_grad()
