@@ -1,7 +1,7 @@
 """The end of a run in numbers: first and last value of every metric, for people and as a file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hrsa_lightning.io import write_json
@@ -41,10 +41,13 @@ def summary_lines(folder: Path) -> list[str]:
         alone = len({row.series.comparison for row in chosen}) == 1
         drift = [row for row in chosen if _is_drift(row) and not alone]
         between = [row for row in chosen if row not in drift]
-        lines += _table(f"similarity at {layer}, before{_ARROW}after", between)
-        lines += _table(f"drift from each arm's own start at {layer}, at the end", drift)
+        chance = {
+            series.metric: last.chance for series, _, last in chosen if last.chance is not None
+        }
+        lines += _table(f"similarity at {layer}, before{_ARROW}after", between, chance)
+        lines += _table(f"drift from each arm's own start at {layer}, at the end", drift, chance)
     retrieval = _rows(folder / HISTORIES[1])
-    lines += _table(f"retrieval on held-out pairs, before{_ARROW}after", retrieval)
+    lines += _table(f"retrieval on held-out pairs, before{_ARROW}after", retrieval, {})
     return lines
 
 
@@ -56,8 +59,8 @@ def _is_drift(row: SummaryRow) -> bool:
     return row.series.reference == _START
 
 
-def _table(title: str, rows: Sequence[SummaryRow]) -> list[str]:
-    """Metrics down, comparisons across, and the chance level of similarities.
+def _table(title: str, rows: Sequence[SummaryRow], chance: Mapping[str, float]) -> list[str]:
+    """Metrics down, comparisons across, and the chance level of each metric where one is known.
 
     Self-comparisons show only the last value; the first is 1.
     """
@@ -68,16 +71,13 @@ def _table(title: str, rows: Sequence[SummaryRow]) -> list[str]:
         for row in rows
     }
     cells = {(row.series.metric, row.series.comparison): _cell(row) for row in rows}
-    chance = {
-        row.series.metric: _number(row.last.chance)
-        for row in rows
-        if row.last.chance is not None and row.series.reference
-    }
     header = ["", *names.values(), *(["chance"] if chance else [])]
     body = []
     for metric in dict.fromkeys(row.series.metric for row in rows):
         line = [metric, *(cells.get((metric, name), "") for name in names)]
-        body.append([*line, chance.get(metric, "")] if chance else line)
+        if chance:
+            line.append(_number(chance[metric]) if metric in chance else "")
+        body.append(line)
     widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
     rendered = [
         "  ".join(

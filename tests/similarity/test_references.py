@@ -69,7 +69,7 @@ def test_mistakes_are_named(reference, message):
 def test_names_that_would_stand_for_two_things_are_refused(reference, arms):
     if isinstance(reference, list) and isinstance(reference[-1], dict):
         reference = {**reference[-1], "arm": reference[0]}
-    with pytest.raises(ConfigError, match="another name than|two comparisons are"):
+    with pytest.raises(ConfigError, match=r"another name than|two comparisons are"):
         names(reference, arms)
 
 
