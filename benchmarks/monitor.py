@@ -35,8 +35,8 @@ from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from hrsa_lightning.callbacks import SimilarityMonitor, budget
 from hrsa_lightning.functional.uncertainty import t_quantile
-from hrsa_lightning.similarity import Measurement, preserve_training_state
 from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.similarity import Measurement, preserve_training_state
 
 STEPS_PER_TURN = 5
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from hrsa_lightning.callbacks.logging import log_charts, log_values, values_by_tag
+from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
@@ -60,6 +60,7 @@ class Monitor(Callback, ABC):
         ranks: Processes that take part, from the start of a fit.
         folder: The run's folder, where it has one.
         first_step: Optimizer step at which the current fit began; above 0 where it resumed.
+        latest: Measurements of the latest evaluation.
 
     Raises:
         ConfigError: When `on_error` is neither `warn` nor `raise`.
@@ -124,6 +125,10 @@ class Monitor(Callback, ABC):
     @property
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
+
+    def tag(self, m: Measurement) -> str:
+        """The tag of a measurement in loggers and `callback_metrics`."""
+        return tag_of(self.name, m, named=self.names_comparisons)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if any(kind.__name__ == "FSDPStrategy" for kind in type(trainer.strategy).__mro__):
@@ -214,6 +219,7 @@ class Monitor(Callback, ABC):
         self.folder: Path | None = None
         self.history_path: Path | None = None
         self.first_step = 0
+        self.latest: list[Measurement] = []
         self._last_step = -1
         self.schedule.put_off(0)
         self.begin({})
@@ -249,10 +255,10 @@ class Monitor(Callback, ABC):
             try:
                 with preserve_training_state(pl_module):
                     measurements = self.measure(trainer, pl_module)
-                measurements = [m._replace(step=step) for m in measurements]
+                self.latest = [m._replace(step=step) for m in measurements]
                 seconds = self.ranks.broadcast(time.perf_counter() - started)
                 with self.ranks.raise_on_all_ranks():
-                    self._write(trainer, pl_module, measurements, seconds)
+                    self._write(trainer, pl_module, seconds)
             except Exception as error:
                 # Before the first step a mistake of the user can still be mended at no loss.
                 if self._on_error == "raise" or (starts and isinstance(error, ConfigError)):
@@ -266,14 +272,8 @@ class Monitor(Callback, ABC):
         self._last_step = step
         self.schedule.advance(step)
 
-    def _write(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        measurements: list[Measurement],
-        seconds: float,
-    ) -> None:
-        step, named = trainer.global_step, self.names_comparisons
+    def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
+        step, named, measurements = trainer.global_step, self.names_comparisons, self.latest
         values = values_by_tag(self.name, measurements, named=named)
         values[f"{self.name}/seconds"] = seconds
         log_values(trainer, values, step, pl_module.device)

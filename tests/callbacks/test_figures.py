@@ -10,6 +10,7 @@ from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.callbacks.figures import Figures
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.functional import linear_cka_heatmap, orthogonal_procrustes
+from hrsa_lightning.report.experiments import read_run
 from hrsa_lightning.similarity.history import details_path, read_details
 from tests.callbacks import projects
 from tests.callbacks.projects import flavor
@@ -123,6 +124,9 @@ def test_they_are_there_at_the_first_and_the_last_evaluation_and_the_rhythm(tmp_
     for kind in ("cka", "singular_values", "row_entropy"):
         assert steps(watch, kind) == [0, 0, 4, 4, 6, 6]
     assert {record.probes for record in details(watch)} == {"a", "b"}
+    found = read_run(watch.folder)
+    assert [*found.details] == details(watch)
+    assert list(found.histories) == ["similarity"]
 
 
 def test_what_was_not_asked_for_is_not_computed(tmp_path):

@@ -1,1 +1,0 @@
-"""Tags of version 0.1, until the report reads measurements."""
