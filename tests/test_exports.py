@@ -25,7 +25,7 @@ PACKAGES = [
     "similarity",
     "sources",
 ]
-INNER = {"comparison", "evaluate", "export", "plan", "representations"}
+INNER = {"comparison", "evaluate", "export", "plan"}
 """Packages that offer their modules to the others and no names of their own."""
 
 

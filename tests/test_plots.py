@@ -30,8 +30,8 @@ def history(steps=4, arms=("a", "b"), chance=None):
             reference="initial",
             layer=layer,
             step=step,
-            low=value - 0.1 if metric == "cka" else None,
-            high=value + 0.1 if metric == "cka" else None,
+            low=value if metric == "cka" else None,
+            high=value if metric == "cka" else None,
         )
         for step in range(steps)
         for metric in ("cka", "knn_overlap_10")

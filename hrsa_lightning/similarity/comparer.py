@@ -16,9 +16,10 @@ from torchmetrics import Metric, MetricCollection
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import jackknife
 from hrsa_lightning.functional.uncertainty import t_quantile
-from hrsa_lightning.metrics import hrsa_metrics
+from hrsa_lightning.metrics import PairMetric, hrsa_metrics
+from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["MIN_SAMPLES", "Comparer", "Result", "variance_shares"]
+__all__ = ["Comparer", "LabeledComparer", "Result", "variance_shares"]
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
@@ -51,6 +52,9 @@ class Comparer:
         num_groups: Leave each of so many groups of samples out once, for a jackknife band around
             every value; 0 for none.
 
+    Attributes:
+        min_samples: Fewest samples for which all metrics are defined.
+
     Raises:
         ConfigError: When `metrics` is none of these or names an unknown key.
     """
@@ -63,6 +67,9 @@ class Comparer:
                 f"num_jackknife_groups: expected 0 or at least {MIN_GROUPS}, got {num_groups}"
             )
         self._metrics, self._keys = _metric_set(metrics, num_classes)
+        members = self._metrics.values(copy_state=False)
+        needs = [metric.min_samples for metric in members if isinstance(metric, PairMetric)]
+        self.min_samples = max([MIN_SAMPLES, *needs])
         self._num_groups = num_groups
         self._fitting: dict[Hashable, tuple[MetricCollection, list[str]]] = {}
 
@@ -87,8 +94,8 @@ class Comparer:
                 f"{len(x)} rows against {len(y)}; tokens can be compared only where both models "
                 "use the same tokenizer"
             )
-        if len(x) < MIN_SAMPLES:
-            raise DataError(f"probes: expected at least {MIN_SAMPLES} samples, got {len(x)}")
+        if len(x) < self.min_samples:
+            raise DataError(f"probes: expected at least {self.min_samples} samples, got {len(x)}")
         # Ids keep a sample in its half at every evaluation, though both models change. A metric
         # that does not know them is not given them, as with labels.
         ids = torch.arange(len(x), device=x.device)
@@ -163,6 +170,74 @@ class Comparer:
         for key, value in result.values.items():
             half = width * float(errors[key])
             result.bands[key] = (value - half, value + half)
+
+
+class LabeledComparer:
+    """Compares two representations over all samples and within each label.
+
+    Args:
+        comparer: For samples without labels, and within a label.
+        labels: One per sample, or `None`.
+        labeled: For all samples where they have labels; `None` takes `comparer`.
+        by_label: Whether to compare within each label at all.
+    """
+
+    def __init__(
+        self,
+        comparer: Comparer | None,
+        labels: Sequence[str] | None = None,
+        labeled: Comparer | None = None,
+        *,
+        by_label: bool = False,
+    ) -> None:
+        self._comparer = comparer
+        self._labeled = labeled
+        self._by_label = by_label
+        self._classes = sorted(set(labels or ()))
+        place = {label: number for number, label in enumerate(self._classes)}
+        self._numbers = torch.tensor([place[label] for label in labels or ()], dtype=torch.int64)
+
+    def compare(
+        self, place: Measurement, x: Tensor, y: Tensor, key: tuple[Hashable, ...] | None = None
+    ) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
+        """Measurements of two representations; notes for the reader, and the place of each.
+
+        Args:
+            place: What the measurements have in common, such as layer and step.
+            x: See `Comparer.compare`.
+            y: See `Comparer.compare`.
+            key: See `Comparer.compare`.
+
+        Raises:
+            DataError: See `Comparer.compare`.
+        """
+        numbers = self._numbers.to(x.device) if len(self._numbers) == len(x) else None
+        uses_labels = self._labeled is not None and numbers is not None
+        comparer = self._labeled if uses_labels else self._comparer
+        assert comparer is not None
+        result = comparer.compare(x, y, numbers if uses_labels else None, key)
+        found, notes = _measurements(place, result), [(note, place) for note in result.notes]
+        if not self._by_label or numbers is None or self._comparer is None:
+            return found, notes
+        for number, label in enumerate(self._classes):
+            rows, here = numbers == number, place._replace(label=label)
+            if int(rows.sum()) < self._comparer.min_samples:
+                notes.append(("there are fewer samples than the metrics need", here))
+                continue
+            own = None if key is None else (*key, label)
+            result = self._comparer.compare(x[rows], y[rows], key=own)
+            found += _measurements(here, result)
+            notes += [(note, here) for note in result.notes]
+        return found, notes
+
+
+def _measurements(place: Measurement, result: Result) -> list[Measurement]:
+    found = []
+    for metric, value in result.values.items():
+        low, high = result.bands.get(metric, (None, None))
+        chance = result.chance.get(metric)
+        found.append(place._replace(metric=metric, value=value, chance=chance, low=low, high=high))
+    return found
 
 
 def variance_shares(x: Tensor) -> dict[str, float]:

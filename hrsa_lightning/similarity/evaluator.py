@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, HRSAWarning
-from hrsa_lightning.similarity.comparer import MIN_SAMPLES, Comparer, Result, variance_shares
+from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer, variance_shares
 from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
@@ -54,13 +54,12 @@ class SimilarityEvaluation(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One pair of matrices to compare, and where its values go."""
+    """One pair of matrices to compare."""
 
     place: Measurement  # all but metric and value
     x: Tensor
     y: Tensor
-    labels: Tensor | None
-    key: Hashable  # of y, where the same y will come again
+    key: tuple[Hashable, ...] | None  # of y, where the same y will come again
 
 
 class SimilarityEvaluator:
@@ -170,9 +169,9 @@ class SimilarityEvaluator:
         self._by_label = by_label
         self._num_groups = num_jackknife_groups
         self._comparer = Comparer(metrics, num_groups=num_jackknife_groups)
-        self._labeled: dict[str, Comparer] = {}
-        self._classes: dict[str, list[str]] = {}
+        self._comparers: dict[str, LabeledComparer] = {}
         self._is_first = True
+        self._has_checked_tokens = False
         self._warned: set[str] = set()
         self._warn: Callable[[str, str], None] = self._warn_once
         if models is not None:
@@ -219,16 +218,20 @@ class SimilarityEvaluator:
             holder=holder,
         )
         self._warn = warn or self._warn_once
+        self._has_checked_tokens = False
         self.comparisons = comparisons_of(self._given, list(named))
         self._references = list(dict.fromkeys(c.reference for c in self.comparisons))
         for reference in self._references:
             reference.prepare(self.extractor)
         for name, probes in self.extractor.probes.items():
-            self._classes[name] = sorted(set(probes.labels or ()))
-            if (num_classes := len(self._classes[name])) > 1:
-                self._labeled[name] = Comparer(
+            labels, labeled = probes.labels, None
+            if (num_classes := len(set(labels or ()))) > 1:
+                labeled = Comparer(
                     self._metrics, num_classes=num_classes, num_groups=self._num_groups
                 )
+            self._comparers[name] = LabeledComparer(
+                self._comparer, labels, labeled, by_label=self._by_label
+            )
 
     def start(
         self,
@@ -281,24 +284,25 @@ class SimilarityEvaluator:
     def run(self, step: int) -> SimilarityEvaluation:
         """`evaluate` for callers who preserve the training state; with the representations."""
         ranks = self.extractor.ranks
-        live = self.extractor.extract()
         first, self._is_first = self._is_first, False
+        live = self.extractor.extract()
         for reference in self._references:
             reference.update(live, step, first=first)
         with ranks.raise_on_all_ranks():
-            if first:
+            if not self._has_checked_tokens:
                 self._check_tokens()
+                self._has_checked_tokens = True
             pairs = self._pairs(live)
             jobs = self._jobs(pairs, step)
             own = [self._compare(job) for job in jobs[ranks.rank :: ranks.world_size]]
         per_rank = ranks.gather_objects(own)
         measurements: list[Measurement] = []
         places: dict[str, list[str]] = {}
-        for index, job in enumerate(jobs):
-            result = per_rank[index % len(per_rank)][index // len(per_rank)]
-            measurements += _measurements(job.place, result)
-            for note in result.notes:
-                where = _words(job.place, named=len(self.comparisons) > 1)
+        for index in range(len(jobs)):
+            values, notes = per_rank[index % len(per_rank)][index // len(per_rank)]
+            measurements += values
+            for note, place in notes:
+                where = _words(place, named=len(self.comparisons) > 1)
                 places.setdefault(note, []).append(where)
         for note, found in places.items():
             self._warn(note, f" (at {', '.join(found)}, step {step})")
@@ -348,51 +352,19 @@ class SimilarityEvaluator:
             key = references[name].key(arm)
             for layer in (layer for layer in left if layer in right):
                 place = Measurement("", 0.0, None, probes, arm, name, layer, step=step)
-                jobs = self._jobs_of(place, left[layer], right[layer], key)
-                by_place.setdefault((probes, layer), []).extend(jobs)
+                kept = (probes, *key, layer) if key else None
+                job = _Job(place, left[layer], right[layer], kept)
+                by_place.setdefault((probes, layer), []).append(job)
         return [job for jobs in by_place.values() for job in jobs]
 
-    def _jobs_of(
-        self, place: Measurement, x: Tensor, y: Tensor, key: tuple[str, ...] | None
-    ) -> list[_Job]:
-        """The comparison over all samples, and one within each label where asked for."""
-
-        def job(place: Measurement, x: Tensor, y: Tensor, numbers: Tensor | None = None) -> _Job:
-            kept = (place.probes, *key, place.layer, place.label) if key else None
-            return _Job(place, x, y, numbers, kept)
-
-        labels = self.extractor.probes[place.probes].labels
-        if labels is None or len(labels) != len(x):
-            return [job(place, x, y)]
-        classes = self._classes[place.probes]
-        numbers = torch.tensor([classes.index(label) for label in labels])
-        jobs = [job(place, x, y, numbers if len(classes) > 1 else None)]
-        for number, label in enumerate(classes if self._by_label else ()):
-            rows = (numbers == number).to(x.device)
-            if int(rows.sum()) >= MIN_SAMPLES:
-                jobs.append(job(place._replace(label=label), x[rows], y[rows]))
-        return jobs
-
-    def _compare(self, job: _Job) -> Result:
+    def _compare(self, job: _Job) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
         x, y = job.x.to(self.device), job.y.to(self.device)
-        if job.labels is None:
-            return self._comparer.compare(x, y, key=job.key)
-        labels = job.labels.to(self.device)
-        return self._labeled[job.place.probes].compare(x, y, labels, job.key)
+        return self._comparers[job.place.probes].compare(job.place, x, y, job.key)
 
     def _warn_once(self, message: str, details: str = "") -> None:
         if message not in self._warned and self.extractor.ranks.rank == 0:
             self._warned.add(message)
             warnings.warn(f"similarity: {message}{details}", HRSAWarning, stacklevel=2)
-
-
-def _measurements(place: Measurement, result: Result) -> list[Measurement]:
-    found = []
-    for metric, value in result.values.items():
-        low, high = result.bands.get(metric, (None, None))
-        chance = result.chance.get(metric)
-        found.append(place._replace(metric=metric, value=value, chance=chance, low=low, high=high))
-    return found
 
 
 def _variance(live: Representations, step: int) -> list[Measurement]:

@@ -180,5 +180,5 @@ def test_other_mistakes(tmp_path):
         fit([RetrievalMonitor(PAIRS, arms="heads")], tmp_path)
     path = tmp_path / "broken.jsonl"
     path.write_text('{"query": "a"}\n{\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"broken\.jsonl:2: not valid JSON"):
         RetrievalMonitor(path)
