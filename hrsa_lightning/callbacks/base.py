@@ -14,7 +14,8 @@ from torch import nn
 from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
-from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
+from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
+from hrsa_lightning.io import NAME_RULE, is_name
 from hrsa_lightning.similarity.history import Evaluation, append_record, cut_history
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
@@ -71,6 +72,8 @@ class Monitor(Callback, ABC):
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ConfigError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
+        if not is_name(name):
+            raise ConfigError(f"name: expected {NAME_RULE}, got {shown(name)}")
         self.name = name
         self.schedule = schedule
         self.budget = Budget(schedule.max_overhead)

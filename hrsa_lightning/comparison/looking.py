@@ -124,7 +124,7 @@ class Viewer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self, known: KnownModel, home: Path) -> None:
-        model = load_model(known.source, known.model).to(self._device)
+        model = load_model(known.source, known.model, self._device).to(self._device)
         layers = wanted_layers(model, self._look, known.name)
         writer = RepresentationWriter(home, layers.names)
         extractor = extractor_of(self._look)
