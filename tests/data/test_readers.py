@@ -11,20 +11,26 @@ from hrsa_lightning.callbacks.retrieval import read_retrieval_pairs
 from hrsa_lightning.comparison.texts import load_texts
 from hrsa_lightning.data import read_pairs, read_texts
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.representations.probes import read_probe_texts
+from hrsa_lightning.similarity.probes import load_probes
 
 ODD = ["line\u2028separator", "next\u0085line", "form\x0cfeed", "größer"]
+ORDER = {text: number for number, text in enumerate(ODD)}  # probes are ordered by length
 
 
 def _pairs_of(path):
     return [pair.query for source in read_pairs([path]) for pair in source]
 
 
+def _probes_of(path):
+    probes = load_probes(path, size=4, label_key=None, limit=None, shard=0, shards=1)
+    return sorted(probes.texts, key=lambda text: ORDER.get(text, 0))
+
+
 READERS = {
     "pairs": _pairs_of,
     "held-out pairs": lambda path: [pair.query for pair in read_retrieval_pairs(path)],
     "texts": lambda path: [probe.text for probe in read_texts(path)],
-    "probes": lambda path: [record["text"] for record in read_probe_texts(path)],
+    "probes": _probes_of,
     "comparison": lambda path: load_texts(str(path)).texts,
 }
 

@@ -6,11 +6,11 @@ import torch
 from scipy import stats
 from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
-from hrsa_lightning.callbacks.comparing import Comparer, variance_shares
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import jackknife, knn_overlap, linear_cka
 from hrsa_lightning.functional.knn import chance_overlap
 from hrsa_lightning.metrics import KNNOverlap
+from hrsa_lightning.similarity.comparer import Comparer, variance_shares
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
 Y = X @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2)) + 0.5 * torch.randn(80, 6)
@@ -20,7 +20,7 @@ def test_the_hrsa_set_agrees_with_the_functions():
     result = Comparer().compare(X, Y)
     assert result.values["cka"] == pytest.approx(linear_cka(X, Y).item(), abs=1e-6)
     assert result.values["knn_overlap_10"] == pytest.approx(knn_overlap(X, Y, k=10).item())
-    assert result.floors["cka"] == 0.0
+    assert result.chance["cka"] == 0.0
     assert result.notes == []
 
 
@@ -75,9 +75,10 @@ def test_the_band_holds_the_value_and_narrows_with_samples():
     for n in (40, 400):
         x = torch.randn(n, 6)
         y = x + torch.randn(n, 6)
-        values = Comparer(["cka"], num_groups=10).compare(x, y).values
-        assert values["cka_low"] < values["cka"] < values["cka_high"]
-        widths.append(values["cka_high"] - values["cka_low"])
+        result = Comparer(["cka"], num_groups=10).compare(x, y)
+        low, high = result.bands["cka"]
+        assert low < result.values["cka"] < high
+        widths.append(high - low)
     assert widths[1] < widths[0]
 
 
@@ -87,8 +88,8 @@ def test_the_band_covers_the_truth_about_as_often_as_it_says():
     truth = linear_cka(*_draw(20_000, mix)).item()
     comparer, covered = Comparer(["cka"], num_groups=10), 0
     for _ in range(20):
-        values = comparer.compare(*_draw(100, mix)).values
-        covered += values["cka_low"] <= truth <= values["cka_high"]
+        low, high = comparer.compare(*_draw(100, mix)).bands["cka"]
+        covered += low <= truth <= high
     assert covered >= 16
 
 
@@ -116,25 +117,27 @@ def test_labels_and_other_widths_leave_out_what_needs_equal_ones():
         Comparer(["probe_transfer_accuracy"], num_classes=2).compare(X, Y[:, :4], labels)
 
 
-def test_floors_have_the_keys_of_the_values_and_no_others():
+def test_chance_levels_have_the_keys_of_the_values_and_no_others():
     result = Comparer(["procrustes_residual", "knn_overlap_5"]).compare(X, Y)
-    assert result.floors.keys() == result.values.keys()
+    assert result.chance.keys() == result.values.keys()
     result = Comparer({"mine": KNNOverlap(5)}).compare(X, Y)
-    assert result.floors == {"mine": pytest.approx(chance_overlap(5, len(X)))}
+    assert result.chance == {"mine": pytest.approx(chance_overlap(5, len(X)))}
     collection = MetricCollection({"knn": KNNOverlap((5, 9))}, prefix="a_")
     for y in (Y, Y[:, :4]):
         result = Comparer(collection).compare(X, y)
-        assert set(result.values) == set(result.floors) == {"a_knn_overlap_5", "a_knn_overlap_9"}
+        assert set(result.values) == set(result.chance) == {"a_knn_overlap_5", "a_knn_overlap_9"}
 
 
 def test_a_band_of_fewer_samples_than_groups():
     x, y = X[:6], Y[:6]
-    values = Comparer(["cka_plain"], num_groups=10).compare(x, y).values
+    result = Comparer(["cka_plain"], num_groups=10).compare(x, y)
     error = jackknife(
         partial(linear_cka, debiased=False), x, y, num_groups=6, y_ids=torch.arange(6)
     )
     half = float(error.standard_error) * stats.t.ppf(0.975, 5)
-    assert values["cka_plain_high"] - values["cka_plain"] == pytest.approx(half, rel=1e-4)
+    assert result.bands["cka_plain"][1] - result.values["cka_plain"] == pytest.approx(
+        half, rel=1e-4
+    )
 
 
 def test_variance_shares():
@@ -156,7 +159,7 @@ class Vector(Metric):
 def test_mistakes_are_named():
     with pytest.raises(DataError, match=r"80 rows against 79.*same tokenizer"):
         Comparer().compare(X, Y[:-1])
-    with pytest.raises(DataError, match="at least 4 samples, got 3"):
+    with pytest.raises(DataError, match="at least 11 samples, got 3"):
         Comparer().compare(X[:3], Y[:3])
     with pytest.raises(
         DataError, match=r"metric Vector: expected one number, got the shape \(2,\)"

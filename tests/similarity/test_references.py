@@ -6,22 +6,27 @@ from transformers import AutoModel, AutoTokenizer
 
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models import load_tokenizer
-from hrsa_lightning.representations.reference import CheckpointModel, parse_references
+from hrsa_lightning.similarity.references import (
+    CheckpointReference,
+    PretrainedReference,
+    comparisons_of,
+    parse_references,
+)
 from tests.tiny import make_backbone
 
 CPU = torch.device("cpu")
 
 
 def names(reference, arms):
-    return [c.name for c in parse_references(reference).comparisons(arms)]
+    return [c.name for c in comparisons_of(parse_references(reference), arms)]
 
 
 @pytest.mark.parametrize(
     ("reference", "arms", "expected"),
     [
-        ("initial", [""], [""]),
+        ("initial", [""], ["live_vs_initial"]),
         (["initial", nn.Identity()], [""], ["live_vs_initial", "live_vs_reference"]),
-        ({"teacher": nn.Identity()}, [""], [""]),
+        ({"teacher": nn.Identity()}, [""], ["live_vs_teacher"]),
         ("initial", ["a", "b"], ["a_vs_initial", "b_vs_initial"]),
         ("arm:a", ["a", "b", "c"], ["b_vs_a", "c_vs_a"]),
         ("pairs", ["a", "b", "c"], ["b_vs_a", "c_vs_a", "c_vs_b"]),
@@ -39,7 +44,7 @@ def test_comparisons_and_their_names(reference, arms, expected):
     [
         (3, "got int"),
         ([], "at least one"),
-        ("./no/such/folder", "neither a folder with a config.json"),
+        ("./no/such/folder", "expected a folder with a config.json"),
         ("weights.ckpt", "no checkpoint file 'weights.ckpt'"),
     ],
 )
@@ -48,6 +53,24 @@ def test_mistakes_are_named(reference, message):
         parse_references(reference)
     with pytest.raises(ConfigError, match="no arm 'x'; the module has a, b"):
         names("arm:x", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("reference", "arms"),
+    [
+        (["initial", "arm:initial"], ["initial", "b"]),
+        ("pairs", ["initial", "b"]),
+        ({"initial": nn.Identity()}, [""]),
+        (["arm:c", {"b_vs_c": nn.Identity()}], ["a", "a_vs_b", "c"]),
+        (["arm:x", {"x": nn.Identity()}], ["x", "y"]),
+        (["initial", "initial"], ["x"]),
+    ],
+)
+def test_names_that_would_stand_for_two_things_are_refused(reference, arms):
+    if isinstance(reference, list) and isinstance(reference[-1], dict):
+        reference = {**reference[-1], "arm": reference[0]}
+    with pytest.raises(ConfigError, match=r"another name than|two comparisons are"):
+        names(reference, arms)
 
 
 def test_checkpoints_of_one_file_name_have_to_be_named(tmp_path):
@@ -63,14 +86,14 @@ def test_checkpoints_of_one_file_name_have_to_be_named(tmp_path):
 def test_a_pretrained_reference_keeps_its_own_rules_for_splitting_words(tmp_path):
     """AutoTokenizer would put those of the family in their place, and other tokens come out."""
     path, text = make_backbone(tmp_path / "model"), "cafe\u0301"
-    tokenize = parse_references(str(path)).frozen["model"].tokenizer(max_length=16)
+    tokenize = PretrainedReference("model", str(path)).tokenizer(max_length=16)
     ids = tokenize([text])["input_ids"][0].tolist()
     assert ids == load_tokenizer(path)(text).input_ids
     assert ids != AutoTokenizer.from_pretrained(path)(text).input_ids
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path):
-    model = parse_references("nobody/nothing").frozen["nothing"]
+    model = PretrainedReference("nothing", "nobody/nothing")
     with (
         pytest.raises(ConfigError, match="'nobody/nothing' cannot be loaded"),
         model.opened(nn.Identity(), CPU, ""),
@@ -82,7 +105,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path):
 def test_a_pretrained_reference_runs_in_the_dtype_of_the_live_model(tmp_path, dtype):
     model = AutoModel.from_pretrained(make_backbone(tmp_path / "model")).bfloat16()
     model.save_pretrained(tmp_path / "half")
-    frozen = parse_references(str(tmp_path / "half")).frozen["half"]
+    frozen = PretrainedReference("half", str(tmp_path / "half"))
     with frozen.opened(nn.Linear(1, 1).to(dtype), CPU, "") as opened:
         assert {parameter.dtype for parameter in opened.parameters()} == {dtype}
 
@@ -96,7 +119,7 @@ def test_a_checkpoint_that_would_have_to_be_executed_is_refused(tmp_path):
     torch.save({"state_dict": {"weight": torch.zeros(2)}, "settings": Settings()}, path)
     with (
         pytest.raises(ConfigError, match=r"holds more than tensors.*as \.safetensors"),
-        CheckpointModel(str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
+        CheckpointReference("model", str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
     ):
         pass
 
@@ -117,7 +140,7 @@ def test_a_checkpoint_takes_the_place_of_the_live_weights_and_gives_it_back(
         torch.save({"state_dict": state, "epoch": 3}, path)
     else:
         save_file(state, path)
-    with CheckpointModel(str(path)).opened(live, CPU, prefix) as module:
+    with CheckpointReference("model", str(path)).opened(live, CPU, prefix) as module:
         assert module is live
         assert all(torch.equal(live.state_dict()[k], v) for k, v in other.state_dict().items())
     assert all(torch.equal(live.state_dict()[k], v) for k, v in before.items())
@@ -131,12 +154,12 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         pytest.raises(
             ConfigError, match=r"weight in .* has the shape \(3,\), in the live model \(2,\)"
         ),
-        CheckpointModel(str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
+        CheckpointReference("model", str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
     ):
         pass
     torch.save({"else": torch.zeros(3)}, path)
     with (
         pytest.raises(ConfigError, match="no weight of the live model"),
-        CheckpointModel(str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
+        CheckpointReference("model", str(path)).opened(nn.BatchNorm1d(2), CPU, ""),
     ):
         pass

@@ -4,24 +4,39 @@ A trace is a folder: `trace.json` names the probe sets, arms and steps, and each
 safetensors file. Nothing in it is executed when it is read.
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.representations.capture import Snapshot
+from hrsa_lightning.io import read_json, replacing, write_json
+from hrsa_lightning.similarity.extraction import Representations
 
-__all__ = ["Recording", "RepresentationTrace", "TraceWriter"]
-
-# Probe set to arm to layer to (rows, features).
-Recording = dict[str, dict[str, Snapshot]]
+__all__ = ["RepresentationTrace", "TraceWriter", "flatten", "write_representations"]
 
 _INDEX = "trace.json"
 _SEPARATOR = "|"
+
+
+def flatten(representations: Representations) -> dict[str, Tensor]:
+    """Representations by one key each, as safetensors files hold them."""
+    return {
+        _SEPARATOR.join((probes, arm, layer)): rows
+        for probes, arms in representations.items()
+        for arm, snapshot in arms.items()
+        for layer, rows in snapshot.items()
+    }
+
+
+def write_representations(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a safetensors file in one move; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        save_file({key: rows.cpu().contiguous() for key, rows in tensors.items()}, partial)
 
 
 class RepresentationTrace:
@@ -45,7 +60,7 @@ class RepresentationTrace:
         index = self.folder / _INDEX
         if not index.is_file():
             raise DataError(f"no recorded trace in {str(self.folder)!r}: {_INDEX} is missing")
-        description = json.loads(index.read_text(encoding="utf-8"))
+        description = read_json(index)
         self.steps: list[int] = description["steps"]
         self.arms: list[str] = description["arms"]
         self.fingerprints: dict[str, str] = description["probes"]
@@ -67,12 +82,12 @@ class RepresentationTrace:
                     + (f" (set {name!r})" if name else "")
                 )
 
-    def at(self, step: int) -> Recording | None:
+    def at(self, step: int) -> Representations | None:
         """The representations to compare with at a step, `None` when none were recorded then."""
         step = step if self.step is None else self.step
         if step not in self.steps:
             return None
-        recording: Recording = {}
+        recording: Representations = {}
         for key, rows in load_file(self.folder / _file_name(step)).items():
             probes, arm, layer = key.split(_SEPARATOR, 2)
             recording.setdefault(probes, {}).setdefault(arm, {})[layer] = rows
@@ -126,7 +141,7 @@ class TraceWriter:
         index = source / _INDEX
         if not index.is_file():
             return False
-        description = json.loads(index.read_text(encoding="utf-8"))
+        description = read_json(index)
         if description["probes"] != self._fingerprints:
             return False
         self._steps = [step for step in description["steps"] if step <= until]
@@ -135,18 +150,9 @@ class TraceWriter:
                 _share(source / _file_name(step), self.folder / _file_name(step))
         return True
 
-    def add(self, step: int, recording: Recording) -> None:
+    def add(self, step: int, recording: Representations) -> None:
         """Write one step; the index is replaced last and in one move."""
-        tensors = {
-            _SEPARATOR.join((probes, arm, layer)): rows.cpu().contiguous()
-            for probes, arms in recording.items()
-            for arm, snapshot in arms.items()
-            for layer, rows in snapshot.items()
-        }
-        target = self.folder / _file_name(step)
-        partial = target.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(target)
+        write_representations(self.folder / _file_name(step), flatten(recording))
         self._steps = sorted({*self._steps, step})
         arms = sorted({arm for arms in recording.values() for arm in arms})
         description: dict[str, Any] = {
@@ -154,9 +160,7 @@ class TraceWriter:
             "arms": arms,
             "steps": self._steps,
         }
-        partial = (self.folder / _INDEX).with_suffix(".partial")
-        partial.write_text(json.dumps(description, indent=1), encoding="utf-8")
-        partial.replace(self.folder / _INDEX)
+        write_json(self.folder / _INDEX, description)
 
 
 def _share(source: Path, target: Path) -> None:

@@ -5,10 +5,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.representations.probes import (
+from hrsa_lightning.similarity.probes import (
     batch_probes,
     load_probes,
-    read_probe_texts,
     text_probes,
     tokenizer_of,
 )
@@ -42,7 +41,7 @@ def test_sources_of_batches(source):
     assert torch.equal(rows(probes), DATA)
 
 
-def test_shards_hold_every_batch_once_and_the_first_for_company():
+def test_shards_hold_every_batch_once_and_the_first_too():
     parts = [load(list(DATA.split(2)), shard=shard, shards=2) for shard in range(2)]
     assert [sorted(part.held) for part in parts] == [[0, 2, 4], [0, 1, 3]]
     assert parts[0].fingerprint == parts[1].fingerprint
@@ -59,7 +58,7 @@ def test_a_shuffled_loader_gives_the_same_probes_each_time_and_on_each_rank():
     assert not torch.equal(rows(first), DATA)
 
 
-def test_persistent_workers_are_let_go():
+def test_persistent_workers_are_released():
     loader = DataLoader(TensorDataset(DATA), batch_size=5, num_workers=1, persistent_workers=True)
     load(loader)
     assert loader._iterator is None
@@ -156,7 +155,6 @@ def test_a_models_own_tokenizer():
 def test_a_file_of_texts(tmp_path):
     path = tmp_path / "probes.jsonl"
     path.write_text('{"text": "one", "label": "x", "id": 1}\n\n"two"\n', encoding="utf-8")
-    assert [record["text"] for record in read_probe_texts(path)] == ["one", "two"]
     assert load(str(path)).texts == ["one", "two"]
 
 

@@ -1,4 +1,4 @@
-"""Look at a module in the middle of training and leave no trace of having looked."""
+"""Forward passes in the middle of training that leave the training state as it was."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -8,32 +8,46 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["untouched"]
+from hrsa_lightning.errors import ConfigError
+
+__all__ = ["preserve_training_state"]
 
 
 @contextmanager
-def untouched(
+def preserve_training_state(
     *modules: nn.Module, seed: int = 0, generators: Iterable[torch.Generator] = ()
 ) -> Iterator[None]:
-    """Run a block in evaluation mode, then put everything back as it was found.
+    """Run a block in evaluation mode and restore the training state after it.
 
     Inside the block every submodule is in eval mode, gradients are off, all random generators start
-    from `seed` (so that whatever noise a forward pass draws is the same at each evaluation), and
-    `torch.compile` is bypassed, since compiled graphs do not run the hooks that capture layers.
-    Afterwards, also when the block raises, the following are as before, bit for bit: the global
-    random state of Python, NumPy and torch (CPU and devices), `generators`, the training flag of
-    every submodule and every buffer.
+    from `seed` (so that random numbers drawn in a forward pass are equal at each evaluation), and
+    `torch.compile` is bypassed, since compiled graphs do not run forward hooks. Afterwards, also
+    when the block raises, the following are as before, bit for bit: the global random state of
+    Python, NumPy and torch (CPU and devices), `generators`, the training flag of every submodule
+    and every buffer.
 
     Gradients are off through `torch.no_grad` and not through inference mode: a tensor that a module
     caches during the block must stay usable in the next training step.
 
     Args:
         modules: The modules that the block will call.
-        seed: Where the random generators start inside the block.
+        seed: Seed of the random generators inside the block.
         generators: Further generators to restore, such as that of a probe `DataLoader`.
+
+    Raises:
+        ConfigError: When a weight is not initialized yet: its initial value would be drawn inside
+            the block, and the training run would be another.
     """
     generators = list(generators)
+    for module in modules:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            if is_lazy(value):
+                raise ConfigError(
+                    f"layers: expected initialized weights, got {name!r} of a lazy module; "
+                    "call the module once before training"
+                )
     flags = [(part, part.training) for module in modules for part in module.modules()]
     buffers = [
         (part, name, buffer, buffer.detach().clone())

@@ -1,23 +1,24 @@
 from collections import OrderedDict, namedtuple
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.representations.capture import CaptureOptions, call_module, capture
-from hrsa_lightning.representations.layers import select_layers
+from hrsa_lightning.similarity import preserve_training_state
+from hrsa_lightning.similarity.extraction import Extractor, call_module
 
 CPU = torch.device("cpu")
 
 
-def run(module, batch, patterns, **options):
-    layers = select_layers(module, patterns)
-    (snapshot,) = capture(
-        module, [batch], layers, CaptureOptions(**options), device=CPU, store_on=CPU
-    )
-    return snapshot
+def run(module, batch, patterns, context=nullcontext, **options):
+    extractor = Extractor([batch], patterns, **options)
+    extractor.prepare({"": module}, ranks=Ranks(1, 0), device=CPU, context=context)
+    with preserve_training_state(module):
+        return extractor.extract()[""][""]
 
 
 class Returns(nn.Module):
@@ -205,7 +206,7 @@ def test_mistakes_are_named():
         run(Returns(lambda out: {"logits": out}), torch.randn(4, 3), ["output.latent"])
     with pytest.raises(DataError, match="floating-point"):
         run(Returns(lambda out: out.argmax(1)), torch.randn(4, 3), ["output"])
-    with pytest.raises(DataError, match="layer 0: 8 rows for 4 samples"):
+    with pytest.raises(DataError, match=r"layer 0: expected a row for each of 4 .* got 8 rows"):
         run(
             nn.Sequential(nn.Unflatten(1, (2, 2))),
             torch.randn(4, 4),

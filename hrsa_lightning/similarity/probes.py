@@ -1,4 +1,4 @@
-"""The probe set: the fixed inputs on which representations are compared, never trained on."""
+"""Probe sets: the fixed inputs on which representations are compared, never trained on."""
 
 import hashlib
 import json
@@ -15,10 +15,17 @@ from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import Problems, check_text, read_text_records
-from hrsa_lightning.representations.capture import batch_size
-from hrsa_lightning.representations.isolation import untouched
+from hrsa_lightning.similarity.isolation import preserve_training_state
 
-__all__ = ["ProbeSet", "batch_probes", "load_probes", "read_probe_texts", "text_probes"]
+__all__ = [
+    "ProbeSet",
+    "Tokenizer",
+    "batch_probes",
+    "batch_size",
+    "load_probes",
+    "text_probes",
+    "tokenizer_of",
+]
 
 Tokenizer = Callable[[list[str]], Mapping[str, Any]]
 
@@ -74,7 +81,7 @@ class ProbeSet:
                 kept[number] = _checked(dict(tokenize(texts)), len(texts))
             yield kept[number]
 
-    def text_cut_differently(
+    def text_split_differently(
         self, owner: str, other: str, mask_of: Callable[[Any], Tensor | None]
     ) -> str | None:
         """The first text of which two owners have other token ids.
@@ -105,7 +112,7 @@ def load_probes(
     shard: int,
     shards: int,
 ) -> ProbeSet:
-    """Make a probe set of whatever the user has at hand.
+    """Make a probe set of texts, tensors or batches.
 
     Args:
         source: Texts, records with a `text` (also a dataset of them), the path of a JSONL file of
@@ -121,7 +128,7 @@ def load_probes(
         DataError: When there are no samples or a form is not understood.
     """
     if isinstance(source, (str, Path)):
-        source = read_probe_texts(source)
+        source = _read_texts(source)
     if isinstance(source, Tensor):
         source = torch.split(source, size)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
@@ -173,7 +180,10 @@ def batch_probes(
     shard: int = 0,
     shards: int = 1,
 ) -> ProbeSet:
-    """A probe set of ready batches; this shard keeps its own and, for company, the first.
+    """A probe set of ready batches; each shard keeps its own and the first.
+
+    Where weights are spread over ranks, a rank with fewer batches re-runs the first one, so that
+    all make the same number of forward passes.
 
     Args:
         source: The batches, read once.
@@ -189,7 +199,7 @@ def batch_probes(
     held: dict[int, Any] = {}
     labels: list[str] = []
     total = count = 0
-    with untouched(generators=_generators(source)), _workers_let_go(source):
+    with preserve_training_state(generators=_generators(source)), _workers_released(source):
         for count, batch in enumerate(islice(source, limit), start=1):
             if (count - 1) % shards == shard or count == 1:
                 held[count - 1] = apply_to_collection(batch, Tensor, _keep)
@@ -208,12 +218,30 @@ def batch_probes(
     )
 
 
-def read_probe_texts(path: str | Path) -> list[dict[str, Any]]:
-    """Read probe texts: JSON lines (`text`, optionally `id` and `label`), or one a line of `.txt`.
+def batch_size(batch: Any) -> int:
+    """Number of samples of a batch: the first dimension of its first tensor.
 
     Raises:
-        DataError: When the file is missing, empty, or has lines that are no record with a text.
+        DataError: When the batch holds no tensor with a first dimension.
     """
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append)
+    for tensor in found:
+        if tensor.ndim > 0:
+            return len(tensor)
+    raise DataError(f"probes: expected batches of tensors, got {type(batch).__name__} without any")
+
+
+def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
+    """The module's method `probe_batch` as a tokenizer; `None` where it has none."""
+    probe_batch = getattr(module, "probe_batch", None)
+    if probe_batch is None:
+        return None
+    return lambda texts: dict(probe_batch(texts, max_length))
+
+
+def _read_texts(path: str | Path) -> list[dict[str, Any]]:
+    """Texts of a file: JSON lines (`text`, optionally `label`), or one a line of `.txt`."""
     problems = Problems()
     records = []
     for number, record in read_text_records(path, problems.add):
@@ -227,14 +255,6 @@ def read_probe_texts(path: str | Path) -> list[dict[str, Any]]:
     if not records:
         raise DataError(f"{path}: no texts in the file")
     return records
-
-
-def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
-    """The module's own way to make a batch of texts, its method `probe_batch`, if it has one."""
-    probe_batch = getattr(module, "probe_batch", None)
-    if probe_batch is None:
-        return None
-    return lambda texts: dict(probe_batch(texts, max_length))
 
 
 def _token_rows(
@@ -287,8 +307,8 @@ def _generators(source: Any) -> list[torch.Generator]:
 
 
 @contextmanager
-def _workers_let_go(source: Any) -> Iterator[None]:
-    """Leave a loader with persistent workers as if it had not been read."""
+def _workers_released(source: Any) -> Iterator[None]:
+    """Reset a loader with persistent workers to its state before it was read."""
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.representations.trace import RepresentationTrace, TraceWriter
+from hrsa_lightning.similarity.trace import RepresentationTrace, TraceWriter
 
 ROWS = torch.randn(4, 3)
 

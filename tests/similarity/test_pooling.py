@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hrsa_lightning.representations.pooling import drop_first_token, pool
+from hrsa_lightning.similarity.pooling import drop_first_token, pool
 
 TOKENS = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1], [1, 0, 1, 0, 1]])

@@ -1,6 +1,5 @@
 """The numbers behind heatmaps and spectra, which the report draws."""
 
-import json
 import math
 
 import pytest
@@ -8,11 +7,11 @@ import torch
 from torch import nn
 
 from hrsa_lightning.callbacks import SimilarityMonitor
-from hrsa_lightning.callbacks.pictures import Pictures
+from hrsa_lightning.callbacks.figures import Figures
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.functional import linear_cka_heatmap, orthogonal_procrustes
 from hrsa_lightning.report.experiments import read_run
-from hrsa_lightning.similarity.history import DETAILS_SUFFIX
+from hrsa_lightning.similarity.history import details_path, read_details
 from tests.callbacks import projects
 from tests.callbacks.projects import flavor
 
@@ -20,8 +19,8 @@ from tests.callbacks.projects import flavor
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing is slow, and tested elsewhere."""
-    monkeypatch.setattr(Pictures, "publish", lambda *args: None)
-    monkeypatch.setattr(Pictures, "finish", lambda *args: None)
+    monkeypatch.setattr(Figures, "publish", lambda *args: None)
+    monkeypatch.setattr(Figures, "finish", lambda *args: None)
 
 
 def monitor(**options):
@@ -37,14 +36,13 @@ def monitor(**options):
 
 
 def details(watch, kind=None):
-    path = watch.history_path.with_name(f"{watch.history_path.stem}{DETAILS_SUFFIX}")
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
-    return [record for record in records if kind in (None, record["kind"])]
+    path = details_path(watch.history_path)
+    records = read_details(path) if path.exists() else []
+    return [record for record in records if kind in (None, record.kind)]
 
 
 def steps(watch, kind):
-    return [record["step"] for record in details(watch, kind)]
+    return [record.step for record in details(watch, kind)]
 
 
 def narrowing(pl):
@@ -92,20 +90,22 @@ def test_records_hold_what_the_functions_give(tmp_path):
     now = states(fit([watch], tmp_path).lightning_module)
 
     record = details(watch, "cka")[-1]
-    assert (record["step"], record["group"], record["comparison"]) == (6, "similarity", "")
-    assert record["rows"] == record["columns"] == list(start)
+    assert record[:2] == (6, "cka")
+    assert (record.monitor, record.probes) == ("similarity", "")
+    assert (record.arm, record.reference) == ("", "initial")
+    assert record.rows == record.columns == list(start)
     expected = linear_cka_heatmap(list(now.values()), list(start.values()))
-    torch.testing.assert_close(torch.tensor(record["values"]).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(record.values).double(), expected, atol=1e-5, rtol=0)
 
     x, y = now["output"], start["output"]
     result = orthogonal_procrustes(x, y, "in_sample", return_rotation=True)
     shares = result.rotation.square()
     rows = (-(shares * shares.log()).sum(1) / math.log(3)).sort().values
-    found = record_of(watch, "row_entropy")["values"]
+    found = record_of(watch, "row_entropy").values
     assert len(found) == 101
     three = torch.tensor([found[percentile] for percentile in (0, 50, 100)]).double()
     torch.testing.assert_close(three, rows, atol=1e-5, rtol=0)
-    values = record_of(watch, "singular_values")["values"]
+    values = record_of(watch, "singular_values").values
     assert values == sorted(values, reverse=True)
     sizes = [torch.linalg.vector_norm((m - m.mean(0)).double()) for m in (x, y)]
     cosine = sum(values) * (len(x) - 1) / (sizes[0] * sizes[1])
@@ -114,28 +114,29 @@ def test_records_hold_what_the_functions_give(tmp_path):
 
 def record_of(watch, kind):
     record = details(watch, kind)[-1]
-    assert record["where"] == "output"
+    assert record.layer == "output"
     return record
 
 
-def test_the_report_reads_them_at_the_first_and_the_last_evaluation_and_the_rhythm(tmp_path):
+def test_they_are_there_at_the_first_and_the_last_evaluation_and_the_rhythm(tmp_path):
     watch = monitor(probes={"a": projects.probe_batches(), "b": projects.probe_batches()[::-1]})
     fit([watch], tmp_path)
     for kind in ("cka", "singular_values", "row_entropy"):
         assert steps(watch, kind) == [0, 0, 4, 4, 6, 6]
+    assert {record.probes for record in details(watch)} == {"a", "b"}
     found = read_run(watch.folder)
-    assert {detail.probes for detail in found.details} == {"a", "b"}
+    assert [*found.details] == details(watch)
     assert list(found.histories) == ["similarity"]
 
 
 def test_what_was_not_asked_for_is_not_computed(tmp_path):
     plain = monitor(metrics=["cka"])
     fit([plain], tmp_path / "a")
-    assert {record["kind"] for record in details(plain)} == {"cka"}
+    assert {record.kind for record in details(plain)} == {"cka"}
     single = monitor(layers=["first"])
     fit([single], tmp_path / "b", max_steps=2)
-    assert {record["kind"] for record in details(single)} == {"singular_values", "row_entropy"}
-    assert {record["where"] for record in details(single)} == {"first"}
+    assert {record.kind for record in details(single)} == {"singular_values", "row_entropy"}
+    assert {record.layer for record in details(single)} == {"first"}
     none = monitor(heatmap_every_n_evaluations=0)
     fit([none], tmp_path / "c", max_steps=2)
     assert details(none) == []
@@ -145,8 +146,8 @@ def test_a_rotation_that_is_not_unique_has_no_row_entropy(tmp_path):
     watch = monitor()
     with pytest.warns(HRSAWarning, match="not unique"):
         fit([watch], tmp_path, max_steps=1, make=widening)
-    assert {record["kind"] for record in details(watch)} == {"cka", "singular_values"}
-    assert len(details(watch, "singular_values")[0]["values"]) == 5, "as many as are settled"
+    assert {record.kind for record in details(watch)} == {"cka", "singular_values"}
+    assert len(details(watch, "singular_values")[0].values) == 5, "as many as are settled"
 
 
 def test_what_is_not_finite_is_null(tmp_path):
@@ -156,9 +157,10 @@ def test_what_is_not_finite_is_null(tmp_path):
     watch = monitor(forward=forward)
     with pytest.warns(HRSAWarning, match="not finite"):
         fit([watch], tmp_path, max_steps=1)
-    assert {record["kind"] for record in details(watch)} == {"cka"}
-    grid = details(watch)[0]["values"]
-    assert grid[1] == [None, None]
+    assert {record.kind for record in details(watch)} == {"cka"}
+    assert "null" in details_path(watch.history_path).read_text()
+    grid = details(watch)[0].values
+    assert all(math.isnan(value) for value in grid[1])
     assert grid[0][0] == pytest.approx(1)
 
 

@@ -11,8 +11,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from hrsa_lightning.callbacks import RetrievalMonitor, SimilarityMonitor
-from hrsa_lightning.callbacks.charts import chart_layout
-from hrsa_lightning.callbacks.sinks import log_embeddings, log_settings, log_text
+from hrsa_lightning.callbacks.logging import (
+    chart_layout,
+    log_embeddings,
+    log_settings,
+    log_text,
+    tag_of,
+)
+from hrsa_lightning.similarity import Measurement
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
 
@@ -72,8 +78,10 @@ def test_monitors_of_one_trainer_share_a_layout(tmp_path):
 
 
 def test_a_chart_shows_its_own_place_only():
-    tags = [f"similarity/cka/a_vs_b/layer_{n}" for n in (1, 10)]
-    (pattern,) = chart_layout(tags)["similarity at layer_1, against b"]["cka"][1]
+    found = [Measurement("cka", 0.5, arm="a", reference="b", layer=f"layer_{n}") for n in (1, 10)]
+    tags = [tag_of("similarity", m) for m in found]
+    layout = chart_layout("similarity", found)
+    (pattern,) = layout["similarity at layer_1, against b"]["cka"][1]
     assert [bool(re.match(pattern, tag)) for tag in tags] == [True, False]
 
 

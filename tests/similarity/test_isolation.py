@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hrsa_lightning.representations import untouched
+from hrsa_lightning.similarity import preserve_training_state
 
 
 def draws():
@@ -18,7 +18,7 @@ def test_random_states_come_back_and_the_inside_is_repeatable():
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     inside = []
     for _ in range(2):
-        with untouched():
+        with preserve_training_state():
             inside.append(draws())
     assert inside[0] == inside[1] != expected
     assert draws() == expected
@@ -29,7 +29,7 @@ def test_generators_come_back_even_after_an_error():
     before = generator.get_state()
 
     def draw_and_fail():
-        with untouched(generators=[generator]):
+        with preserve_training_state(generators=[generator]):
             torch.rand(2, generator=generator)
             raise RuntimeError("on purpose")
 
@@ -47,7 +47,7 @@ def test_modes_buffers_and_gradients():
     before = {name: value.clone() for name, value in net.state_dict().items()}
 
     def change_and_fail():
-        with untouched(net):
+        with preserve_training_state(net):
             assert not any(part.training for part in net.modules())
             assert not torch.is_grad_enabled()
             net.replaced = torch.zeros(5)
@@ -64,7 +64,7 @@ def test_modes_buffers_and_gradients():
 
 
 def test_what_a_module_caches_inside_can_be_trained_with():
-    with untouched():
+    with preserve_training_state():
         cached = torch.ones(2) * 2
     weight = torch.ones(2, requires_grad=True)
     (weight * cached).sum().backward()

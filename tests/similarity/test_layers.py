@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.representations.layers import clean_name, select_layers
+from hrsa_lightning.similarity.layers import clean_name, select_layers
 
 
 @pytest.fixture
