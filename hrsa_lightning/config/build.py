@@ -192,6 +192,13 @@ def build_data(
         sources: What `check_pairs` opened; default: the files are read and checked here.
     """
     data = config.data
+    for name, arm in arms.items():
+        for key in ("query_length", "passage_length"):
+            if arm.max_positions is not None and getattr(data, key) > arm.max_positions:
+                raise ConfigError(
+                    f"data.{key}: expected at most {arm.max_positions}, the positions of "
+                    f"arms.{name}, got {getattr(data, key)}"
+                )
     return ContrastiveDataModule(
         sources or [resolve_path(path) for path in data.train],
         tokenizers={name: arm.tokenizer for name, arm in arms.items()},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.distributed import rank, whole
+from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.attention import Attention, decoder_layers
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
@@ -122,6 +123,13 @@ class EmbeddingModel(nn.Module):
             quantization=quantization,
             device=device,
         )
+        rows = cast(nn.Embedding, transformer.get_input_embeddings()).num_embeddings
+        largest = max(tokenizer.tokenizer.get_vocab().values())
+        if largest >= rows:
+            raise BackboneError(
+                f"backbone {os.fspath(path)!r}: its tokenizer has ids up to {largest}, and its "
+                f"embedding table {rows} rows"
+            )
         if quantization is not None:
             transformer = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
                 transformer, use_gradient_checkpointing=False
@@ -150,6 +158,15 @@ class EmbeddingModel(nn.Module):
     @property
     def embedding_dim(self) -> int:
         return int(self.transformer.config.hidden_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens of a text, where positions are looked up in a table; else `None`."""
+        limit: int = getattr(self.transformer.config, "max_position_embeddings", None) or 0
+        tables = [m for m in self.transformer.modules() if isinstance(m, nn.Embedding)]
+        others = [m for m in tables if m is not self.transformer.get_input_embeddings()]
+        # Some families put a few rows for padding in front.
+        return limit if any(0 <= table.num_embeddings - limit <= 2 for table in others) else None
 
     @property
     def num_layers(self) -> int:
