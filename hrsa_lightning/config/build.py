@@ -26,6 +26,7 @@ from hrsa_lightning.losses import (
     SIGRegLoss,
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.modules import PairedContrastiveModule
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from hrsa_lightning.resources import resolve_path
@@ -92,9 +93,12 @@ def _resolve(value: Any) -> Any:
 
 
 def build_arms(config: Config) -> dict[str, EmbeddingModel]:
-    """Load every arm's backbone and put the recipe's adapters and pooling on it."""
+    """Load every arm's backbone and put the recipe's adapters and pooling on it.
+
+    In mixed precision, frozen weights are kept in the dtype that they are multiplied in.
+    """
     model: Any = config.model  # its words were checked against the same choices
-    return {
+    arms = {
         name: EmbeddingModel.from_pretrained(
             arm.backbone,
             revision=arm.revision,
@@ -106,6 +110,10 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
         )
         for name, arm in config.arms.items()
     }
+    if (dtype := AUTOCAST_DTYPES.get(str(config.trainer.precision))) and model.quantization is None:
+        for built in arms.values():
+            built.cast_frozen_weights(dtype)
+    return arms
 
 
 def arm_seed(config: Config, name: str) -> int:

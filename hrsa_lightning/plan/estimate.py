@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hrsa_lightning.config.schema import Config
+from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.activations import Backbone, measure_backbone
 from hrsa_lightning.plan.monitoring import Monitoring, monitoring_of
 from hrsa_lightning.plan.shapes import backbone_config
@@ -30,7 +31,6 @@ NF4_BITS = 4.127
 AUTO_SHARE = 0.5
 """What `activation_budget: auto` takes of what weights, gradients and optimizer leave free."""
 
-_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _DTYPES = {
     "float32": torch.float32,
@@ -141,7 +141,7 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
                 dtype=dtype,
                 lora=lora,
                 width=width,
-                autocast=_MIXED.get(precision),
+                autocast=AUTOCAST_DTYPES.get(precision),
                 dropout_bytes=1 + size,
             )
         arms[name] = measured[key]

@@ -7,6 +7,7 @@ import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from safetensors.torch import load_file
 
 from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.losses import InfoNCELoss
@@ -137,6 +138,21 @@ def test_bf16_mixed_precision_agrees_between_modes(place, tmp_path):
     assert torch.cosine_similarity(a, b, dim=0) > 0.999
 
 
+def test_frozen_weights_in_bfloat16_train_the_same_adapters(place, tmp_path):
+    trained = []
+    for cast in (False, True):
+        module = _module(place)
+        for arm in module.named_arms().values():
+            if cast:
+                arm.cast_frozen_weights(torch.bfloat16)
+        fit(module, place / "pairs.jsonl", tmp_path, precision="bf16-mixed")
+        module.arms["base"].save_adapter(tmp_path / f"adapter{cast}")
+        trained.append(load_file(tmp_path / f"adapter{cast}" / "adapter_model.safetensors"))
+    plain, same = trained
+    assert {weight.dtype for weight in same.values()} == {torch.float32}
+    assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
 class _PoolEnvironment(ClusterEnvironment):
     """Processes that exist already and are joined already."""
 
@@ -243,6 +259,26 @@ def test_sharded_ranks_give_the_gradient_of_one_process(ddp_pool, place, tmp_pat
     expected = _gradients(place, tmp_path, dropout=0.0, **own)[0]
     for found in ddp_pool.run(_gradients_on_rank, place, tmp_path, options, 1, "fsdp2"):
         assert _worst_difference(expected, found) < 1e-4
+
+
+def _bf16_gradients(place, folder, trainer):
+    log = GradientLog()
+    module = _module(place, dropout=0.0, arms=("base",))
+    module.arms["base"].cast_frozen_weights(torch.bfloat16)
+    options = {"max_steps": 1, "precision": "bf16-mixed", **trainer}
+    fit(module, place / "pairs.jsonl", folder, callbacks=(log,), **options)
+    return torch.cat([value.flatten() for value in log.steps[0].values()])
+
+
+def _bf16_gradients_on_rank(rank, world_size, place, folder):
+    return _bf16_gradients(place, folder, _pool_strategy("fsdp2", rank, world_size))
+
+
+@pytest.mark.ddp
+def test_sharded_ranks_take_frozen_weights_in_bfloat16(ddp_pool, place, tmp_path):
+    expected = _bf16_gradients(place, tmp_path, {})
+    for found in ddp_pool.run(_bf16_gradients_on_rank, place, tmp_path):
+        assert torch.cosine_similarity(expected, found, dim=0) > 0.999
 
 
 def test_clipping_is_per_arm(place, tmp_path):
