@@ -185,7 +185,7 @@ def _finish(
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.report.facts import headline_tags
+    from hrsa_lightning.report.metric_info import headline_tags
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {

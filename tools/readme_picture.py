@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from hrsa_lightning.plots import curves_figure, save_figure
-from hrsa_lightning.report.facts import HEADLINE
+from hrsa_lightning.report.metric_info import HEADLINE
 from hrsa_lightning.representations.history import read_history, split_tag
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "quickstart.png"

@@ -14,7 +14,7 @@ from hrsa_lightning.report.statistics import (
 )
 
 if TYPE_CHECKING:
-    from hrsa_lightning.report.report import write_report
+    from hrsa_lightning.report.writing import write_report
 
 __all__ = [
     "ClosedGap",
@@ -31,7 +31,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "write_report":  # loads matplotlib, which the formulas and `--help` do without
-        from hrsa_lightning.report.report import write_report
+        from hrsa_lightning.report.writing import write_report
 
         return write_report
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.report.reading import find_runs
+    from hrsa_lightning.report.experiments import find_runs
 
     runs = find_runs(arguments.runs)
     out = arguments.out or (runs[0] / "report" if len(runs) == 1 else Path("report"))

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hrsa_lightning.report.facts import Fact, fact_of
-from hrsa_lightning.report.grouping import Curve, Experiment, Key
+from hrsa_lightning.report.experiments import Curve, Experiment, Key, Pair, Place
+from hrsa_lightning.report.metric_info import MetricInfo, info_of
 from hrsa_lightning.report.statistics import (
     Spread,
     closed_gap,
@@ -17,7 +17,6 @@ from hrsa_lightning.report.statistics import (
 
 __all__ = ["Derived", "Verdict", "derive", "pair_words", "pairs_of", "verdicts_of"]
 
-INITIAL = "_vs_initial"
 SAME, NEARER, FARTHER, UNKNOWN = "same", "nearer", "farther", "unknown"
 
 
@@ -27,25 +26,25 @@ class Verdict:
 
     Attributes:
         key: Which.
-        fact: What is known of the metric.
+        info: What is known of the metric.
         before: At the first evaluation, over runs.
         after: At the last.
         change: Similarity after minus before, over runs.
-        floor: Chance level; NaN where unknown.
+        chance: Chance level; NaN where unknown.
         band: 95 % band of the last value over probes, of a single run; NaN where not measured.
         controls: Last values of each control, seed controls first.
         relations: How the pair stands to each control: nearer, farther, same or unknown.
     """
 
     key: Key
-    fact: Fact
+    info: MetricInfo
     before: Spread
     after: Spread
     change: Spread
-    floor: float
+    chance: float
     band: tuple[float, float]
-    controls: Mapping[str, Spread]
-    relations: Mapping[str, str]
+    controls: Mapping[Pair, Spread]
+    relations: Mapping[Pair, str]
 
     @property
     def moved(self) -> str:
@@ -58,29 +57,23 @@ class Verdict:
         if not self.after.num_values:
             return "undefined"
         said = [
-            f"{phrase} {_listed([_control_name(name) for name in names])}"
+            f"{phrase} {_listed([pair.arm for pair in found])}"
             for side, phrase in (
                 (NEARER, "nearer than"),
                 (FARTHER, "farther apart than"),
                 (SAME, "not distinguishable from"),
             )
-            if (names := [name for name, relation in self.relations.items() if relation == side])
+            if (found := [pair for pair, relation in self.relations.items() if relation == side])
         ]
         if not self.relations:
             said.append("no control in this run")
-        if self._at_chance():
+        several = self.after.num_values > 1
+        low, high = (self.after.low, self.after.high) if several else self.band
+        if low <= self.chance <= high:
             said.append("not distinguishable from chance")
-        if self.after.num_values == 1 and self.relations:
+        if not several and self.relations:
             said.append("one seed, no interval")
         return "; ".join(said) or "undefined"
-
-    def _at_chance(self) -> bool:
-        low, high = (
-            (self.after.low, self.after.high)
-            if self.after.num_values > 1
-            else (self.band[0], self.band[1])
-        )
-        return low <= self.floor <= high
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ class Derived:
 
     Attributes:
         key: Which.
-        fact: What is known of the metric.
+        info: What is known of the metric.
         gain: Realignment gain.
         half_life: Steps to half of the change.
         bracket: Evaluations between which the half lies, over all runs.
@@ -100,7 +93,7 @@ class Derived:
     """
 
     key: Key
-    fact: Fact
+    info: MetricInfo
     gain: Spread
     half_life: Spread
     bracket: tuple[float, float]
@@ -110,106 +103,94 @@ class Derived:
     by_control: Spread
 
 
-def pairs_of(experiment: Experiment, group: str) -> tuple[list[str], list[str], list[str]]:
-    """Comparisons of a monitor: pairs, controls (seed controls first), drifts from the start."""
-    everything = list(
+def pairs_of(experiment: Experiment, group: str) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Comparisons of a monitor: pairs, controls (seed controls first), drifts from the start.
+
+    The only comparison of a single model is a pair, whatever it is compared with.
+    """
+    compared = list(
         dict.fromkeys(
-            key.comparison
-            for key in experiment.keys
-            if key.group == group and ("_vs_" in key.comparison or not key.comparison)
+            key.pair for key in experiment.keys if key.group == group and key.pair.reference
         )
     )
-    drifts = [name for name in everything if name.endswith(INITIAL)]
-    seeds = [name for name in everything if name in experiment.seed_controls]
-    moved = [
-        name
-        for name in everything
-        if name not in [*drifts, *seeds] and set(name.split("_vs_")) & set(experiment.displacement)
+    drifts = [
+        pair for pair in compared if pair.reference == "initial" and (pair.arm or len(compared) > 1)
     ]
-    pairs = [name for name in everything if name not in [*drifts, *seeds, *moved]]
+    seeds = [pair for pair in compared if experiment.is_seed_control(pair)]
+    moved = [
+        pair
+        for pair in compared
+        if pair not in [*drifts, *seeds] and set(pair) & set(experiment.displacement)
+    ]
+    pairs = [pair for pair in compared if pair not in [*drifts, *seeds, *moved]]
     return pairs, [*seeds, *moved], drifts
 
 
 def verdicts_of(
-    experiment: Experiment, group: str, pair: str, where: str, controls: Sequence[str]
+    experiment: Experiment, group: str, pair: Pair, place: Place, controls: Sequence[Pair]
 ) -> list[Verdict]:
     """Every metric of a pair at one place, beside the controls that share its reference."""
-    fitting = _controls_for(pair, controls)
     found = []
-    for key in experiment.keys:
-        if (key.group, key.comparison, key.where) != (group, pair, where):
-            continue
-        curve = experiment.curve(key)
-        if curve is None:
-            continue
-        fact = fact_of(key.metric)
+    for key, info, curve in _curves(experiment, group, pair, place):
         others = {
-            name: other
-            for name in fitting
-            if (other := experiment.curve(key._replace(comparison=name))) is not None
+            control: other
+            for control in _controls_for(pair, controls)
+            if (other := experiment.curve(key._replace(pair=control))) is not None
         }
+        band = (math.nan, math.nan)
+        if curve.band is not None:
+            band = (float(curve.band[0, -1]), float(curve.band[1, -1]))
         found.append(
             Verdict(
                 key,
-                fact,
+                info,
                 spread(curve.first),
                 spread(curve.last),
-                spread(_gains(curve, fact)),
-                experiment.floors.get(key, math.nan),
-                _band(experiment, key),
-                {name: spread(other.last) for name, other in others.items()},
-                {name: _relation(curve, other, fact) for name, other in others.items()},
+                spread(_gains(curve, info)),
+                experiment.chance.get(key, math.nan),
+                band,
+                {control: spread(other.last) for control, other in others.items()},
+                {control: _relation(curve, other, info) for control, other in others.items()},
             )
         )
     return found
 
 
 def derive(
-    experiment: Experiment, group: str, pair: str, where: str, controls: Sequence[str]
+    experiment: Experiment, group: str, pair: Pair, place: Place, controls: Sequence[Pair]
 ) -> list[Derived]:
     """Derived quantities of every metric of a pair that says something about likeness."""
-    seeds = [name for name in _controls_for(pair, controls) if name in experiment.seed_controls]
+    seeds = [each for each in _controls_for(pair, controls) if experiment.is_seed_control(each)]
     found = []
-    for key in experiment.keys:
-        fact = fact_of(key.metric)
-        if (key.group, key.comparison, key.where) != (group, pair, where) or not fact.sign:
+    for key, info, curve in _curves(experiment, group, pair, place):
+        if not info.sign:
             continue
-        curve = experiment.curve(key)
-        if curve is None:
-            continue
-        control = experiment.curve(key._replace(comparison=seeds[0])) if seeds else None
+        control = experiment.curve(key._replace(pair=seeds[0])) if seeds else None
         halves = [
-            half_life(curve.steps.tolist(), [fact.similarity(v) for v in row])
+            half_life(curve.steps.tolist(), [info.similarity(v) for v in row])
             for row in curve.values.tolist()
         ]
         reached = [half for half in halves if math.isfinite(half.step)]
-        gaps = [
-            closed_gap(*(fact.similarity(value) for value in values))
-            for values in (
-                zip(curve.first, curve.last, control.first, control.last, strict=True)
-                if control
-                else ()
-            )
+        ends = [
+            (info.similarity(first), info.similarity(last))
+            for first, last in zip(curve.first, curve.last, strict=True)
         ]
-        ends = zip(curve.first, curve.last, strict=True)
+        theirs = zip(control.first, control.last, strict=True) if control else ()
+        gaps = [
+            closed_gap(*own, *map(info.similarity, other))
+            for own, other in zip(ends, theirs, strict=control is not None)
+        ]
         found.append(
             Derived(
                 key,
-                fact,
-                spread(_gains(curve, fact)),
+                info,
+                spread(_gains(curve, info)),
                 spread([half.step for half in halves]),
                 (
                     min((half.low for half in reached), default=math.nan),
                     max((half.high for half in reached), default=math.nan),
                 ),
-                spread(
-                    [
-                        recovered_share(
-                            fact.similarity(first), fact.similarity(last), fact.self_similarity
-                        )
-                        for first, last in ends
-                    ]
-                ),
+                spread([recovered_share(*own, info.self_similarity) for own in ends]),
                 *(spread([gap[part] for gap in gaps]) for part in range(3)),
             )
         )
@@ -217,8 +198,8 @@ def derive(
 
 
 def pair_words(verdicts: Sequence[Verdict], num_runs: int) -> list[str]:
-    """What all metrics of a pair together support, in plain sentences."""
-    judged = [v for v in verdicts if v.fact.sign and v.after.num_values]
+    """What all metrics of a pair support, in plain sentences."""
+    judged = [v for v in verdicts if v.info.sign and v.after.num_values]
     if not judged:
         return ["No metric is defined here."]
     sentences = []
@@ -236,12 +217,12 @@ def pair_words(verdicts: Sequence[Verdict], num_runs: int) -> list[str]:
             f"{len(judged)} metrics and apart in {sides.count(FARTHER)}; in {sides.count(SAME)} "
             f"the change cannot be told from none with {num_runs} seeds."
         )
-    controls = list(dict.fromkeys(name for v in judged for name in v.relations))
-    for name in controls:
-        sides = [v.relations[name] for v in judged if name in v.relations]
+    controls = list(dict.fromkeys(pair for v in judged for pair in v.relations))
+    for control in controls:
+        sides = [v.relations[control] for v in judged if control in v.relations]
         alike = "equal" if num_runs == 1 else "not distinguishable"
         sentences.append(
-            f"Compared with {_control_name(name)} it ends nearer in {sides.count(NEARER)}, farther "
+            f"Compared with {control.arm} it ends nearer in {sides.count(NEARER)}, farther "
             f"apart in {sides.count(FARTHER)}, {alike} in {sides.count(SAME)}."
         )
     if not controls:
@@ -249,23 +230,32 @@ def pair_words(verdicts: Sequence[Verdict], num_runs: int) -> list[str]:
     return sentences
 
 
-def _controls_for(pair: str, controls: Sequence[str]) -> list[str]:
-    """Controls with the pair's reference; any control where the pair has none by name."""
-    reference = pair.partition("_vs_")[2]
-    return [name for name in controls if name.partition("_vs_")[2] == reference and name != pair]
+def _curves(
+    experiment: Experiment, group: str, pair: Pair, place: Place
+) -> list[tuple[Key, MetricInfo, Curve]]:
+    keys = [
+        key for key in experiment.keys if (key.group, key.pair, key.place) == (group, pair, place)
+    ]
+    found = [(key, info_of(key.metric), experiment.curve(key)) for key in keys]
+    return [(key, info, curve) for key, info, curve in found if curve is not None]
 
 
-def _gains(curve: Curve, fact: Fact) -> list[float]:
+def _controls_for(pair: Pair, controls: Sequence[Pair]) -> list[Pair]:
+    """Controls with the pair's reference."""
+    return [each for each in controls if each.reference == pair.reference and each != pair]
+
+
+def _gains(curve: Curve, info: MetricInfo) -> list[float]:
     return [
-        realignment_gain(fact.similarity(first), fact.similarity(last))
+        realignment_gain(info.similarity(first), info.similarity(last))
         for first, last in zip(curve.first, curve.last, strict=True)
     ]
 
 
-def _relation(curve: Curve, control: Curve, fact: Fact) -> str:
+def _relation(curve: Curve, control: Curve, info: MetricInfo) -> str:
     """Side on which the pair ends, from differences within each run, which shares its draws."""
     differences = [
-        fact.similarity(own) - fact.similarity(other)
+        info.similarity(own) - info.similarity(other)
         for own, other in zip(curve.last, control.last, strict=True)
     ]
     found = spread(differences)
@@ -280,18 +270,6 @@ def _side(found: Spread) -> str:
     if found.low > 0:
         return NEARER
     return FARTHER if found.high < 0 else SAME
-
-
-def _band(experiment: Experiment, key: Key) -> tuple[float, float]:
-    ends = []
-    for suffix in ("_low", "_high"):
-        curve = experiment.curve(key._replace(metric=key.metric + suffix))
-        ends.append(curve.last[0] if curve is not None and len(curve.values) == 1 else math.nan)
-    return ends[0], ends[1]
-
-
-def _control_name(comparison: str) -> str:
-    return comparison.partition("_vs_")[0]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.callbacks.pictures import Pictures
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.functional import linear_cka_heatmap, orthogonal_procrustes
-from hrsa_lightning.report.reading import DETAILS_SUFFIX, read_run
+from hrsa_lightning.report.experiments import read_run
+from hrsa_lightning.similarity.history import DETAILS_SUFFIX
 from tests.callbacks import projects
 from tests.callbacks.projects import flavor
 
@@ -123,8 +124,8 @@ def test_the_report_reads_them_at_the_first_and_the_last_evaluation_and_the_rhyt
     for kind in ("cka", "singular_values", "row_entropy"):
         assert steps(watch, kind) == [0, 0, 4, 4, 6, 6]
     found = read_run(watch.folder)
-    assert {record["group"] for record in found.details} == {"similarity.a", "similarity.b"}
-    assert list(found.histories) == ["similarity.jsonl"]
+    assert {detail.probes for detail in found.details} == {"a", "b"}
+    assert list(found.histories) == ["similarity"]
 
 
 def test_what_was_not_asked_for_is_not_computed(tmp_path):

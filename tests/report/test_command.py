@@ -191,8 +191,11 @@ def test_a_run_of_a_foreign_project_needs_only_its_history(tmp_path, capsys):
         (None, "no such folder"),
         ({}, "no history in or below it"),
         ({"similarity.jsonl": '{"step": 1, "values": {}}\n{"step": 2, x}\n'}, "jsonl:2: not valid"),
-        ({"similarity.jsonl": '{"step": 1, "values": {"a/b": "c"}}\n'}, "jsonl:1: expected a rec"),
-        ({"similarity.jsonl": '{"step": 1}\n'}, "jsonl:1: expected a record with 'step'"),
+        (
+            {"similarity.jsonl": '{"step": 1, "values": {"a/b": "c"}}\n'},
+            "jsonl:1: expected an evaluation",
+        ),
+        ({"similarity.jsonl": '{"step": 1}\n'}, "jsonl:1: expected an evaluation, with 'step'"),
         ({"similarity.jsonl": '{"step": 1, "values"'}, "hold no whole record"),
     ],
 )
@@ -236,11 +239,15 @@ def test_help_fits_a_screen_and_the_module_needs_no_torch():
 
 def test_panels_of_a_vector_sheet_lie_side_by_side(three):
     sheet = ElementTree.parse(three / "out" / "figures" / "0_similarity_curves.svg").getroot()
-    panels = sheet.findall("{http://www.w3.org/2000/svg}svg")
-    boxes = [[float(p.get(k)) for k in ("x", "y", "width", "height")] for p in panels]
-    assert len({(x, y) for x, y, _, _ in boxes}) == len(boxes) == 4
-    assert boxes[1][0] == boxes[0][0] + boxes[0][2]
-    assert boxes[3][1] == boxes[0][1] + boxes[0][3]
+    axes = [e for e in sheet.iter() if re.fullmatch(r"axes_\d+", e.get("id", ""))]
+    corners = []
+    for panel in axes:
+        frame = next(e.get("d") for e in panel.iter() if e.get("d"))
+        x, y = re.search(r"M ([\d.]+) ([\d.]+)", frame).groups()
+        corners.append((float(x), float(y)))
+    assert len(set(corners)) == 4
+    assert corners[0][1] == corners[1][1] == corners[2][1] < corners[3][1]
+    assert corners[0][0] == corners[3][0] < corners[1][0] < corners[2][0]
     text = "".join(sheet.itertext())
     assert "rlvr vs base" in text
     assert "noise vs base" in text

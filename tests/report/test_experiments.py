@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hrsa_lightning.report.facts import headline_tags
-from hrsa_lightning.report.grouping import Key, group_runs
-from hrsa_lightning.report.pictures import spectra_gallery, styles
-from hrsa_lightning.report.reading import read_run
+from hrsa_lightning.report.experiments import Key, Pair, Place, group_runs, read_run
+from hrsa_lightning.report.figures import spectra_gallery, styles
+from hrsa_lightning.report.metric_info import headline, headline_tags
 from hrsa_lightning.report.verdict import derive, pair_words, pairs_of, verdicts_of
+from hrsa_lightning.similarity.history import Evaluation, append_record, read_evaluations
+from hrsa_lightning.similarity.measurement import Measurement
 from tests.report.runs import value, write_run
 
-KEY = Key("similarity", "cka", "rlvr_vs_base", "output")
-CONTROLS = ["base_seed2_vs_base", "noise_vs_base"]
+PAIR = Pair("rlvr", "base")
+SEEDS, NOISE = Pair("base_seed2", "base"), Pair("noise", "base")
+CONTROLS = [SEEDS, NOISE]
+OUTPUT = Place("output")
+KEY = Key("similarity", "cka", PAIR, OUTPUT)
 
 
 def experiment_of(tmp_path, *settings, **options):
@@ -64,7 +68,7 @@ def test_undefined_and_absent_values_are_nan(tmp_path):
 
 def test_controls_are_found_in_the_recipe_or_named(tmp_path):
     (found,) = experiment_of(tmp_path, {})
-    assert pairs_of(found, "similarity") == (["rlvr_vs_base"], CONTROLS, ["rlvr_vs_initial"])
+    assert pairs_of(found, "similarity") == ([PAIR], CONTROLS, [Pair("rlvr", "initial")])
     (bare,) = experiment_of(
         tmp_path / "bare",
         {"config": False},
@@ -76,11 +80,11 @@ def test_controls_are_found_in_the_recipe_or_named(tmp_path):
 
 def test_verdicts_weigh_differences_within_runs(tmp_path):
     (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 2, 3)))
-    verdicts = verdicts_of(found, "similarity", "rlvr_vs_base", "output", CONTROLS)
+    verdicts = verdicts_of(found, "similarity", PAIR, OUTPUT, CONTROLS)
     cka, knn, residual, entropy = verdicts
     # The control falls twice as fast, by far more than seeds differ; noise falls alike from 0.1
     # above, the same in every run.
-    assert cka.relations == {"base_seed2_vs_base": "nearer", "noise_vs_base": "farther"}
+    assert cka.relations == {SEEDS: "nearer", NOISE: "farther"}
     assert residual.relations == knn.relations == cka.relations
     assert cka.moved == residual.moved == "farther"
     assert cka.words == "nearer than base_seed2; farther apart than noise"
@@ -93,7 +97,7 @@ def test_verdicts_weigh_differences_within_runs(tmp_path):
 
 def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
     (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 6)))
-    (verdict, *_) = verdicts_of(found, "similarity", "rlvr_vs_base", "output", [])
+    (verdict, *_) = verdicts_of(found, "similarity", PAIR, OUTPUT, [])
     assert verdict.moved == "same", "two seeds leave an interval of 12.7 standard errors"
     assert verdict.words == "no control in this run; not distinguishable from chance"
     assert "No control" in pair_words([verdict], 2)[-1]
@@ -102,9 +106,7 @@ def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
 def test_gap_and_recovery_are_taken_run_by_run(tmp_path):
     settings = ({"seed": seed, "steps": (0, 10, 30, 40)} for seed in (1, 2, 3))
     (found,) = experiment_of(tmp_path, *settings)
-    derived = {
-        d.key.metric: d for d in derive(found, "similarity", KEY.comparison, "output", CONTROLS)
-    }
+    derived = {d.key.metric: d for d in derive(found, "similarity", PAIR, OUTPUT, CONTROLS)}
     gaps = []
     for seed in (1, 2, 3):
         pair, control = (
@@ -121,9 +123,9 @@ def test_gap_and_recovery_are_taken_run_by_run(tmp_path):
 
 def test_one_run_is_compared_without_an_interval(tmp_path):
     (found,) = experiment_of(tmp_path, {"bands": True})
-    (verdict, *_) = verdicts_of(found, "similarity", KEY.comparison, "output", CONTROLS)
+    (verdict, *_) = verdicts_of(found, "similarity", PAIR, OUTPUT, CONTROLS)
     assert verdict.moved == "unknown"
-    assert verdict.relations["base_seed2_vs_base"] == "nearer"
+    assert verdict.relations[SEEDS] == "nearer"
     assert verdict.words.endswith("one seed, no interval")
     low, high = verdict.band
     assert low < verdict.after.mean < high
@@ -137,10 +139,9 @@ def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
         gallery = spectra_gallery(
             found,
             "similarity",
-            [KEY.comparison],
+            styles(found, [PAIR]),
             "output",
             kind,
-            styles(found, [KEY.comparison]),
             name="x",
             title="x",
         )
@@ -155,19 +156,72 @@ def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
 def test_a_control_looks_the_same_wherever_it_is_drawn(tmp_path):
     (found,) = experiment_of(tmp_path, {})
     arms = list(found.arms())
-    by_pair = styles(found, [f"{arm}_vs_base" for arm in arms[1:]])
-    by_arm = styles(found, arms)
-    assert by_arm == {"base": by_arm["base"]} | {
-        name.partition("_vs_")[0]: style for name, style in by_pair.items()
-    }
-    assert by_arm["base_seed2"] == ("#000000", "--")
+    by_pair = styles(found, [Pair(arm, "base") for arm in arms[1:]])
+    by_arm = styles(found, [Pair(arm) for arm in arms])
+    shown = {Pair(pair.arm): style for pair, style in by_pair.items()}
+    assert by_arm == {Pair("base"): by_arm[Pair("base")]} | shown
+    assert by_arm[Pair("base_seed2")] == ("#000000", "--")
     assert len(set(by_arm.values())) == len(arms)
 
 
 def test_a_row_has_drifts_only_where_nothing_else_is_compared():
-    drifts = [f"similarity/cka/{arm}_vs_initial/output" for arm in "ab"]
-    pairs = ["similarity/cka/a_vs_b/output", "similarity/knn_overlap_10/a_vs_b/output"]
-    others = ["loss", "similarity/cka_plain/a_vs_b/output", "similarity/cka/a_vs_b/layer_1"]
-    scores = ["retrieval/a/mrr@10", "retrieval/a/ndcg@10"]
-    assert headline_tags([*others, *scores, *drifts, *pairs]) == [*pairs, scores[0]]
-    assert headline_tags([*others, *drifts]) == drifts
+    def output(metric, arm, reference, layer="output"):
+        return Measurement(metric, 0.5, arm=arm, reference=reference, layer=layer)
+
+    drifts = [output("cka", arm, "initial") for arm in "ab"]
+    pairs = [output("cka", "a", "b"), output("knn_overlap_10", "a", "b")]
+    others = [output("cka_plain", "a", "b"), output("cka", "a", "b", "layer_1")]
+    scores = [Measurement(metric, 0.5, arm="a") for metric in ("mrr@10", "ndcg@10")]
+    assert headline([*others, *scores, *drifts, *pairs]) == [*pairs, scores[0]]
+    assert headline([*others, *drifts]) == drifts
+    tags = ["loss", "similarity/cka/a_vs_initial/output", "similarity/cka/a_vs_b/output"]
+    assert headline_tags(tags) == tags[2:]
+
+
+def test_a_model_alone_is_a_pair_with_its_start_and_drifts_beside_another_reference(tmp_path):
+    def experiment(name, *references):
+        folder = tmp_path / name
+        for step in (0, 5):
+            values = [Measurement("cka", 0.5, reference=r, layer="output") for r in references]
+            append_record(folder / "similarity.jsonl", Evaluation(step, values, "similarity"))
+        (found,) = group_runs([read_run(folder)])
+        return found
+
+    initial, trace = Pair("", "initial"), Pair("", "trace")
+    assert pairs_of(experiment("alone", "initial"), "similarity") == ([initial], [], [])
+    assert pairs_of(experiment("two", "initial", "trace"), "similarity") == ([trace], [], [initial])
+    assert str(initial) == "live vs initial"
+
+
+def test_names_and_labels_that_look_like_tags_are_names(tmp_path):
+    values = [
+        Measurement("cka", 0.25, arm="a_vs_b", reference="c", layer="output"),
+        Measurement("cka", 0.75, arm="a", reference="b_vs_c", layer="output"),
+        Measurement("cka", 0.5, arm="a", reference="b_vs_c", layer="output", label="at@home"),
+    ]
+    append_record(tmp_path / "similarity.jsonl", Evaluation(3, values, "similarity"))
+    (found,) = group_runs([read_run(tmp_path)])
+    pairs = [Pair("a_vs_b", "c"), Pair("a", "b_vs_c")]
+    assert pairs_of(found, "similarity")[0] == pairs
+    keys = [Key("similarity", "cka", pair, OUTPUT) for pair in pairs]
+    assert [found.curve(key).last for key in keys] == [[0.25], [0.75]]
+    assert not found.is_retrieval("similarity")
+
+
+def test_files_of_version_0_1_and_of_today_say_the_same(tmp_path):
+    old = read_run(write_run(tmp_path / "old", bands=True, details=True))
+    new = tmp_path / "new"
+    for name in ("similarity", "retrieval"):
+        for evaluation in read_evaluations(tmp_path / "old" / f"{name}.jsonl"):
+            append_record(new / f"{name}.jsonl", evaluation)
+    for detail in old.details:
+        append_record(new / "similarity.details.jsonl", detail)
+    again = read_run(new)
+    for name, history in old.histories.items():
+        assert again.histories[name].columns == history.columns
+        assert np.array_equal(again.histories[name].values, history.values, equal_nan=True)
+    first, second = (run.histories["similarity"] for run in (old, again))
+    assert np.array_equal(first.bands, second.bands, equal_nan=True)
+    assert first.chance == second.chance
+    assert [detail.kind for detail in again.details] == [detail.kind for detail in old.details]
+    assert first.chance[KEY] == 0.01

@@ -7,18 +7,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.report.facts import fact_of
-from hrsa_lightning.report.grouping import Experiment, group_runs
-from hrsa_lightning.report.parts import groups_of, place_of
-from hrsa_lightning.report.reading import find_runs, read_run
-from hrsa_lightning.report.rendering import draw_panels, to_html, to_markdown, write_pictures
+from hrsa_lightning.io import write_text
+from hrsa_lightning.report.experiments import (
+    Experiment,
+    Key,
+    find_runs,
+    group_runs,
+    read_run,
+)
+from hrsa_lightning.report.metric_info import info_of
+from hrsa_lightning.report.page import to_html, to_markdown, write_figures
 from hrsa_lightning.report.sections import report_blocks
 from hrsa_lightning.report.statistics import realignment_gain, spread
 from hrsa_lightning.report.verdict import derive, pairs_of
 
 __all__ = ["write_report"]
 
-_PICTURES = "figures"
+_FIGURES = "figures"
+_NAMES = ("experiment", "group", "comparison", "metric", "where")
 
 
 def write_report(
@@ -30,7 +36,7 @@ def write_report(
     replicates: bool = False,
     log_x: bool = False,
 ) -> Path:
-    """Write `report.html`, `report.md`, CSV files and pictures.
+    """Write `report.html`, `report.md`, CSV files and figures.
 
     Runs whose recipes differ in seeds only are one experiment. A folder without a history of its
     own stands for all runs below it.
@@ -61,82 +67,76 @@ def write_report(
     count = sum(len(experiment.runs) for experiment in experiments)
     subtitle = f"How representations drifted and realigned: {count} run{'s' * (count > 1)}"
     try:
-        (out / _PICTURES).mkdir(parents=True, exist_ok=True)
+        (out / _FIGURES).mkdir(parents=True, exist_ok=True)
         for name, rows in (
             ("values.csv", _values(experiments)),
             ("curves.csv", _curves(experiments)),
             ("derived.csv", _derived(experiments)),
         ):
-            _write(out / name, _csv(rows))
-        drawn = draw_panels(blocks)
-        write_pictures(blocks, drawn, out / _PICTURES)
-        _write(out / "report.md", to_markdown(title, subtitle, blocks, _PICTURES))
-        _write(out / "report.html", to_html(title, subtitle, blocks, drawn))
+            write_text(out / name, _csv(rows))
+        write_figures(blocks, out / _FIGURES)
+        write_text(out / "report.md", to_markdown(title, subtitle, blocks, _FIGURES))
+        write_text(out / "report.html", to_html(title, subtitle, blocks))
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
     return out / "report.html"
 
 
+def _names(experiment: Experiment, key: Key) -> tuple[str, ...]:
+    return (experiment.label, key.group, key.pair.name, key.metric, str(key.place))
+
+
 def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     """Every value at every place, before and after."""
-    yield (
-        *("experiment", "group", "comparison", "metric", "where", "runs", "before_mean"),
-        *("before_std", "after_mean", "after_std", "gain_mean", "gain_std", "chance"),
-    )
+    ends = ("before_mean", "before_std", "after_mean", "after_std", "gain_mean", "gain_std")
+    yield (*_NAMES, "runs", *ends, "chance")
     for experiment in experiments:
         for key in experiment.keys:
             curve = experiment.curve(key)
             if curve is None:
                 continue
-            fact = fact_of(key.metric)
-            before, after = spread(curve.first), spread(curve.last)
-            gain = spread(
-                [
-                    realignment_gain(fact.similarity(first), fact.similarity(last))
-                    for first, last in zip(curve.first, curve.last, strict=True)
-                ]
-            )
+            info = info_of(key.metric)
+            gains = [
+                realignment_gain(info.similarity(first), info.similarity(last))
+                for first, last in zip(curve.first, curve.last, strict=True)
+            ]
+            found = [spread(values) for values in (curve.first, curve.last, gains)]
             yield (
-                *(experiment.label, key.group, key.comparison, key.metric, key.where),
-                after.num_values,
-                *(before.mean, before.std, after.mean, after.std, gain.mean, gain.std),
-                experiment.floors.get(key, math.nan),
+                *_names(experiment, key),
+                found[1].num_values,
+                *(number for each in found for number in (each.mean, each.std)),
+                experiment.chance.get(key, math.nan),
             )
 
 
 def _curves(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     """What the curves show: mean and standard deviation at every step."""
-    yield ("experiment", "group", "comparison", "metric", "where", "step", "mean", "std", "runs")
+    yield (*_NAMES, "step", "mean", "std", "runs")
     for experiment in experiments:
-        places = {group: place_of(experiment, group) for group in groups_of(experiment)}
+        places = {group: experiment.verdict_place(group) for group in experiment.groups()}
         for key in experiment.keys:
-            curve = experiment.curve(key) if key.where == places[key.group] else None
+            curve = experiment.curve(key) if key.place == places[key.group] else None
             if curve is None:
                 continue
-            name = (experiment.label, key.group, key.comparison, key.metric, key.where)
             for step, values in zip(curve.steps.tolist(), curve.values.T.tolist(), strict=True):
                 found = spread(values)
-                yield (*name, f"{step:g}", found.mean, found.std, found.num_values)
+                numbers = (found.mean, found.std, found.num_values)
+                yield (*_names(experiment, key), f"{step:g}", *numbers)
 
 
 def _derived(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     """Derived quantities of every pair, mean and standard deviation over runs."""
-    names = ("gain", "half_life", "recovered", "closed", "by_pair", "by_control")
-    yield (
-        *("experiment", "group", "comparison", "metric", "where"),
-        *(f"{name}_{part}" for name in names for part in ("mean", "std")),
-    )
+    quantities = ("gain", "half_life", "recovered", "closed", "by_pair", "by_control")
+    yield (*_NAMES, *(f"{name}_{end}" for name in quantities for end in ("mean", "std")))
     for experiment in experiments:
-        for group in groups_of(experiment):
-            where = place_of(experiment, group)
+        for group in experiment.groups():
+            place = experiment.verdict_place(group)
             pairs, controls, _ = pairs_of(experiment, group)
             for pair in pairs:
-                for d in derive(experiment, group, pair, where, controls):
-                    spreads = (d.gain, d.half_life, d.recovered, d.closed, d.by_pair, d.by_control)
-                    yield (
-                        *(experiment.label, group, pair, d.key.metric, where),
-                        *(part for found in spreads for part in (found.mean, found.std)),
-                    )
+                for d in derive(experiment, group, pair, place, controls):
+                    spreads = [getattr(d, name) for name in quantities]
+                    numbers = [number for each in spreads for number in (each.mean, each.std)]
+                    yield (*_names(experiment, d.key), *numbers)
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> str:
@@ -146,9 +146,3 @@ def _csv(rows: Iterable[Sequence[object]]) -> str:
     for row in rows:
         writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
     return buffer.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
