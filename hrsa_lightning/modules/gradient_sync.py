@@ -14,11 +14,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel as FirstFSDP
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from hrsa_lightning.distributed import shared_out, whole
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models.embedder import EmbeddingModel
 
 
@@ -27,11 +29,9 @@ class GradientSync:
 
     Attributes:
         collective_forward: Forward passes contain collectives: every rank must run the same number.
-        deferrable: `disable` and `enable` work, so that a step may have several backward passes.
     """
 
     collective_forward = False
-    deferrable = True
 
     def disable(self) -> None:
         """Let backward passes accumulate gradients on this rank alone."""
@@ -46,12 +46,6 @@ class GradientSync:
     def all_ranks(self, decision: bool) -> bool:
         """Whether all ranks decided so with `collective_forward`, else this rank's decision."""
         return decision
-
-
-class UndeferrableSync(GradientSync):
-    """A strategy with a backward pass of its own, such as DeepSpeed: one pass a step."""
-
-    deferrable = False
 
 
 class DDPSync(GradientSync):
@@ -104,13 +98,21 @@ class ShardedSync(GradientSync):
 
 
 def gradient_sync(model: nn.Module) -> GradientSync:
-    """How the gradients of `model`, as wrapped by its strategy, are averaged."""
+    """How the gradients of `model`, as wrapped by its strategy, are averaged.
+
+    Raises:
+        ConfigError: By DeepSpeed or the first FSDP, which know neither several backward passes a
+            step nor the gradients of one arm.
+    """
+    if type(model).__module__.startswith("deepspeed.") or isinstance(model, FirstFSDP):
+        raise ConfigError(
+            f"trainer.strategy: expected fsdp2 (`FullyShardedStrategy`) to shard weights, got the"
+            f" one of {type(model).__name__}"
+        )
     if isinstance(model, DistributedDataParallel):
         return DDPSync(model)
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         return ShardedSync(model)
-    if type(model).__module__.startswith("deepspeed."):
-        return UndeferrableSync()
     return GradientSync()
 
 

@@ -94,14 +94,33 @@ def test_what_cannot_be_is_answered_in_one_line(overrides, message):
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ("trainer.strategy=fsdp3", "trainer: "),
-        ("trainer.strategy=deepspeed_stage_2", "DeepSpeed"),
+        ("trainer.strategy=ddd", "trainer: "),
         ("trainer.strategy.timeout=3", "trainer.strategy: expected a name or a mapping with _targ"),
     ],
 )
 def test_strategies_that_cannot_be_had(tmp_path, strategy, message):
     with pytest.raises(ConfigError, match=message):
         build_trainer(_config(strategy), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "trainer.strategy=deepspeed",
+        "trainer.strategy=deepspeed_stage_2",
+        "trainer.strategy=deepspeed_stage_3_offload",
+        "trainer.strategy._target_=lightning.pytorch.strategies.DeepSpeedStrategy",
+        "trainer.strategy=fsdp",
+        "trainer.strategy=fsdp_cpu_offload",
+        "trainer.strategy._target_=lightning.pytorch.strategies.FSDPStrategy",
+        "trainer.strategy._target_=pytorch_lightning.strategies.ModelParallelStrategy",
+    ],
+)
+def test_other_sharding_is_refused_with_the_recipe(strategy):
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: expected fsdp2 to shard") as caught:
+        _config(strategy)
+    assert strategy.partition("=")[2] in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
