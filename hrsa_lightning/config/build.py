@@ -98,8 +98,10 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
     In mixed precision, frozen weights are kept in the dtype that they are multiplied in.
     """
     model: Any = config.model  # its words were checked against the same choices
-    arms = {
-        name: EmbeddingModel.from_pretrained(
+    dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
+    arms = {}
+    for name, arm in config.arms.items():
+        arms[name] = EmbeddingModel.from_pretrained(
             arm.backbone,
             revision=arm.revision,
             lora=dataclasses.asdict(model.lora) if model.lora else None,
@@ -108,11 +110,8 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
             quantization=model.quantization,
             **config.model.loading_options(),
         )
-        for name, arm in config.arms.items()
-    }
-    if (dtype := AUTOCAST_DTYPES.get(str(config.trainer.precision))) and model.quantization is None:
-        for built in arms.values():
-            built.cast_frozen_weights(dtype)
+        if dtype is not None and model.quantization is None:
+            arms[name].cast_frozen_weights(dtype)
     return arms
 
 

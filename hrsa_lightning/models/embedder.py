@@ -10,7 +10,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hrsa_lightning.distributed import rank, whole
+from hrsa_lightning.distributed import gather_on_rank_zero, rank
 from hrsa_lightning.models.attention import Attention, decoder_layers
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
@@ -278,7 +278,7 @@ class EmbeddingModel(nn.Module):
         backbone = self.backbone
         with_adapter = isinstance(backbone, PeftModel)
         state = {
-            name: whole(weight)
+            name: gather_on_rank_zero(weight)
             for name, weight in backbone.named_parameters()
             if weight.requires_grad or not with_adapter
         }

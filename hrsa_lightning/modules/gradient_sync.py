@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from hrsa_lightning.distributed import shared_out, whole
+from hrsa_lightning.distributed import gather_on_rank_zero, shard_like
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models.embedder import EmbeddingModel
 
@@ -139,10 +139,11 @@ def shard(arm: EmbeddingModel, mesh: DeviceMesh) -> None:
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all ranks, with checkpoints of whole tensors written by rank 0.
+    """FSDP2 over all ranks, with checkpoints of full tensors written by rank 0.
 
     It takes any `CheckpointIO`, and its checkpoints can be resumed on any number of ranks and
-    under any other strategy. The module shards itself in `configure_model`.
+    under any other strategy. Tensors are gathered one by one on rank 0; to resume, each rank reads
+    its own shard of each. The module shards itself in `configure_model`.
 
     Args:
         **options: Of `ModelParallelStrategy`, such as `timeout`.
@@ -162,14 +163,16 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Trained weights only: gathering frozen ones would be for nothing."""
+        """Trained weights only, on rank 0 only: gathering frozen ones would be for nothing."""
         assert self.lightning_module is not None
         named = self.lightning_module.named_parameters()
-        return {name: whole(weight) for name, weight in named if weight.requires_grad}
+        trained = ((name, weight) for name, weight in named if weight.requires_grad)
+        gathered = {name: gather_on_rank_zero(weight) for name, weight in trained}
+        return {name: weight for name, weight in gathered.items() if weight is not None}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         state: dict[str, Any] = tree_map(
-            whole, super(ParallelStrategy, self).optimizer_state(optimizer)
+            gather_on_rank_zero, super(ParallelStrategy, self).optimizer_state(optimizer)
         )
         return state
 
@@ -187,14 +190,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         weights = dict(self.lightning_module.named_parameters())
         for name, value in checkpoint["state_dict"].items():
-            weights[name].detach().copy_(shared_out(value, weights[name]))
+            weights[name].detach().copy_(shard_like(value, weights[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             moments = {
                 number: {
-                    name: shared_out(value, parameters[number]) for name, value in of_one.items()
+                    name: shard_like(value, parameters[number]) for name, value in of_one.items()
                 }
                 for number, of_one in state["state"].items()
             }

@@ -119,8 +119,7 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
         budget=config.activation_budget,
         forwards=forwards,
         flops=flops,
-        loading=sum(arm.weight_bytes for arm in arms.values())
-        * (workload.gpus / config.trainer.num_nodes),
+        loading=_loading_bytes(config, arms) * workload.gpus / config.trainer.num_nodes,
         disk=_disk(config, workload, arms, monitoring),
     )
 
@@ -150,6 +149,13 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
 
 def _weight_dtype(config: Config) -> torch.dtype:
     return _TRUE.get(config.trainer.precision, _DTYPES[config.model.dtype])
+
+
+def _loading_bytes(config: Config, arms: dict[str, Backbone]) -> float:
+    """Each backbone is read in its own dtype before its frozen weights are cast."""
+    size = _weight_dtype(config).itemsize
+    uncast = max(arm.num_weights * size - arm.weight_bytes for arm in arms.values())
+    return sum(arm.weight_bytes for arm in arms.values()) + max(0, uncast)
 
 
 def _weight_bytes(config: Config, arm: Backbone) -> float:

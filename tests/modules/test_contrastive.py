@@ -1,6 +1,7 @@
 import math
 import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
+from tests.allocations import peak_bytes
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
+from tests.tiny import make_backbone
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +393,42 @@ def test_sharded_runs_resume_to_the_weights_of_an_undisturbed_run(ddp_pool, plac
     found = trained_weights(module, "base")
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+
+
+class _CheckpointMemory(Callback):
+    """Bytes that saving and resuming take beside the training state, and sizes to compare with."""
+
+    def on_train_end(self, trainer, module):
+        path = Path(trainer.default_root_dir) / "measured"
+        self.saving = peak_bytes(lambda: trainer.save_checkpoint(path))
+        checkpoint = trainer.strategy.load_checkpoint(path)  # maps the file, see test_checkpoints
+        self.loading = peak_bytes(lambda: self._load(trainer, checkpoint))
+        weights = list(module.parameters())
+        self.largest = max(weight.nbytes for weight in weights)
+        self.share = sum(weight.to_local().nbytes for weight in weights)
+
+    def _load(self, trainer, checkpoint):
+        trainer.strategy.load_model_state_dict(checkpoint)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+
+
+def _checkpoint_memory_on_rank(rank, world_size, place, folder):
+    memory = _CheckpointMemory()
+    module = ContrastiveModule(make_arm(folder / "backbone", lora=None))
+    strategy = _pool_strategy("fsdp2", rank, world_size)
+    fit(module, place / "pairs.jsonl", folder, callbacks=(memory,), max_steps=1, **strategy)
+    return {name: getattr(memory, name) for name in ("saving", "loading", "largest", "share")}
+
+
+@pytest.mark.ddp
+def test_sharded_checkpoints_take_a_rank_its_share_and_one_tensor(ddp_pool, place, tmp_path):
+    make_backbone(tmp_path / "backbone", hidden=64, layers=4)
+    first, other = ddp_pool.run(_checkpoint_memory_on_rank, place, tmp_path)
+    assert other["share"] > 1.5 * other["largest"]  # or it would prove nothing
+    assert other["saving"] < 1.1 * other["largest"]
+    assert other["loading"] < 2 * other["share"] + 1.1 * other["largest"]  # the moments come anew
+    # Rank 0 holds what it writes, weights and two moments of both ranks, once.
+    assert first["saving"] < 3.1 * (first["share"] + other["share"]) + first["largest"]
 
 
 def test_full_fine_tuning_saves_every_weight(place, tmp_path):
