@@ -219,7 +219,8 @@ def _load_own(reference: ModelReference, options: EncoderOptions) -> Encoder:
         trust_remote_code=options.trust_remote_code or model.trust_remote_code,
     )
     check_source(source, trust_remote_code=model.trust_remote_code)
-    loaded = load_model(source, model).to(_device(options))
+    device = _device(options)
+    loaded = load_model(source, model, device).to(device)
     lengths = source.lengths or (_MAX_LENGTH, _MAX_LENGTH)
     if options.max_length is not None:
         lengths = (options.max_length, options.max_length)

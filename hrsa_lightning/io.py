@@ -1,6 +1,8 @@
 """Files: written whole or not at all, and JSON lines read one at a time. Imports no torch."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,41 @@ from hrsa_lightning.errors import DataError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The two files of a LoRA adapter in peft's format."""
+
+
+NAME_RULE = "a name of letters, digits and _ . - that begins with none of . and -, at most 64 bytes"
+"""What `is_name` asks, in words."""
+
+
+def is_name(text: object, dots: bool = True) -> bool:
+    """Whether a text can be (the beginning of) a file's name and a part of a tag.
+
+    Args:
+        text: What a user calls something.
+        dots: Whether it may have dots.
+    """
+    if not isinstance(text, str) or len(text.encode(errors="replace")) > 64:
+        return False
+    return re.fullmatch(r"\w[\w.-]*" if dots else r"\w[\w-]*", text) is not None
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written to a file and be part of a path: no NUL, no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def expand_user(path: str) -> str:
+    """A path with `~` replaced; one of an unknown user stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 - that of pathlib raises
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is that of a file; no path is too long or too odd to be asked."""
+    return os.path.isfile(path)  # noqa: PTH113 - that of pathlib raises
 
 
 @contextmanager
@@ -47,6 +84,33 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     """Replace a JSON file in one move."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_text(path: str | Path, most_bytes: int | None = None) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: The file cannot be read, is larger than `most_bytes`, or is not UTF-8.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if most_bytes is not None and len(content) > most_bytes:
+        raise DataError(f"{path}: expected at most {most_bytes:,} bytes, got {len(content):,}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: {not_utf8(content, error)}") from None
+
+
+def not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
+    """Why bytes could not be decoded, for a message."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "expected UTF-8, got UTF-16 (it begins with the mark of that encoding)"
+    begin = content.rfind(b"\n", 0, error.start) + 1
+    return f"not UTF-8 at byte {error.start - begin + 1} of the line"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

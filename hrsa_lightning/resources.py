@@ -7,6 +7,8 @@ inside it, under `_resources/`. Assets always live in `hrsa_lightning/assets/`, 
 
 from pathlib import Path
 
+from hrsa_lightning.io import expand_user
+
 PACKAGE = Path(__file__).resolve().parent
 EMBEDDED = "embedded:"
 
@@ -23,7 +25,7 @@ def resource_files(name: str) -> dict[str, Path]:
 
 
 def resolve_path(path: str) -> str:
-    """Replace the prefix `embedded:` by the folder of the package's assets; else unchanged."""
+    """Replace the prefix `embedded:` by the folder of the package's assets, and expand `~`."""
     if path.startswith(EMBEDDED):
         return str(PACKAGE / "assets" / path.removeprefix(EMBEDDED))
-    return path
+    return expand_user(path)

@@ -1,6 +1,5 @@
-"""`RetrievalMonitor`: does the model in training find the right passage for a held-out query?"""
+"""`RetrievalMonitor`: ranks held-out passages for held-out queries while a model trains."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,14 +10,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from hrsa_lightning.callbacks.base import Monitor, OnError
-from hrsa_lightning.callbacks.pictures import finish_curves
-from hrsa_lightning.callbacks.probing import find_arms
+from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms
+from hrsa_lightning.callbacks.figures import finish_curves
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
-from hrsa_lightning.representations.capture import is_sharded
-from hrsa_lightning.representations.history import read_history
+from hrsa_lightning.io import read_json_lines
+from hrsa_lightning.similarity.extraction import is_sharded
+from hrsa_lightning.similarity.history import read_history
+from hrsa_lightning.similarity.measurement import Measurement
 
 __all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
 
@@ -103,48 +103,45 @@ class RetrievalMonitor(Monitor):
                     "max_length, batch_size); give encode="
                 )
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        values: dict[str, float] = {}
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        measurements: list[Measurement] = []
         context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
             queries = self._embed(arm, module, "queries", self._queries, context)
             corpus = self._embed(arm, module, "corpus", list(self._corpus), context)
-            with self.exchange.together():
+            with self.ranks.raise_on_all_ranks():
                 scores = ranking_scores(queries, corpus, self._relevant, self._ks)
             if any(math.isnan(score) for score in scores.values()):
                 self.warn_once(
                     f"embeddings of {arm or 'the module'} are not finite, values are NaN"
                 )
-            tag = "/".join(part for part in (self.name, arm) if part)
-            values |= {f"{tag}/{metric}": score for metric, score in scores.items()}
-        return values
-
-    def floors(self) -> dict[str, float]:
-        tags = ["/".join(part for part in (self.name, arm) if part) for arm in self._modules]
-        return {f"{tag}/{metric}": score for tag in tags for metric, score in self._chance.items()}
+            measurements += [
+                Measurement(metric, score, self._chance.get(metric), arm=arm)
+                for metric, score in scores.items()
+            ]
+        return measurements
 
     def finish(self, trainer: Trainer) -> None:
         if self.history_path is None or not self.history_path.is_file():
             return
-        history = read_history(self.history_path)
-        finish_curves(trainer, history, self.name, self.history_path.parent)
+        finish_curves(trainer, read_history(self.history_path), self.name, self.history_path.parent)
 
     def _embed(
         self, arm: str, module: nn.Module, which: str, texts: list[Text], context: Context
     ) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""
         # Weights that are spread over ranks need every rank in every forward pass.
-        shards = 1 if is_sharded(module) else self.exchange.num_shards
-        with self.exchange.together():
-            share = texts[self.exchange.shard % shards :: shards]
+        shards = 1 if is_sharded(module) else self.ranks.num_shards
+        with self.ranks.raise_on_all_ranks():
+            share = texts[self.ranks.shard % shards :: shards]
             own = {}
             if share:
                 # As in a training step: weights may be 16 bits wide, or cast to them on the way.
                 with context():
                     rows = self._encode_share(arm, module, which, share)
-                own[self.exchange.shard % shards] = rows.detach().float().cpu()
+                own[self.ranks.shard % shards] = rows.detach().float().cpu()
         used = list(range(min(shards, len(texts))))
-        rows = self.exchange.rows(own, used)
+        rows = self.ranks.gather_rows(own, used)
         order = torch.cat([torch.arange(shard, len(texts), shards) for shard in used])
         return rows[order.argsort()]
 
@@ -174,13 +171,7 @@ def read_retrieval_pairs(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"pairs: no file {str(path)!r}")
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg})") from None
-    return records
+    return [value for _, _, _, value in read_json_lines(path)]
 
 
 def _index(

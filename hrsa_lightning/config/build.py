@@ -3,14 +3,17 @@
 import dataclasses
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
@@ -18,7 +21,7 @@ from hrsa_lightning.callbacks import StepProgressBar
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.config.schema import Config, LossConfig
 from hrsa_lightning.data import ContrastiveDataModule, PairSource
-from hrsa_lightning.errors import ConfigError, nearest
+from hrsa_lightning.errors import ConfigError, cut, first_line, nearest, shown
 from hrsa_lightning.losses import (
     DebiasedInfoNCELoss,
     InfoNCELoss,
@@ -29,10 +32,11 @@ from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.modules import PairedContrastiveModule
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
+from hrsa_lightning.ranks import EndingFitLoop, StepCheckpoint
 from hrsa_lightning.resources import resolve_path
 
-ALLOWED = (Callback, Logger, Strategy)
-"""What a recipe may name as `_target_`; anything else is refused."""
+_PACKAGES = ("hrsa_lightning", "lightning", "pytorch_lightning")
+"""Where a class is looked for; of other packages only what the program has imported itself."""
 
 
 def build_callbacks(config: Config) -> list[Callback]:
@@ -42,43 +46,54 @@ def build_callbacks(config: Config) -> list[Callback]:
         ConfigError: A `_target_` cannot be imported, is not allowed, or an argument is unknown or
             refused by the class; the message names the recipe's key.
     """
-    built = []
-    for name, entry in config.callbacks.items():
-        callback = instantiate(entry, f"callbacks.{name}")
-        if not isinstance(callback, Callback):
-            raise ConfigError(f"callbacks.{name}: {entry['_target_']} is not a Lightning callback")
-        built.append(callback)
-    return built
+    return [
+        instantiate(entry, f"callbacks.{name}", Callback)
+        for name, entry in config.callbacks.items()
+    ]
 
 
-def instantiate(entry: Mapping[str, Any], key: str) -> Any:
-    """Create the object that a mapping with `_target_` describes; `key` is used in messages."""
-    target = entry["_target_"]
-    cls = _import_class(str(target), key)
+def instantiate(entry: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Create the object of a subclass of `kind` that a mapping with `_target_` describes.
+
+    Args:
+        entry: `_target_` and the arguments.
+        key: Of the recipe, for messages.
+        kind: Anything else is refused.
+
+    Raises:
+        ConfigError: The class is not to be had or an argument is wrong.
+    """
+    cls = _import_class(entry["_target_"], f"{key}._target_", kind)
     arguments = {name: _resolve(value) for name, value in entry.items() if name != "_target_"}
     known = inspect.signature(cls).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for name in arguments:
         if name not in known and not takes_any:
             raise ConfigError(
-                f"unknown key '{key}.{name}'."
+                f"unknown key '{key}.{cut(name)}'."
                 f"{nearest(name, known) or ' Known here: ' + ', '.join(known) + '.'}"
             )
     try:
         return cls(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
+    # The arguments are the user's, and classes raise what they like when they refuse one.
+    except Exception as error:
+        raise ConfigError(f"{key}: {cut(first_line(error), 300)}") from error
 
 
-def _import_class(target: str, key: str) -> type:
-    module_name, _, class_name = target.rpartition(".")
+def _import_class(target: Any, key: str, kind: type) -> type:
+    """Import a class by its name, from packages that are known to be safe to import."""
+    module_name, _, class_name = str(target).rpartition(".")
+    if module_name not in sys.modules and module_name.partition(".")[0] not in _PACKAGES:
+        raise ConfigError(
+            f"{key}: cannot import {shown(target)}; expected a class of {', '.join(_PACKAGES)},"
+            " or of a module that is imported already"
+        )
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}._target_: cannot import '{target}' ({error})") from None
-    if not (isinstance(found, type) and issubclass(found, ALLOWED)):
-        allowed = ", ".join(cls.__name__ for cls in ALLOWED)
-        raise ConfigError(f"{key}._target_: '{target}' is none of the allowed kinds ({allowed})")
+    except (Exception, SystemExit) as error:  # a module may do anything when it is imported
+        raise ConfigError(f"{key}: cannot import {shown(target)} ({first_line(error)})") from None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ConfigError(f"{key}: expected a subclass of {kind.__name__}, got {shown(target)}")
     return found
 
 
@@ -92,10 +107,14 @@ def _resolve(value: Any) -> Any:
     return value
 
 
-def build_arms(config: Config) -> dict[str, EmbeddingModel]:
+def build_arms(config: Config, device: torch.device | None = None) -> dict[str, EmbeddingModel]:
     """Load every arm's backbone and put the recipe's adapters and pooling on it.
 
     In mixed precision, frozen weights are kept in the dtype that they are multiplied in.
+
+    Args:
+        config: The recipe.
+        device: Where this process trains, for what cannot be loaded on the CPU.
     """
     model: Any = config.model  # its words were checked against the same choices
     dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
@@ -108,6 +127,7 @@ def build_arms(config: Config) -> dict[str, EmbeddingModel]:
             seed=arm_seed(config, name),
             gradient_checkpointing=model.gradient_checkpointing,
             quantization=model.quantization,
+            device=device,
             **config.model.loading_options(),
         )
         if dtype is not None and model.quantization is None:
@@ -207,18 +227,12 @@ def build_trainer(
             interrupted run logged after it.
 
     Raises:
-        ConfigError: Lightning refuses an argument.
+        ConfigError: Lightning refuses an argument, or the folder cannot be made.
     """
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="step_{step:06d}",
-        auto_insert_metric_name=False,
-        monitor="step",
-        mode="max",
-        save_top_k=config.checkpoint.keep,
-        every_n_train_steps=config.checkpoint.every_n_train_steps,
+    _check_folder(folder)
+    checkpoint = StepCheckpoint(
+        folder / "checkpoints", config.checkpoint.every_n_train_steps, config.checkpoint.keep
     )
-    checkpoint.FILE_EXTENSION = ""
     adapters = TrainedAdapters(folder / "adapters")
     arguments = dataclasses.asdict(config.trainer)
     if config.trainer.max_steps > 0:
@@ -229,7 +243,7 @@ def build_trainer(
     shown = [StepProgressBar()] if config.trainer.enable_progress_bar else []
     arguments["strategy"] = _strategy(config.trainer.strategy)
     try:
-        return Trainer(
+        trainer = Trainer(
             **arguments,
             callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step"), adapters],
             logger=logger,
@@ -239,9 +253,26 @@ def build_trainer(
             num_sanity_val_steps=0,
             default_root_dir=folder,
         )
-    # Lightning has an exception of its own, and raises others where a package is missing.
-    except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer: {error}") from error
+    # Lightning raises an exception of its own, others where a package is missing, and the same for
+    # two callbacks of one name.
+    except (
+        TypeError,
+        ValueError,
+        ImportError,
+        RuntimeError,
+        MisconfigurationException,
+    ) as error:
+        raise ConfigError(f"trainer: {cut(first_line(error), 300)}") from error
+    EndingFitLoop.replace(trainer)
+    return trainer
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before anything slow."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "a file" if not there.is_dir() else "a folder that cannot be written"
+        raise ConfigError(f"output_dir: expected a folder for {folder}, got {problem}: {there}")
 
 
 def _strategy(value: Any) -> Any:
@@ -251,6 +282,6 @@ def _strategy(value: Any) -> Any:
         return value
     if "_target_" not in value:
         raise ConfigError(
-            f"trainer.strategy: expected a name or a mapping with _target_; got {dict(value)}"
+            f"trainer.strategy: expected a name or a mapping with _target_, got {shown(value)}"
         )
-    return instantiate(value, "trainer.strategy")
+    return instantiate(value, "trainer.strategy", Strategy)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningDataModule
 
 from hrsa_lightning.data.collate import ContrastiveCollator, TextEncoder
@@ -85,7 +84,7 @@ class ContrastiveDataModule(LightningDataModule):
             sampler,
             self._collator,
             num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
         )
         return self._loader
 

@@ -115,12 +115,12 @@ def _ranks(queries: Tensor, corpus: Tensor, relevant: Sequence[Sequence[int]]) -
     before: list[list[int]] = [[] for _ in relevant]
     for start in range(0, len(pairs), ROWS_AT_ONCE):
         part = pairs[start : start + ROWS_AT_ONCE]
-        rows, right = torch.tensor(part).unbind(1)
+        rows, right = torch.tensor(part, device=queries.device).unbind(1)
         scores = queries[rows] @ corpus.T
         least = scores.gather(1, right[:, None]) - SAME_SCORE
         found = scores >= least
         siblings = [(i, passage) for i, (row, _) in enumerate(part) for passage in relevant[row]]
-        found[tuple(torch.tensor(siblings).unbind(1))] = False
+        found[tuple(torch.tensor(siblings, device=found.device).unbind(1))] = False
         for (row, _), count in zip(part, found.sum(1).tolist(), strict=True):
             before[row].append(count)
     return [

@@ -75,7 +75,8 @@ class SIGRegLoss(nn.Module):
         B, D = embeddings.shape
         with torch.autocast(embeddings.device.type, enabled=False):
             scaled_BD = normalize(embeddings.float(), dim=-1) * D**0.5
-            projected_BS = scaled_BD @ self._directions(D, step).to(embeddings.device)
+            directions_DS = self._directions(D, step).to(embeddings.device, non_blocking=True)
+            projected_BS = scaled_BD @ directions_DS
             knots_K = torch.linspace(
                 0, self.max_t, self.num_knots, dtype=torch.float32, device=embeddings.device
             )

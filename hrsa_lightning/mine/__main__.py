@@ -7,6 +7,7 @@ from typing import Any
 
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.resources import resolve_path
 
 _EPILOG = """\
 PAIRS    .jsonl, .parquet, saved data sets or hub:NAME, as for training
@@ -43,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--margin", type=float, metavar="X", help=argparse.SUPPRESS)
     add("--max-examples", type=int, metavar="N", help="of each file, those with large margins")
     add_encoder_options(parser)
-    add("--backend", default="auto", help=argparse.SUPPRESS)
     add("--work-dir", metavar="FOLDER", help="keep embeddings here (OUT.work, removed at the end)")
     return parser
 
@@ -65,20 +65,13 @@ def _run(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         margin=0.7 if arguments.margin is None else arguments.margin,
         max_examples=arguments.max_examples,
-        backend=arguments.backend,
     )
     reference = find_model(arguments.model)
-    pairs = [_resolve(path) for path in arguments.pairs]
+    pairs = [resolve_path(path) for path in arguments.pairs]
     mining = Mining(pairs, arguments.out, options, work=arguments.work_dir, progress=True)
     encoder = reference.load(EncoderOptions.of(arguments))
     _print(mining.run(encoder), arguments.out)
     return 0
-
-
-def _resolve(path: str) -> str:
-    from hrsa_lightning.resources import resolve_path
-
-    return resolve_path(path)
 
 
 def _print(summary: dict[str, Any], out: str) -> None:

@@ -19,24 +19,25 @@ from hrsa_lightning.data.pairs import read_pairs
 from hrsa_lightning.data.sources import PairSource
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.mine.choice import choose_negatives, keep_pairs
-from hrsa_lightning.mine.embeddings import embed_file, to_unit_rows
-from hrsa_lightning.mine.options import MiningOptions
 from hrsa_lightning.mine.output import (
     complete_files,
     output_files,
+    summarize,
     summary_file,
     training_line,
 )
-from hrsa_lightning.mine.search import Scratch, nearest_passages, pair_scores
-from hrsa_lightning.mine.summary import summarize
-from hrsa_lightning.mine.texts import PairTexts, SearchedCorpus, passages_of
-from hrsa_lightning.mine.work import WorkFolder
+from hrsa_lightning.mine.rules import MiningOptions, choose_negatives, keep_pairs
+from hrsa_lightning.mine.search import nearest_passages, pair_scores
+from hrsa_lightning.mine.texts import PairTexts, passages_of
+from hrsa_lightning.mine.work import WorkFolder, fill, to_unit_rows
 
 PAIRS_PER_BLOCK = 512
-"""Pairs that are searched and written together."""
+"""Pairs that are searched and written at a time."""
 
-_FORMAT = 2
+TEXTS_PER_BLOCK = 2048
+"""Texts that are encoded and written at a time."""
+
+_FORMAT = 3
 """Of the work folder; another number forgets those of other versions."""
 
 _EMBEDDING_OPTIONS = ("corpus",)
@@ -110,7 +111,7 @@ class Mining:
         sources = read_pairs(pairs)
         self._names = [source.name for source in sources]
         with _space_explained(self._out.parent):
-            self._texts = PairTexts(sources, self.options.corpus, self._out.parent, progress)
+            self._texts = PairTexts(sources, self.options.corpus, progress)
         self._check_corpora()
 
     def run(self, encoder: Encoder) -> dict[str, Any]:
@@ -147,22 +148,28 @@ class Mining:
         rows = texts.num_queries + texts.num_passages
         num_bytes = rows * dim * 4 + len(texts) * self._record.itemsize
         self._work.open(_fingerprint(embedded), _fingerprint(searched), num_bytes)
+
+        def embedded_file(path: Path, name: str, num_texts: int, embed: Any) -> NDArray[np.float32]:
+            ends = [*range(TEXTS_PER_BLOCK, num_texts, TEXTS_PER_BLOCK), num_texts]
+            title, row = f"embedding {name}", (np.float32, (dim,))
+
+            def rows(begin: int, end: int) -> NDArray[np.float32]:
+                return to_unit_rows(embed(begin, end), end - begin, dim, name)
+
+            return fill(path, row, ends, rows, title, "text", self.progress)
+
         return (
-            embed_file(
+            embedded_file(
                 self._work.queries,
+                "queries",
                 texts.num_queries,
                 lambda begin, end: encoder.encode_queries(texts.read_queries(begin, end)),
-                dim=dim,
-                name="queries",
-                progress=self.progress,
             ),
-            embed_file(
+            embedded_file(
                 self._work.passages,
+                "passages",
                 texts.num_passages,
                 lambda begin, end: encoder.encode_passages(texts.read_passages(begin, end)),
-                dim=dim,
-                name="passages",
-                progress=self.progress,
             ),
         )
 
@@ -181,61 +188,40 @@ class Mining:
 
     def _search(self, queries: NDArray[np.float32], passages: NDArray[np.float32]) -> NDArray[Any]:
         """Find the negatives of all pairs, from where an earlier call stopped."""
-        blocks = [
-            (corpus, begin, min(begin + PAIRS_PER_BLOCK, corpus.num_pairs))
+        ends = [
+            min(begin + PAIRS_PER_BLOCK, corpus.first_pair + corpus.num_pairs)
             for corpus in self._texts.corpora
-            for begin in range(0, corpus.num_pairs, PAIRS_PER_BLOCK)
+            for begin in range(
+                corpus.first_pair, corpus.first_pair + corpus.num_pairs, PAIRS_PER_BLOCK
+            )
         ]
-        path, itemsize = self._work.found, self._record.itemsize
-        written = path.stat().st_size // itemsize if path.exists() else 0
-        ends = [corpus.first_pair + end for corpus, _, end in blocks]
-        skipped = int(np.searchsorted(ends, written, side="right"))
-        done = ends[skipped - 1] if skipped else 0
-        bar = tqdm(
-            None,
-            "searching",
-            len(self._texts),
-            initial=done,
-            unit="pair",
-            disable=None if self.progress else True,
-        )
-        scratch = Scratch()
-        with bar, path.open("r+b" if path.exists() else "w+b") as file:
-            file.truncate(done * itemsize)
-            file.seek(done * itemsize)
-            for corpus, begin, end in blocks[skipped:]:
-                pairs = np.arange(begin, end)
-                found = self._search_block(corpus, pairs, queries, passages, scratch)
-                file.write(found.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-                bar.update(end - begin)
-        return np.memmap(path, dtype=self._record, mode="r", shape=(len(self._texts),))
+
+        def search(begin: int, end: int) -> NDArray[Any]:
+            return self._search_block(np.arange(begin, end), queries, passages)
+
+        path = self._work.found
+        return fill(path, self._record, ends, search, "searching", "pair", self.progress)
 
     def _search_block(
         self,
-        corpus: SearchedCorpus,
         pairs: NDArray[np.int64],
         queries: NDArray[np.float32],
         passages: NDArray[np.float32],
-        scratch: Scratch,
     ) -> NDArray[Any]:
-        """Find the negatives of some pairs; `pairs` counts from the corpus' first."""
+        """Find the negatives of some pairs of one corpus."""
         texts, options = self._texts, self.options
-        numbers = corpus.first_pair + pairs
-        asked = np.array(queries[texts.query[numbers]])
+        corpus = next(c for c in reversed(texts.corpora) if c.first_pair <= pairs[0])
+        asked = np.array(queries[texts.query[pairs]])
         begin = corpus.first_passage
         searched = passages[begin : begin + corpus.num_passages]
-        row, own = texts.own(corpus, numbers)
-        old_row, old = texts.negatives(numbers)
+        row, own = texts.own(corpus, pairs)
+        old_row, old = texts.negatives(pairs)
         if not options.keep_existing:
             old_row, old = old_row[:0], old[:0]
         old = old - begin
         excluded = (np.concatenate([row, old_row]), np.concatenate([own, old]))
-        scores, rows = nearest_passages(
-            asked, searched, options.rank_range[1], excluded, options.backend, None, scratch
-        )
-        right_row, right = texts.positives(numbers)
+        scores, rows = nearest_passages(asked, searched, options.rank_range[1], excluded)
+        right_row, right = texts.positives(pairs)
         positive = np.full(len(pairs), np.inf)
         np.minimum.at(positive, right_row, pair_scores(asked, searched, right_row, right - begin))
         lacking = options.num_negatives - np.bincount(old_row, minlength=len(pairs))

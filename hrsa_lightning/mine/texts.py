@@ -1,34 +1,27 @@
 """Numbers for the texts of contrastive pairs, which themselves stay in their files.
 
 Texts are known by 64-bit digests; among ten million of them, two share one with a probability of
-3e-6. Digests and numbers are columns in files too, see `columns`, and are looked up for some pairs
-at a time: memory does not grow with the pairs but for a byte a passage.
+3e-6. Some two hundred bytes a passage are held in memory, whatever its length.
 """
 
 import hashlib
 import json
-import tempfile
 import unicodedata
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, repeat
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.records import ContrastivePair, Query
 from hrsa_lightning.data.sources import PairSource
-from hrsa_lightning.mine.columns import (
-    ColumnWriter,
-    Digests,
-    Integers,
-    blocks,
-    new_column,
-    number_column,
-    sort_column,
-)
-from hrsa_lightning.mine.options import Corpus
+from hrsa_lightning.mine.rules import Corpus
+
+Integers = NDArray[np.int64]
+Digests = NDArray[np.uint64]
 
 Passage = tuple[str, str | None]
 """A passage's text, and the id of its document where that is known."""
@@ -90,8 +83,6 @@ class PairTexts:
     Args:
         sources: Open files of pairs.
         corpus: See `MiningOptions`.
-        folder: On the disk that is to hold the columns; the default is the system's for temporary
-            files.
         progress: Show a progress bar.
 
     Attributes:
@@ -105,23 +96,21 @@ class PairTexts:
         self,
         sources: Sequence[PairSource],
         corpus: Corpus = "file",
-        folder: Path | None = None,
         progress: bool = False,
     ) -> None:
         self._sources = list(sources)
-        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
         sizes = [len(source) for source in sources]
         self.first_pairs = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         queries = self._read(progress)
-        self._query_place, self.query = number_column(queries, self._folder)
-        self._texts_in_order, self._pairs_in_order = sort_column(self._texts, self._folder)
-        self._number = new_column(len(self._passages), np.int64, self._folder)
-        places = ColumnWriter(np.int64, self._folder)
+        self._query_place, self.query = _number(queries)
+        self._pairs_in_order = np.argsort(self._texts, kind="stable")
+        self._texts_in_order = self._texts[self._pairs_in_order]
+        self._number = np.empty(len(self._passages), np.int64)
+        self._passage_place = np.empty(0, np.int64)
         edges = self.first_pairs if corpus == "file" else self.first_pairs[[0, -1]]
         self.corpora = tuple(
-            self._number_corpus(begin, end, places) for begin, end in pairwise(edges.tolist())
+            self._number_corpus(begin, end) for begin, end in pairwise(edges.tolist())
         )
-        self._passage_place: Integers = places.column()
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -190,9 +179,10 @@ class PairTexts:
         asking = self._pairs_in_order[at]
         answer, place = _ranges(self._offsets[asking], self._num_positives[asking])
         text = row[answer]
-        document, at = _matches(self._documented, place)
-        owner = np.concatenate([np.arange(len(texts)), text, text[document]])
-        keys = np.concatenate([texts, self._passages[place], self._documents[at]])
+        documents = self._documents[place]
+        named = documents != _UNKNOWN
+        owner = np.concatenate([np.arange(len(texts)), text, text[named]])
+        keys = np.concatenate([texts, self._passages[place], documents[named]])
         row, at = _matches(corpus.keys, keys)
         found = np.unique(owner[row] * corpus.num_passages + corpus.known[at])
         owner, passage = np.divmod(found, corpus.num_passages)
@@ -201,12 +191,10 @@ class PairTexts:
         return position, passage[at]
 
     def _read(self, progress: bool) -> Digests:
-        """Write the columns of what is in the pairs; returns that of the queries."""
-        folder = self._folder
-        queries, texts, passages, documents = (ColumnWriter(np.uint64, folder) for _ in range(4))
-        num_positives, offsets, documented = (ColumnWriter(np.int64, folder) for _ in range(3))
+        """Fill the columns with what is in the pairs; returns that of the queries."""
+        queries, texts, passages, documents = (array("Q") for _ in range(4))
+        num_positives, offsets = array("q"), array("q", [0])
         everything = hashlib.blake2b(digest_size=16)
-        offsets.extend([0])
         pairs = (source[row] for source in self._sources for row in range(len(source)))
         bar = tqdm(
             pairs, "reading pairs", len(self), unit="pair", disable=None if progress else True
@@ -214,45 +202,53 @@ class PairTexts:
         for pair in bar:
             instruction, text = ("", pair.query) if isinstance(pair.query, str) else pair.query
             own = passages_of(pair)
-            queries.extend([_digest(f"{instruction}\0{text}")])
-            texts.extend([_digest(normalize_text(text))])
-            for place, (_, document) in enumerate(own, start=len(passages)):
-                if document is not None:
-                    documented.extend([place])
-                    documents.extend([_digest(f"document\0{document}")])
-            passages.extend(_digest(normalize_text(passage)) for passage, _ in own)
-            num_positives.extend([len(pair.positives)])
-            offsets.extend([len(passages)])
+            queries.append(_digest(f"{instruction}\0{text}"))
+            texts.append(_digest(normalize_text(text)))
+            for passage, document in own:
+                passages.append(_digest(normalize_text(passage)))
+                known = document is not None
+                documents.append(_digest(f"document\0{document}") if known else _UNKNOWN)
+            num_positives.append(len(pair.positives))
+            offsets.append(len(passages))
             everything.update(json.dumps([instruction, text, len(pair.positives), own]).encode())
         self.digest = everything.hexdigest()
-        self._texts: Digests = texts.column()
-        self._passages: Digests = passages.column()
-        self._documented: Integers = documented.column()
-        self._documents: Digests = documents.column()
-        self._num_positives: Integers = num_positives.column()
-        self._offsets: Integers = offsets.column()
-        return queries.column()
+        self._texts = np.frombuffer(texts, np.uint64)
+        self._passages = np.frombuffer(passages, np.uint64)
+        self._documents = np.frombuffer(documents, np.uint64)
+        self._num_positives = np.frombuffer(num_positives, np.int64)
+        self._offsets = np.frombuffer(offsets, np.int64)
+        return np.frombuffer(queries, np.uint64)
 
-    def _number_corpus(self, begin: int, end: int, places: ColumnWriter) -> SearchedCorpus:
-        """Number the passages of some pairs, and write where each of them is first."""
-        numbered = len(places)
-        first, last = int(self._offsets[begin]), int(self._offsets[end])
-        place, number = number_column(self._passages[first:last], self._folder)
-        inside = slice(*np.searchsorted(self._documented, (first, last)))
-        keys = new_column(len(place) + inside.stop - inside.start, np.uint64, self._folder)
-        for block in blocks(len(place)):
-            keys[block] = self._passages[place[block] + first]
-            places.extend((place[block] + first).tolist())
-        keys[len(place) :] = self._documents[inside]
-        for block in blocks(last - first):
-            self._number[block.start + first : block.stop + first] = number[block] + numbered
-        keys, known = sort_column(keys, self._folder)
-        documented = self._documented[inside]
-        for block in blocks(len(known)):
-            passage = known[block]
-            of_document = passage >= len(place)
-            passage[of_document] = number[documented[passage[of_document] - len(place)] - first]
-        return SearchedCorpus(begin, end - begin, numbered, len(place), keys, known)
+    def _number_corpus(self, begin: int, end: int) -> SearchedCorpus:
+        """Number the passages of some pairs, and note where each of them is first."""
+        numbered = len(self._passage_place)
+        inside = slice(int(self._offsets[begin]), int(self._offsets[end]))
+        place, number = _number(self._passages[inside])
+        self._passage_place = np.concatenate([self._passage_place, place + inside.start])
+        self._number[inside] = number + numbered
+        documents = self._documents[inside]
+        named = documents != _UNKNOWN
+        keys = np.concatenate([self._passages[inside][place], documents[named]])
+        known = np.concatenate([np.arange(len(place)), number[named]])
+        order = np.argsort(keys, kind="stable")
+        return SearchedCorpus(begin, end - begin, numbered, len(place), keys[order], known[order])
+
+
+_UNKNOWN = 0
+"""Digest of a document that is not named."""
+
+
+def _number(digests: Digests) -> tuple[Integers, Integers]:
+    """Number distinct digests by first appearance.
+
+    Returns:
+        Place where each of them appears first, and the number of each entry.
+    """
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    places = first[order]
+    first[order] = np.arange(len(order))  # now the number of each digest
+    return places, first[inverse]
 
 
 def _digest(text: str) -> int:

@@ -82,6 +82,7 @@ class EmbeddingModel(nn.Module):
         trust_remote_code: bool = False,
         instruction_mask: InstructionMask = "offsets",
         quantization: Quantization | None = None,
+        device: torch.device | str | None = None,
     ) -> "EmbeddingModel":
         """Loads a backbone and makes an embedding model of it, in training mode.
 
@@ -97,6 +98,7 @@ class EmbeddingModel(nn.Module):
             gradient_checkpointing: recompute activations in the backward pass.
             instruction_mask: see `EmbeddingTokenizer`.
             quantization: see `load_backbone`; only adapters can be trained then.
+            device: see `load_backbone`; the model moves there only if it is quantized.
 
         Raises:
             BackboneError: see `load_backbone`, `load_tokenizer` and `add_lora`; or `adapter` is no
@@ -120,6 +122,7 @@ class EmbeddingModel(nn.Module):
             attention=attention,
             trust_remote_code=trust_remote_code,
             quantization=quantization,
+            device=device,
         )
         if quantization is not None:
             transformer = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]

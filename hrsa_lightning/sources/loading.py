@@ -41,13 +41,16 @@ def check_source(source: Source, *, trust_remote_code: bool = False) -> Pretrain
     return config
 
 
-def load_model(source: Source, model: ModelConfig | None = None) -> EmbeddingModel:
+def load_model(
+    source: Source, model: ModelConfig | None = None, device: torch.device | str | None = None
+) -> EmbeddingModel:
     """Load a model, on the CPU and in evaluation mode.
 
     Args:
         source: The model.
         model: How it embeds; by default as it was trained to, and where nothing says that, as
             recipes do.
+        device: Where it will run; flash attention is verified there.
 
     Raises:
         BackboneError: See `EmbeddingModel.from_pretrained`; or the weights of an adapter or of a
@@ -57,6 +60,7 @@ def load_model(source: Source, model: ModelConfig | None = None) -> EmbeddingMod
     loaded = EmbeddingModel.from_pretrained(
         source.backbone,
         revision=source.revision,
+        device=device,
         **(model or source.model or ModelConfig()).loading_options(),
         lora=lora,
         adapter=None if lora is not None else source.adapter,

@@ -5,16 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 
 from hrsa_lightning.config import describe_recipes, load_config, read_yaml
 from hrsa_lightning.config.build import build_callbacks, instantiate
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.plan.estimate import estimate
 from hrsa_lightning.plan.workload import workload_of
-from hrsa_lightning.representations.history import read_history
 from hrsa_lightning.resources import resolve_path, resource_files
 from hrsa_lightning.train import main as train
 from tests.contrastive_runs import write_pairs
+from tests.histories import read_tags
 from tests.tiny import make_backbone
 
 RECIPES = resource_files("recipes")
@@ -122,7 +123,7 @@ def test_recipe_trains_two_steps_on_local_backbones(name, small, hub, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["steps"] == 2
     arms = list(load_config(name).arms)
     assert sorted(path.name for path in (folder / "adapters").iterdir()) == sorted(arms)
-    values = read_history(folder / "similarity.jsonl")[-1]["values"]
+    values = read_tags(folder / "similarity.jsonl")[-1]["values"]
     compared = {tag.split("/")[2] for tag in values if tag.startswith("similarity/cka/")}
     expected = {f"{arm}_vs_initial" for arm in arms} | {f"{arm}_vs_base" for arm in arms[1:]}
     assert expected <= compared
@@ -144,7 +145,7 @@ def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path):
         f"callbacks.other.reference=trace:{first / 'trace'}",
         "callbacks.other.every_n_train_steps=1",
     )
-    records = read_history(second / "against_other.jsonl")
+    records = read_tags(second / "against_other.jsonl")
     assert [record["step"] for record in records] == [0, 1, 2]
     cka = [
         value
@@ -165,7 +166,7 @@ def test_a_checkpoint_of_your_own_has_to_be_named(small, capsys):
 def test_preset_names_only_what_its_class_takes(name):
     problem = ""
     try:
-        instantiate(read_yaml(PRESETS[name]), f"callbacks.{name}")
+        instantiate(read_yaml(PRESETS[name]), f"callbacks.{name}", Callback)
     except ConfigError as error:  # a preset may leave open what only its user knows
         problem = str(error)
     assert "_target_" not in problem
@@ -181,9 +182,9 @@ def test_recipes_describe_themselves():
     ("override", "message"),
     [
         ("callbacks.similarity.every_n_train_step=7", "Did you mean 'every_n_train_steps'"),
-        ("callbacks.similarity._target_=os.system", "none of the allowed kinds"),
+        ("callbacks.similarity._target_=os.system", "expected a subclass of Callback, got 'os."),
         ("callbacks.similarity._target_=no.such.Thing", "cannot import 'no.such.Thing'"),
-        ("callbacks.similarity._target_=torch.nn.Linear", "none of the allowed kinds"),
+        ("callbacks.similarity._target_=torch.nn.Linear", "expected a subclass of Callback"),
     ],
 )
 def test_mistakes_in_callbacks_name_the_key(override, message):

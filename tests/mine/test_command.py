@@ -50,7 +50,7 @@ def test_flags_reach_the_mining(tmp_path, grid):
     command = [*map(str, pairs), "--model", "some/model", "--out", str(out), "--work-dir"]
     command += [str(work), "--num-negatives", "2", "--rank-range", "1", "9", "--max-relative"]
     command += ["0.9", "--corpus", "shared", "--keep-existing", "--keep", "below", "--margin"]
-    command += ["0.8", "--max-examples", "5", "--min-negatives", "2", "--backend", "torch"]
+    command += ["0.8", "--max-examples", "5", "--min-negatives", "2"]
     assert main(command) == 0
     assert json.loads((out / "summary.json").read_text())["options"] == {
         "num_negatives": 2,
@@ -62,7 +62,6 @@ def test_flags_reach_the_mining(tmp_path, grid):
         "keep": "below",
         "margin": 0.8,
         "max_examples": 5,
-        "backend": "torch",
     }
     assert (out / "a.jsonl").is_file()
     assert (work / "passages.f32").is_file()

@@ -53,16 +53,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["torch", "faiss"])
 @pytest.mark.parametrize("case", CASES)
-def test_same_negatives_as_brute_force(case, backend, tmp_path, monkeypatch):
-    if backend == "faiss":
-        pytest.importorskip("faiss")
+def test_same_negatives_as_brute_force(case, tmp_path, monkeypatch):
     monkeypatch.setattr(miner, "PAIRS_PER_BLOCK", 16)
-    monkeypatch.setattr("hrsa_lightning.mine.embeddings.TEXTS_PER_BLOCK", 32)
+    monkeypatch.setattr(miner, "TEXTS_PER_BLOCK", 32)
     monkeypatch.setattr("hrsa_lightning.mine.search.BLOCK_BYTES", 4 * 16 * 20)
-    monkeypatch.setattr("hrsa_lightning.mine.columns.ENTRIES_PER_BLOCK", 16)
-    options = MiningOptions(**{**vars(CASES[case]), "backend": backend})
+    options = CASES[case]
     files = [_pairs(tmp_path, "first", 50, 1), _pairs(tmp_path, "second", 30, 2, "abcd")]
     summary = mine(files, GridEncoder(), tmp_path / "out.jsonl", options)
     expected = brute_force([str(file) for file in files], GridEncoder(), options)
@@ -121,7 +117,7 @@ def test_folder_has_one_file_per_source(tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(miner, "PAIRS_PER_BLOCK", 8)
-    monkeypatch.setattr("hrsa_lightning.mine.embeddings.TEXTS_PER_BLOCK", 16)
+    monkeypatch.setattr(miner, "TEXTS_PER_BLOCK", 16)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 6, 9])
@@ -292,19 +288,11 @@ def test_mistakes_are_answered_before_a_model_is_needed(tmp_path, monkeypatch):
         ({"max_examples": 0}, "max_examples: expected at least 1"),
         ({"keep": "under"}, "keep: expected one of below, above; got 'under'"),
         ({"corpus": "all"}, "corpus: expected one of file, shared"),
-        ({"backend": "numpy"}, "backend: expected one of auto, torch, faiss"),
     ],
 )
 def test_options_are_checked(options, message):
     with pytest.raises(ConfigError, match=message):
         MiningOptions(**options)
-
-
-def test_faiss_that_is_not_there_is_one_line(monkeypatch):
-    monkeypatch.setattr("hrsa_lightning.mine.options.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="backend: faiss is not installed"):
-        MiningOptions(backend="faiss")
-    MiningOptions()
 
 
 def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, monkeypatch):
@@ -331,9 +319,9 @@ def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, m
 
 _SLOW_MINING = """
 import sys, time
-from hrsa_lightning.mine import embeddings, mine, miner
+from hrsa_lightning.mine import mine, miner
 from tests.mine.brute import GridEncoder
-embeddings.TEXTS_PER_BLOCK = miner.PAIRS_PER_BLOCK = 4
+miner.TEXTS_PER_BLOCK = miner.PAIRS_PER_BLOCK = 4
 search = miner.nearest_passages
 def slowly(*arguments):
     time.sleep(0.05)

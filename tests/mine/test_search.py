@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from hrsa_lightning.mine.search import nearest_passages, pair_scores
 
-BACKENDS = ["torch", "faiss"]
 NOTHING = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
@@ -28,10 +27,8 @@ def _brute(queries, passages, depth, own):
     return best, np.where(np.isfinite(best), order, -1)
 
 
-def _check(queries, passages, depth, own, backend, block):
-    if backend == "faiss":
-        pytest.importorskip("faiss")
-    scores, rows = nearest_passages(queries, passages, depth, own, backend, block)
+def _check(queries, passages, depth, own, block):
+    scores, rows = nearest_passages(queries, passages, depth, own, block)
     expected, expected_rows = _brute(queries, passages, depth, own)
     width = expected.shape[1]
     np.testing.assert_array_equal(rows[:, :width], expected_rows)
@@ -41,10 +38,9 @@ def _check(queries, passages, depth, own, backend, block):
     assert np.isneginf(scores[:, width:]).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_equals_brute_force_with_many_ties(backend, data):
+def test_equals_brute_force_with_many_ties(data):
     seed = data.draw(st.integers(0, 10_000))
     draw = np.random.default_rng(seed)
     num_passages = data.draw(st.integers(1, 120))
@@ -54,12 +50,11 @@ def test_equals_brute_force_with_many_ties(backend, data):
     many = data.draw(st.integers(0, 12))
     own = (draw.integers(0, len(queries), many), draw.integers(0, num_passages, many))
     depth = data.draw(st.integers(1, 30))
-    _check(queries, passages, depth, own, backend, data.draw(st.sampled_from([1, 7, 64, 1000])))
+    _check(queries, passages, depth, own, data.draw(st.sampled_from([1, 7, 64, 1000])))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("block", [100, 333, 5000])
-def test_equals_brute_force_on_close_neighbors(backend, block):
+def test_equals_brute_force_on_close_neighbors(block):
     draw = np.random.default_rng(0)
     center = draw.normal(size=(1, 64))
     queries = _unit(center + 0.1 * draw.normal(size=(9, 64)))
@@ -67,20 +62,19 @@ def test_equals_brute_force_on_close_neighbors(backend, block):
     passages[300:1100] = passages[300]  # far more equal ones than are selected to spare
     passages[1100:1200] = _unit(passages[300:400] + 1e-6 * draw.normal(size=(100, 64)))
     own = (np.repeat(np.arange(9), 40), draw.integers(0, 1500, 360))
-    _check(queries, passages, 25, own, backend, block)
+    _check(queries, passages, 25, own, block)
 
 
 def test_all_equal_passages_come_in_their_order():
     ones = np.full((400, 8), 8**-0.5, dtype=np.float32)
-    for backend in ["torch", "auto"]:
-        _, rows = nearest_passages(ones[:2], ones, 5, (np.array([0]), np.array([1])), backend)
-        assert rows.tolist() == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
+    _, rows = nearest_passages(ones[:2], ones, 5, (np.array([0]), np.array([1])))
+    assert rows.tolist() == [[0, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
 
 
 def test_everything_excluded_leaves_nothing():
     passages = _unit(np.random.default_rng(0).normal(size=(30, 4)))
     own = (np.zeros(30, dtype=np.int64), np.arange(30))
-    scores, rows = nearest_passages(passages[:2], passages, 3, own, "torch")
+    scores, rows = nearest_passages(passages[:2], passages, 3, own)
     assert (rows[0] == -1).all()
     assert np.isneginf(scores[0]).all()
     assert rows[1].tolist()[0] == 1
@@ -88,7 +82,7 @@ def test_everything_excluded_leaves_nothing():
 
 def test_pair_scores_are_those_of_the_search():
     rows = _unit(np.random.default_rng(0).normal(size=(50, 16)))
-    scores, nearest = nearest_passages(rows, rows, 7, NOTHING, "torch")
+    scores, nearest = nearest_passages(rows, rows, 7, NOTHING)
     again = pair_scores(rows, rows, np.repeat(np.arange(50), 7), nearest.ravel())
     np.testing.assert_array_equal(again, scores.ravel())
 
@@ -98,7 +92,7 @@ def test_equal_passages_take_no_more_memory_than_others():
     ones = np.full((8000, 4), 0.5, dtype=np.float32)
     tracemalloc.start()
     try:
-        _, rows = nearest_passages(ones[:64], ones, 5, NOTHING, "torch", block=500)
+        _, rows = nearest_passages(ones[:64], ones, 5, NOTHING, block=500)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -106,12 +100,11 @@ def test_equal_passages_take_no_more_memory_than_others():
     assert peak < 64 * len(ones) * 8 / 2
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_query_may_have_more_of_its_own_than_faiss_can_leave_out(backend):
+def test_a_query_may_have_many_passages_of_its_own():
     draw = np.random.default_rng(0)
     passages = _unit(draw.normal(size=(900, 8)))
     own = (np.repeat([0, 1], [600, 3]), np.concatenate([np.arange(600), [5, 6, 7]]))
-    _check(passages[:3], passages, 10, own, backend, 200)
+    _check(passages[:3], passages, 10, own, 200)
 
 
 def test_settings_for_speed_make_no_difference():
@@ -120,7 +113,7 @@ def test_settings_for_speed_make_no_difference():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        _check(rows[:9], rows, 20, NOTHING, "torch", 100)
+        _check(rows[:9], rows, 20, NOTHING, 100)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -4,7 +4,6 @@ import tracemalloc
 import numpy as np
 
 from hrsa_lightning.data import read_pairs
-from hrsa_lightning.mine import columns
 from hrsa_lightning.mine.texts import PairTexts, normalize_text
 
 
@@ -104,19 +103,18 @@ def test_own_passages_are_all_of_the_documents_that_answer(tmp_path):
     ]  # fmt: skip
 
 
-def test_memory_does_not_grow_with_the_pairs(tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "ENTRIES_PER_BLOCK", 256)
-
+def test_memory_is_a_hundred_bytes_a_passage_however_long_it_is(tmp_path):
     def peak(count):
         path = tmp_path / f"{count}.jsonl"
-        _write(path, *((f"q {n}", [f"p {n}"], [f"n {n}"]) for n in range(count)))
+        words = "word " * 200
+        _write(path, *((f"q {n}", [f"p {n} {words}"], [f"n {n} {words}"]) for n in range(count)))
         sources = read_pairs([path])
         tracemalloc.start()
         try:
-            PairTexts(sources, folder=tmp_path)
+            PairTexts(sources)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
     bytes_of_a_passage = (peak(3500) - peak(500)) / 6000
-    assert bytes_of_a_passage < 4  # a number has 8
+    assert bytes_of_a_passage < 150

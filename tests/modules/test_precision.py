@@ -8,23 +8,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from hrsa_lightning.callbacks import RetrievalMonitor, SimilarityMonitor
-from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, MatryoshkaLoss, SIGRegLoss
 from hrsa_lightning.modules import PairedContrastiveModule
 from tests.contrastive_runs import WORDS, fit, make_arm, write_pairs
+from tests.losses.losses import LOSSES
 from tests.losses.reference import make_batch
 
-ALL_OPTIONS = {
-    "symmetric": True,
-    "same_side_negatives": True,
-    "false_negative_margin": 0.1,
-    "hardness": 2.0,
-}
-LOSSES = {
-    "infonce": InfoNCELoss(),
-    "infonce, all options": InfoNCELoss(**ALL_OPTIONS),
-    "debiased": DebiasedInfoNCELoss(),
-    "matryoshka": MatryoshkaLoss(InfoNCELoss(), [4, 6]),
-}
 PRECISIONS = {"bf16-true": 2e-2, "bf16-mixed": 2e-2, "16-true": 2e-3}
 """With the largest relative difference of the first loss from that in float32.
 
@@ -50,17 +38,14 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", [*LOSSES, "sigreg"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_losses_do_not_follow_the_default_dtype(name, default):
     """True half precision makes 16 bits the default of all that is made within a step."""
     queries, passages, *ids = make_batch()
     queries.requires_grad_()
 
     def loss_and_gradient():
-        if name == "sigreg":
-            value = SIGRegLoss(num_slices=8)(queries, 3)
-        else:
-            value = LOSSES[name](queries, passages, *ids)
+        value = LOSSES[name](queries, passages, *ids)
         return value.detach(), *torch.autograd.grad(value, queries)
 
     expected = loss_and_gradient()
@@ -108,8 +93,6 @@ def run(place, folder, precision, loss="infonce", **options):
     module = PairedContrastiveModule(
         {name: make_arm(place / "backbone", seed) for seed, name in enumerate(("base", "other"))},
         loss=LOSSES[loss],
-        regularizer=SIGRegLoss(num_slices=8),
-        regularizer_weight=0.05,
         max_tokens_per_chunk=128,
         activation_budget=100_000,
         lr=1e-3,
