@@ -1,6 +1,7 @@
 """Runs that are stopped: no rank hangs, and the same command goes on to the same weights."""
 
 import random
+import re
 import signal
 import time
 
@@ -21,9 +22,14 @@ def _at_step(folder, step):
     return any(int(path.parent.name.removeprefix("step_")) >= step for path in found)
 
 
-def _check_the_rest(launcher, folder, settings, expected):
+def _evaluated(folder, step):
+    """Whether similarity was evaluated at a step."""
+    return any(step in steps_of(path.parent) for path in folder.glob("runs/*/*/similarity.jsonl"))
+
+
+def _check_the_rest(launcher, folder, settings, expected, devices=2):
     """The same command once more: it goes on, and ends as an undisturbed run does."""
-    with train(launcher, 2, folder, *settings) as ranks:
+    with train(launcher, devices, folder, *settings) as ranks:
         ended = ranks.wait()
     check_all_ended_well(ended)
     assert "going on from step_00000" in ended[0].text
@@ -44,6 +50,19 @@ def test_sigterm_to_the_first_process_stops_all_after_the_same_step(
     assert "Traceback" not in ended.text
     assert "the same command goes on from step" in ended.text
     _check_the_rest("lightning", tmp_path, settings, two_processes)
+
+
+def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(settings, one_process, tmp_path):
+    rarely = (*settings, "checkpoint.every_n_train_steps=5")
+    with train("lightning", 1, tmp_path, *rarely) as ranks:
+        ranks.wait_until(lambda: _evaluated(tmp_path, 2))
+        ranks.processes[0].send_signal(signal.SIGINT)
+        (ended,) = ranks.wait()
+    assert ended.code == 128 + signal.SIGINT, ended.text
+    assert "stopping after this step" in ended.text
+    stopped_at = int(re.search(r"stopped at step (\d)", ended.text)[1])
+    assert f"goes on from step {stopped_at} in" in ended.text
+    _check_the_rest("lightning", tmp_path, rarely, one_process, devices=1)
 
 
 def test_slurms_signal_to_one_rank_queues_the_job_again(
