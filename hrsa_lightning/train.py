@@ -18,7 +18,7 @@ from hrsa_lightning.errors import ConfigError, HRSAError
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
-    from hrsa_lightning.data.sources import PairSource
+    from hrsa_lightning.data import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
     from hrsa_lightning.ranks import Peers
     from hrsa_lightning.runs import Run
@@ -76,7 +76,7 @@ def _config_of(settings: Sequence[str]) -> Config:
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
-    from hrsa_lightning.data.pairs import check_pairs
+    from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
     from hrsa_lightning.resources import resolve_path
 
@@ -239,14 +239,17 @@ def _report(folder: Path) -> None:
 
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
-    from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.report.metric_info import headline_tags
+    from hrsa_lightning.callbacks import Monitor
+    from hrsa_lightning.callbacks.logging import log_settings, log_text
+    from hrsa_lightning.report.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {
         key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
     }
-    log_settings(trainer, settings, headline_tags(trainer.callback_metrics))
+    monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
+    shown = [monitor.tag(m) for monitor in monitors for m in headline(monitor.latest)]
+    log_settings(trainer, settings, shown)
 
 
 if __name__ == "__main__":
