@@ -20,7 +20,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
-from hrsa_lightning.distributed import is_distributed, rank
+from hrsa_lightning.distributed import rank
 
 ADAPTERS = "hrsa_adapters"
 """Key of Lightning's checkpoint under which a module leaves `{arm: (peft config, tensors)}`."""
@@ -55,7 +55,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
             write_adapter(partial / "adapters" / arm, peft_config, weights)
         tensors: dict[str, torch.Tensor] = {}
         structure = _encode(content, tensors)
-        save_file(tensors, partial / _TENSORS)
+        save_file(_without_sharing(tensors), partial / _TENSORS)
         (partial / _STATE).write_text(json.dumps(structure), encoding="utf-8")
         _flush(partial)
         if target.exists():
@@ -102,15 +102,25 @@ def write_adapter(
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint in `folder` with the most steps (`step_N`), if there is one."""
-    complete = [path for path in folder.glob("step_*") if (path / _STATE).is_file()]
-    return max(complete, key=step_of, default=None)
+def newest_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint of a run with the most steps, if there is one.
+
+    It is one of `checkpoints/step_N`, or one that Lightning saved when SLURM queued the job again
+    (`hpc_ckpt_N.ckpt`).
+    """
+    found = [*run.glob("checkpoints/step_*"), *run.glob("hpc_ckpt_*.ckpt")]
+    return max((path for path in found if (path / _STATE).is_file()), key=step_of, default=None)
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step in the name of a checkpoint's folder; 0 without a checkpoint."""
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+    """The optimizer step at which a checkpoint was saved; 0 without a checkpoint."""
+    if checkpoint is None:
+        return 0
+    if checkpoint.name.startswith("step_"):
+        return int(checkpoint.name.removeprefix("step_"))
+    structure = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    step: int = dict(structure["dict"])["global_step"]
+    return step
 
 
 def _flush(folder: Path) -> None:
@@ -121,12 +131,23 @@ def _flush(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def _without_sharing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of views and of tied weights, which safetensors refuses; all else as it is."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        shares = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+        seen.add(storage.data_ptr())
+        result[name] = tensor.clone() if shares else tensor
+    return result
+
+
 def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """Plain JSON for `value`; tensors move to `tensors`, other containers are tagged by kind."""
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
-        # A clone: safetensors refuses tensors that share memory, and tied weights do.
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
         pairs = [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]
@@ -187,5 +208,3 @@ class TrainedAdapters(Callback):
             _flush(partial)
             shutil.rmtree(self.folder, ignore_errors=True)
             partial.replace(self.folder)
-        if is_distributed():
-            torch.distributed.barrier()  # no rank finds the folder missing that another writes

@@ -1,11 +1,12 @@
-"""The console command `hrsa`: every command of the package under one name."""
+"""The console command `hrsa`, and what the commands share. Imports no torch."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from hrsa_lightning.errors import HRSAError
-from hrsa_lightning.schema import nearest
+from hrsa_lightning.errors import HRSAError, nearest
 
 COMMANDS = {
     "train": "train embedding models side by side and watch how similar they are",
@@ -29,8 +30,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: no command '{name}'.{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    code: int = importlib.import_module(f"hrsa_lightning.{name}").main(rest)
+    code: int = find_command(name).main(rest)
     return code
+
+
+def find_command(name: str) -> Any:
+    """The module of a command, which has `main(argv)`."""
+    command = importlib.import_module(f"hrsa_lightning.{name}")
+    if hasattr(command, "__path__"):
+        command = importlib.import_module(f"hrsa_lightning.{name}.__main__")
+    return command
 
 
 def answered(command: Callable[[], int]) -> int:
@@ -51,6 +60,34 @@ def answered(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the lines of a page, options and what they do on one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `EncoderOptions.of` reads."""
+    add: Any = parser.add_argument
+    add("--max-length", type=positive, metavar="N",
+        help="most tokens of a text (a run's own, or 512)")  # fmt: skip
+    add("--batch-size", type=positive, default=32, metavar="N", help="texts of a forward pass (32)")
+    add("--dtype", help="of the weights, such as bfloat16 (a run's own, or float32)")
+    add("--device", help="such as cuda:1")
 
 
 def _usage() -> str:

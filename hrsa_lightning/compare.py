@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hrsa_lightning.cli import answered
 from hrsa_lightning.comparison.options import METRICS, Look, Measures
-from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.schema import nearest
+from hrsa_lightning.errors import ConfigError, nearest
 
 _HELP = """\
 usage: python -m hrsa_lightning.compare MODEL MODEL [MODEL ...] --texts SOURCE [options]

@@ -3,6 +3,7 @@
 Importing this module imports no torch.
 """
 
+import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from hrsa_lightning.data.records import Query
+from hrsa_lightning.config.schema import Config, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError
-from hrsa_lightning.schema import Config, ModelConfig
+from hrsa_lightning.io import Query
 from hrsa_lightning.sources import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -57,6 +58,12 @@ class EncoderOptions:
     device: str | None = None
     dtype: str | None = None
     trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "EncoderOptions":
+        """What `cli.add_encoder_options` has read."""
+        names = ("max_length", "batch_size", "device", "dtype")
+        return cls(**{name: getattr(arguments, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,8 @@ def _load_own(reference: ModelReference, options: EncoderOptions) -> Encoder:
         trust_remote_code=options.trust_remote_code or model.trust_remote_code,
     )
     check_source(source, trust_remote_code=model.trust_remote_code)
-    loaded = load_model(source, model).to(_device(options))
+    device = _device(options)
+    loaded = load_model(source, model, device).to(device)
     lengths = source.lengths or (_MAX_LENGTH, _MAX_LENGTH)
     if options.max_length is not None:
         lengths = (options.max_length, options.max_length)

@@ -16,6 +16,9 @@ The commands turn an `HRSAError` into its message and exit code 2; a library use
 `TypeError`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class HRSAError(Exception):
     """Base of all errors that the package raises on purpose."""
@@ -35,3 +38,30 @@ class BackboneError(HRSAError, ValueError):
 
 class HRSAWarning(UserWarning):
     """The run goes on, but a value or a feature is missing."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name closest to `name`, or the empty string."""
+    matches = difflib.get_close_matches(name[:100], list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: as Python writes it, and cut where it is long."""
+    return cut(repr(value))
+
+
+def cut(text: str, limit: int = 60) -> str:
+    """A text, such as a key, on one line of a message.
+
+    Example:
+        >>> cut("a" * 100, limit=10)
+        'aaaaaaa...'
+    """
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -6,7 +6,7 @@ import pytest
 from hrsa_lightning.encoders import EncoderOptions, find_model, find_models
 from hrsa_lightning.errors import BackboneError, ConfigError
 from hrsa_lightning.models.embedder import EmbeddingModel
-from tests.evaluation.runs import make_run
+from tests.evaluate.runs import make_run
 from tests.tiny import make_backbone
 
 QUERIES = ["river stone", ("Find it", "green cloud"), ("Look up", "seven"), ("Find it", "paper")]

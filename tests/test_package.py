@@ -29,7 +29,7 @@ def test_wheel_holds_shelves_assets_and_marker(wheel):
         names = set(archive.namelist())
     for folder in ("recipes", "callbacks"):
         for path in (ROOT / folder).glob("*.yaml"):
-            assert f"hrsa_lightning/_shelf/{folder}/{path.name}" in names
+            assert f"hrsa_lightning/_resources/{folder}/{path.name}" in names
     assert "hrsa_lightning/py.typed" in names
     for backbone in ("base", "rlvr", "sft"):
         assert f"hrsa_lightning/assets/tiny/{backbone}/model.safetensors" in names

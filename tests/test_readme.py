@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from hrsa_lightning.shelf import shelf_files
+from hrsa_lightning.resources import resource_files
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,4 +75,4 @@ def test_links_and_pictures_lead_somewhere():
 
 
 def test_every_recipe_is_in_the_table():
-    assert set(re.findall(r"\(recipes/([\w.-]+)\.yaml\)", TEXT)) == set(shelf_files("recipes"))
+    assert set(re.findall(r"\(recipes/([\w.-]+)\.yaml\)", TEXT)) == set(resource_files("recipes"))

@@ -281,7 +281,9 @@ def _is_one_point(rows: Tensor, similarity: Similarity) -> bool:
 
 def _element_center(x: Tensor) -> Tensor:
     """(d,) median of each feature over some rows, float64: differences of integers stay exact."""
-    return x[:: max(1, x.shape[0] // CENTER_ROWS)].median(0).values.double()
+    few = x[:: max(1, x.shape[0] // CENTER_ROWS)]
+    # `median(0)` has no deterministic implementation on CUDA.
+    return few.sort(0).values[(len(few) - 1) // 2].double()
 
 
 def _decide(

@@ -75,8 +75,11 @@ class SIGRegLoss(nn.Module):
         B, D = embeddings.shape
         with torch.autocast(embeddings.device.type, enabled=False):
             scaled_BD = normalize(embeddings.float(), dim=-1) * D**0.5
-            projected_BS = scaled_BD @ self._directions(D, step).to(embeddings.device)
-            knots_K = torch.linspace(0, self.max_t, self.num_knots, device=embeddings.device)
+            directions_DS = self._directions(D, step).to(embeddings.device, non_blocking=True)
+            projected_BS = scaled_BD @ directions_DS
+            knots_K = torch.linspace(
+                0, self.max_t, self.num_knots, dtype=torch.float32, device=embeddings.device
+            )
             gaussian_K = torch.exp(-knots_K.square() / 2)
             angles_BSK = projected_BS.unsqueeze(-1) * knots_K
             # Real and imaginary part: their mean over ranks is all that ranks need to exchange.
@@ -95,4 +98,6 @@ class SIGRegLoss(nn.Module):
         # A hash, since torch's generator takes only the low 32 bits of its seed.
         digest = hashlib.blake2b(f"{self.seed} {step}".encode(), digest_size=4).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        return normalize(torch.randn(num_features, self.num_slices, generator=generator), dim=0)
+        # The dtype is said, since true half precision makes another one the default in the step.
+        shape = (num_features, self.num_slices)
+        return normalize(torch.randn(shape, generator=generator, dtype=torch.float32), dim=0)

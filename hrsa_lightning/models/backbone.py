@@ -42,6 +42,7 @@ def load_backbone(
     attention: Attention = "bidirectional",
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
+    device: torch.device | str | None = None,
 ) -> PreTrainedModel:
     """Loads the transformer of a decoder LM (no LM head), on the CPU and in evaluation mode.
 
@@ -59,6 +60,8 @@ def load_backbone(
         quantization: "nf4" keeps the weights of linear layers in 4 bits, their scales quantized
             too (QLoRA, arXiv 2305.14314), for adapters to be trained on. It needs bitsandbytes and
             a CUDA device, and the model stays there.
+        device: the CUDA device that `quantization` loads to and `flash_attention_2` is verified on,
+            where each of several processes has its own; None takes the process's current one.
 
     Returns:
         The transformer; its `config.is_causal` says which attention it has, also once saved.
@@ -70,8 +73,13 @@ def load_backbone(
     source = resolve_backbone(path)
     config = load_backbone_config(source, revision, trust_remote_code)
     configure_attention(config, attention)
-    _check_flash_attention(attn_implementation)
-    quantized = {} if quantization is None else _quantization_options(quantization, dtype)
+    flash = attn_implementation == "flash_attention_2"
+    place = torch.device("cpu")
+    quantized: dict[str, Any] = {}
+    if flash or quantization is not None:
+        place = _cuda_device(f"{attn_implementation=}" if flash else f"{quantization=}", device)
+    if quantization is not None:
+        quantized = _quantization_options(quantization, dtype, place)
     model = _load_weights(
         source,
         config,
@@ -81,8 +89,8 @@ def load_backbone(
         trust_remote_code=trust_remote_code,
         **quantized,
     )
-    if attn_implementation == "flash_attention_2" and not quantized:
-        nn.Module.to(model, "cuda")
+    if flash and not quantized:
+        nn.Module.to(model, place)
         ensure_attention(model, attention)
         nn.Module.to(model, "cpu")
     else:
@@ -201,19 +209,21 @@ def _load_weights(source: str, config: PretrainedConfig, **options: Any) -> PreT
     return model
 
 
-def _check_flash_attention(attn_implementation: str) -> None:
-    if attn_implementation == "flash_attention_2" and not torch.cuda.is_available():
-        raise BackboneError(
-            "attn_implementation='flash_attention_2' needs a CUDA device, and none is available; "
-            "choose 'sdpa'"
-        )
-
-
-def _quantization_options(quantization: Quantization, dtype: DType) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for weights of 4 bits on this process's CUDA device."""
-    asked = f"quantization={quantization!r}"
+def _cuda_device(asked: str, device: torch.device | str | None) -> torch.device:
+    """The CUDA device that is meant, with its number."""
+    place = torch.device("cuda" if device is None else device)
     if not torch.cuda.is_available():
-        raise BackboneError(f"{asked} needs a CUDA device, and none is available; choose None")
+        raise BackboneError(f"{asked} needs a CUDA device, and none is available")
+    if place.type != "cuda":
+        raise BackboneError(f"{asked} needs a CUDA device, got {place}")
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def _quantization_options(
+    quantization: Quantization, dtype: DType, device: torch.device
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for weights of 4 bits on a CUDA device."""
+    asked = f"quantization={quantization!r}"
     if find_spec("bitsandbytes") is None:
         raise BackboneError(f"{asked} needs the bitsandbytes package: pip install bitsandbytes")
     computing = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
@@ -223,8 +233,6 @@ def _quantization_options(quantization: Quantization, dtype: DType) -> dict[str,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computing,
     )
-    # Launchers of several processes tell each its device before any strategy does.
-    device = int(os.environ.get("LOCAL_RANK", "0"))
     return {"quantization_config": config, "device_map": {"": device}}
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -9,7 +10,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hrsa_lightning.distributed import rank, whole
+from hrsa_lightning.distributed import gather_on_rank_zero, rank
 from hrsa_lightning.models.attention import Attention, decoder_layers
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
@@ -19,7 +20,7 @@ from hrsa_lightning.models.backbone import (
     load_tokenizer,
 )
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
-from hrsa_lightning.models.lora import add_lora, load_lora
+from hrsa_lightning.models.lora import add_lora, cast_frozen_linears, load_lora
 from hrsa_lightning.models.pooling import POOLINGS, l2_normalize
 from hrsa_lightning.models.tokenization import (
     EmbeddingTokenizer,
@@ -61,6 +62,7 @@ class EmbeddingModel(nn.Module):
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.normalize = normalize
+        self._frozen_dtype: torch.dtype | None = None
 
     @classmethod
     def from_pretrained(
@@ -80,6 +82,7 @@ class EmbeddingModel(nn.Module):
         trust_remote_code: bool = False,
         instruction_mask: InstructionMask = "offsets",
         quantization: Quantization | None = None,
+        device: torch.device | str | None = None,
     ) -> "EmbeddingModel":
         """Loads a backbone and makes an embedding model of it, in training mode.
 
@@ -95,6 +98,7 @@ class EmbeddingModel(nn.Module):
             gradient_checkpointing: recompute activations in the backward pass.
             instruction_mask: see `EmbeddingTokenizer`.
             quantization: see `load_backbone`; only adapters can be trained then.
+            device: see `load_backbone`; the model moves there only if it is quantized.
 
         Raises:
             BackboneError: see `load_backbone`, `load_tokenizer` and `add_lora`; or `adapter` is no
@@ -118,6 +122,7 @@ class EmbeddingModel(nn.Module):
             attention=attention,
             trust_remote_code=trust_remote_code,
             quantization=quantization,
+            device=device,
         )
         if quantization is not None:
             transformer = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
@@ -186,14 +191,37 @@ class EmbeddingModel(nn.Module):
         """
         # The transformer is called directly: peft's wrapper would pass by its forward hooks, and
         # one of them makes the 4-D mask where `ensure_attention` found that it takes one.
-        hidden_states = self.transformer(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        with self._autocast():
+            hidden_states = self.transformer(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
         mask = attention_mask.bool()
         if pool_mask is not None and self.pooling in ("mean", "weighted_mean"):
             mask = torch.where(pool_mask.any(1, keepdim=True), pool_mask, mask)
         embeddings = POOLINGS[self.pooling](hidden_states, mask)
         return l2_normalize(embeddings) if self.normalize else embeddings
+
+    def cast_frozen_weights(self, dtype: torch.dtype) -> None:
+        """Keeps the frozen weights of linear layers in `dtype`, for training LoRA with autocast.
+
+        In mixed precision autocast casts them anyway: loss and gradients are the same to the bit,
+        but the weights take half of the memory and no copy of them is saved with every chunk of
+        texts whose graph is kept. Trained weights stay in float32. Outside of autocast the model
+        then computes with autocast of this dtype. For the full precision of the backbone, merge a
+        saved adapter into a freshly loaded backbone, as `export` does.
+
+        Args:
+            dtype: That of autocast. Without LoRA nothing is frozen, and nothing happens.
+        """
+        if isinstance(self.backbone, PeftModel) and cast_frozen_linears(self.backbone, dtype):
+            self._frozen_dtype = dtype
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Autocast where `cast_frozen_weights` makes it necessary and the caller has none."""
+        device = self.device.type
+        if self._frozen_dtype is None or torch.is_autocast_enabled(device):
+            return nullcontext()
+        return torch.autocast(device, self._frozen_dtype)
 
     def encode_texts(
         self, tokens: TokenizedTexts, max_tokens_per_chunk: int | None = None
@@ -253,7 +281,7 @@ class EmbeddingModel(nn.Module):
         backbone = self.backbone
         with_adapter = isinstance(backbone, PeftModel)
         state = {
-            name: whole(weight)
+            name: gather_on_rank_zero(weight)
             for name, weight in backbone.named_parameters()
             if weight.requires_grad or not with_adapter
         }

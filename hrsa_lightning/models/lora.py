@@ -20,7 +20,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.fused import fuse_lora
+from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+AUTOCAST_DTYPES = {
+    "bf16-mixed": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "16": torch.float16,
+}
+"""What autocast computes in, by Lightning's names of mixed precision."""
 
 
 def add_lora(
@@ -69,7 +77,6 @@ def add_lora(
                 "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
             )
         raise BackboneError(f"{model.config.model_type}: no LoRA as asked: {message}") from error
-    fuse_lora(adapted)
     return adapted
 
 
@@ -80,7 +87,7 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
         BackboneError: the folder holds no adapter in safetensors, or it does not fit the model.
     """
     shown = repr(os.fspath(folder))
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not Path(folder, name).is_file():
             raise BackboneError(f"adapter {shown} has no {name}")
     try:
@@ -90,7 +97,7 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
         message = str(error).splitlines()[0]
         raise BackboneError(f"adapter {shown} does not fit the backbone: {message}") from error
     # peft passes over weights that it has no place for, and over places without weights.
-    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as saved:
+    with safe_open(Path(folder, ADAPTER_WEIGHTS), "pt") as saved:
         names = set(saved.keys())
     places = set(get_peft_model_state_dict(loaded, save_embedding_layers=False))
     if odd := sorted(names ^ places):
@@ -98,8 +105,30 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
             f"adapter {shown} does not fit the backbone: {len(odd)} weights are only in one of "
             f"them, such as {odd[0]!r}"
         )
-    fuse_lora(loaded)
     return loaded
+
+
+def cast_frozen_linears(model: nn.Module, dtype: torch.dtype) -> int:
+    """Keeps the frozen weights of linear layers in the dtype that autocast computes them in.
+
+    Autocast casts them in every forward pass and saves the copy for the backward pass; products are
+    the same to the bit. Trained weights, embeddings and norms stay as they are.
+
+    Args:
+        model: changed in place.
+        dtype: that of autocast, such as `torch.bfloat16`.
+
+    Returns:
+        The number of weights that were cast.
+    """
+    count = 0
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            for weight in layer.parameters(recurse=False):
+                if not weight.requires_grad and weight.dtype == torch.float32:
+                    weight.data = weight.data.to(dtype)
+                    count += 1
+    return count
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.shelf import EMBEDDED, PACKAGE
+from hrsa_lightning.io import ADAPTER_CONFIG
+from hrsa_lightning.resources import EMBEDDED, PACKAGE
 
 _ASSETS = PACKAGE / "assets"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -89,7 +90,7 @@ def _checked(folder: Path) -> str:
     config = folder / "config.json"
     if not config.is_file():
         hint = ""
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             hint = " (a LoRA adapter: give the backbone it was trained on, or a merged export)"
         raise BackboneError(f"backbone {str(folder)!r} has no config.json{hint}")
     try:

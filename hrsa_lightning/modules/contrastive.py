@@ -11,18 +11,15 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
-from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import TokenizedTexts
-from hrsa_lightning.modules.aside import GradientsAside
+from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
-from hrsa_lightning.modules.heap import give_back_freed_memory, keep_freed_memory
-from hrsa_lightning.modules.meter import StepMeter
-from hrsa_lightning.modules.sharding import shard
-from hrsa_lightning.modules.synchronization import GradientSync, gradient_sync
+from hrsa_lightning.modules.gradient_sync import GradientSync, gradient_sync, shard
+from hrsa_lightning.modules.throughput import Throughput
 
 _SCHEDULES = {
     "cosine": get_cosine_schedule_with_warmup,
@@ -58,8 +55,7 @@ class PairedContrastiveModule(LightningModule):
         max_tokens_per_chunk: Bound on padded tokens per forward pass; queries and passages are
             sorted by length together. `None` encodes the whole batch in one pass.
         activation_budget: Bytes of activations that may be kept until the backward pass, or
-            `"auto"`: the rest is computed twice (see `gradcache`). `None` keeps all, and is the
-            only choice under strategies other than a single device, DDP and FSDP2.
+            `"auto"`: the rest is computed twice (see `gradcache`). `None` keeps all.
     """
 
     def __init__(
@@ -97,8 +93,8 @@ class PairedContrastiveModule(LightningModule):
         self._budget = None if activation_budget is None else ActivationBudget(activation_budget)
         self._sync = GradientSync()
         self._cached: list[CachedEncoding] = []
-        self._aside = GradientsAside()
-        self._meter = StepMeter()
+        self._deferred = DeferredGradients()
+        self._throughput = Throughput()
         # Checkpoints carry what is trained; frozen backbones are read from where they came from.
         self.strict_loading = False
 
@@ -109,63 +105,55 @@ class PairedContrastiveModule(LightningModule):
                 shard(arm, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Learn how this strategy averages gradients; on a CPU, keep freed memory until the end.
+        """Find out how this strategy averages gradients.
 
         Raises:
-            ConfigError: The strategy cannot do with several backward passes per step.
+            ConfigError: The strategy shards weights in another way than FSDP2.
         """
         assert self.trainer.model is not None
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self._sync = gradient_sync(self.trainer.model)
-        if self._budget is None:
-            return
-        self._budget.agree = self._sync.all_agree
-        if not self._sync.deferrable:
-            name = type(self.trainer.strategy).__name__
-            raise ConfigError(
-                f"activation_budget: {name} runs one backward pass per step; expected null there,"
-                f" got {self._budget.limit}"
-            )
-
-    def on_fit_end(self) -> None:
-        """Give back what was kept."""
-        if self.device.type == "cpu":
-            give_back_freed_memory()
+        if self._budget is not None:
+            self._budget.agree = self._sync.all_ranks
 
     def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
-        one_by_one = len(self.arms) > 1 and self._sync.deferrable and not self._sync.lockstep
+        one_by_one = len(self.arms) > 1 and not self._sync.collective_forward
         if self._budget is not None or one_by_one:
-            self._sync.hold_back()
+            self._sync.disable()
         self._cached.clear()
-        self._meter.start_step()
+        self._throughput.start_step()
         losses: dict[str, Tensor] = {}
         for name, arm in self.arms.items():
             if self._budget is not None and (one_by_one or not losses):
-                self._budget.reset(self.device, self.trainer.num_devices)
+                self._budget.reset(self.device, self.trainer.num_devices, self.trainer.optimizers)
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:
-                with self._aside.collecting(arm, self._loss_scale()) as backward:
+                with self._deferred.capture(arm, self._loss_scale()) as backward:
                     backward(loss)
                     self._backward_cached()
         self._log_step(batch, losses)
         total = torch.stack(list(losses.values())).sum()
-        return self._aside.stand_in(total) if one_by_one else total
+        return self._deferred.loss(total) if one_by_one else total
 
     def _log_step(self, batch: ContrastiveBatch, losses: Mapping[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self.log(f"train/loss/{name}", loss.detach(), sync_dist=True, batch_size=len(batch))
-        mean = torch.stack([loss.detach() for loss in losses.values()]).mean()
-        self.log("loss", mean, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch))
-        for name, value in self._meter.values(self.device, self.trainer.world_size).items():
-            self.log(f"train/{name}", value, sync_dist=True, batch_size=len(batch))
+        """Log means over ranks, exchanged in one collective and without waiting for the device."""
+        loss_of_arms = torch.stack([loss.detach().float() for loss in losses.values()])
+        throughput = self._throughput.values(self.device, self.trainer.world_size)
+        # Their dtype is said, since megabytes and rates have more digits than 16 bits hold.
+        measured = torch.tensor(list(throughput.values()), dtype=torch.float32)
+        values = torch.cat([loss_of_arms, measured.to(self.device, non_blocking=True)])
+        values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        names = [*(f"loss/{name}" for name in losses), *throughput]
+        for name, value in zip(names, values, strict=True):
+            self.log(f"train/{name}", value, batch_size=len(batch))
+        mean = values[: len(losses)].mean()
+        self.log("loss", mean, prog_bar=True, logger=False, batch_size=len(batch))
 
-    def _loss_scale(self) -> float:
+    def _loss_scale(self) -> Tensor | float:
         """What mixed precision with float16 multiplies losses with, against underflow."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return 1.0 if scaler is None else float(scaler.get_scale())
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
     def named_arms(self) -> dict[str, EmbeddingModel]:
         """The embedding models by name."""
@@ -175,13 +163,10 @@ class PairedContrastiveModule(LightningModule):
         return cast(EmbeddingModel, self.arms[name])
 
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
-        # Ranks in lockstep need as many texts each, whichever of them are equal.
-        once = _encode_all if self._sync.lockstep else _encode_once
-        queries, query_rows = once(batch.queries[name], batch.query_ids)
-        passages, passage_rows = once(batch.passages[name], batch.passage_ids.flatten())
+        queries, passages = cast(tuple[TokenizedTexts, TokenizedTexts], batch.tokens(name))
         embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
-        query_embeddings = embeddings[query_rows]
-        passage_embeddings = embeddings[passage_rows + len(queries)]
+        query_embeddings = embeddings[batch.query_rows]
+        passage_embeddings = embeddings[batch.passage_rows.flatten() + len(queries)]
         loss: Tensor = self.loss(
             query_embeddings,
             passage_embeddings.view(len(batch), batch.group_size, -1),
@@ -198,48 +183,54 @@ class PairedContrastiveModule(LightningModule):
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
         """Embeddings of all texts, (texts, features), with their graphs or as cached leaves."""
         arm = self._arm(name)
-        chunks = self._chunks(tokens.lengths)
-        self._meter.add(tokens.lengths, chunks)
+        chunks, passes = self._chunks(tokens.lengths)
+        self._throughput.count(tokens.lengths, passes)
 
         def encode(number: int) -> Tensor:
-            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, chunks[number]))
+            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, passes[number]))
             return embeddings
 
         # The same numbers with and without other arms, and in any mode of computing gradients.
         key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)
         if self._budget is None:
             outputs = []
-            for number in range(len(chunks)):
+            for number in range(len(passes)):
                 with seeded(self.device, *key, number):
                     outputs.append(encode(number))
             return restore_order(outputs, chunks)
-        widths = [int(tokens.lengths[chunk].max()) for chunk in chunks]
-        cached = CachedEncoding(encode, chunks, widths, key, self._budget, arm)
+        sizes = [len(texts) for texts in passes]
+        widths = [int(tokens.lengths[texts].max()) for texts in passes]
+        cached = CachedEncoding(encode, sizes, widths, key, self._budget, arm)
         self._cached.append(cached)
-        return cached.embeddings
+        return restore_order([cached.embeddings], chunks)
 
-    def _chunks(self, lengths: Tensor) -> list[Tensor]:
-        """Chunks of texts, as many on every rank where ranks go in lockstep."""
+    def _chunks(self, lengths: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Chunks of texts, and those of all forward passes.
+
+        Where forward passes contain collectives, every rank has as many of them: a rank with too
+        few texts for as many chunks encodes its last one again.
+        """
         max_slots = self.max_tokens_per_chunk or sys.maxsize
         chunks = length_sorted_chunks(lengths, max_slots)
-        wanted = self._sync.at_most(len(chunks))
-        return chunks if wanted == len(chunks) else length_sorted_chunks(lengths, max_slots, wanted)
+        wanted = self._sync.max_over_ranks(len(chunks))
+        if wanted > len(chunks):
+            chunks = length_sorted_chunks(lengths, max_slots, wanted)
+        return chunks, chunks + chunks[-1:] * (wanted - len(chunks))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss's own backward pass, then that of the cached chunks."""
+        if not self._cached:
+            self._sync.enable()
         super().backward(loss, *args, **kwargs)
-        if self._aside:
-            self._sync.release()
-            self._aside.hand_over()
-        self._backward_cached(release=self._sync.release)
+        self._backward_cached(enable_sync=self._sync.enable)
 
-    def _backward_cached(self, release: Callable[[], None] = lambda: None) -> None:
+    def _backward_cached(self, enable_sync: Callable[[], None] = lambda: None) -> None:
         """Backward pass of all cached chunks; ranks may average during the last of each arm."""
         if not self._cached:
             return
         context = self.trainer.precision_plugin.forward_context
         last = [cached.backward(context) for cached in self._cached]
-        release()
+        enable_sync()
         torch.autograd.backward([output for output, _ in last], [grad for _, grad in last])
         self._cached.clear()
 
@@ -310,22 +301,3 @@ class ContrastiveModule(PairedContrastiveModule):
 
     def __init__(self, model: EmbeddingModel, *, seed: int = 0, **options: Any) -> None:
         super().__init__({"model": model}, seeds={"model": seed}, **options)
-
-
-def _encode_all(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
-    """All texts as they are, in the form of `_encode_once`."""
-    return tokens, torch.arange(len(ids), device=ids.device)
-
-
-def _encode_once(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
-    """The distinct texts by their ids, and for each text the row of its equal among them."""
-    first: dict[int, int] = {}
-    rows = []
-    keep: list[int] = []
-    for index, text_id in enumerate(ids.tolist()):
-        if text_id not in first:
-            first[text_id] = len(keep)
-            keep.append(index)
-        rows.append(first[text_id])
-    row_of_each = torch.tensor(rows, device=ids.device)
-    return (tokens if len(keep) == len(rows) else tokens.select(keep)), row_of_each

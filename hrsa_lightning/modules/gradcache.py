@@ -8,8 +8,9 @@ arXiv 2101.06983), no limit is a plain step; the gradients are the same.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 
 import psutil
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 AUTO_SHARE = 0.5
-"""Share of the memory that is free at the first step which the budget `"auto"` takes."""
+"""Share of the memory that training leaves free which the budget `"auto"` takes."""
 
 
 class ActivationBudget:
@@ -28,7 +29,8 @@ class ActivationBudget:
 
     Args:
         limit: Bytes; 0 keeps nothing; `"auto"` takes half of what is free at the first step, in
-            the device's memory or, shared out over its processes, in the computer's.
+            the device's memory or, divided by its processes, in the computer's, once gradients and
+            optimizer state have their room.
         agree: Makes ranks decide alike where they have to, see `GradientSync`.
 
     Raises:
@@ -44,17 +46,24 @@ class ActivationBudget:
         self._widest = 0
         self._spent = 0.0
 
-    def reset(self, device: torch.device, num_processes: int = 1) -> None:
+    def reset(
+        self,
+        device: torch.device,
+        num_processes: int = 1,
+        optimizers: Iterable[torch.optim.Optimizer] = (),
+    ) -> None:
         """Start anew: nothing is kept.
 
         Args:
             device: Where activations are.
             num_processes: How many train on this computer, each with a budget of its own.
+            optimizers: `"auto"` leaves room for their gradients and moments.
         """
         self._spent = 0.0
         if isinstance(self.limit, str):
             sharing = num_processes if device.type == "cpu" else 1
-            self.limit = int(AUTO_SHARE * free_memory(device) / sharing)
+            left = free_memory(device) / sharing - bytes_to_come(optimizers)
+            self.limit = max(0, int(AUTO_SHARE * left))
 
     @contextmanager
     def admit(self, num_slots: int, width: int, parameters: Sequence[Tensor]) -> Iterator[bool]:
@@ -83,43 +92,45 @@ class CachedEncoding:
 
     Args:
         encode: Maps a chunk's number to its embeddings, (texts of the chunk, features).
-        chunks: Indices of each chunk's texts; together every text once.
+        sizes: Texts of each chunk.
         widths: Padded width of each chunk, in tokens.
         seed: Key of the random numbers; each chunk adds its number.
         budget: Which graphs are kept.
         module: The module that `encode` runs, for its device and its weights.
 
     Attributes:
-        embeddings: (texts, features), a leaf: call `backward` once its gradient is there.
+        embeddings: (texts, features), one chunk after the other, a leaf: call `backward` once its
+            gradient is there.
     """
 
     def __init__(
         self,
         encode: Callable[[int], Tensor],
-        chunks: Sequence[Tensor],
+        sizes: Sequence[int],
         widths: Sequence[int],
         seed: tuple[int, ...],
         budget: ActivationBudget,
         module: nn.Module,
     ) -> None:
         self._encode = encode
-        self._chunks = chunks
+        self._ends = list(accumulate(sizes))
         self._seed = seed
         self._parameters = list(module.parameters())
         self._device = self._parameters[0].device
         self._kept: dict[int, Tensor] = {}
-        num_texts = sum(map(len, chunks))
+        self._casts_have_graphs = False
         # One block: small ones that stay, among large ones that come and go, scatter the memory.
-        rows = torch.empty(0)
-        for number, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
-            with budget.admit(len(chunk) * width, width, self._parameters) as keep:
+        rows: Tensor | None = None
+        for number, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+            with budget.admit(size * width, width, self._parameters) as keep:
                 output = self._run(number, keep)
             if keep:
                 self._kept[number] = output
-            if number == 0:
-                rows = output.new_empty(num_texts, *output.shape[1:])
-            rows[chunk.to(rows.device)] = output.detach()
+            if rows is None:
+                rows = output.new_empty(self._ends[-1], *output.shape[1:])
+            rows[self._ends[number] - size : self._ends[number]] = output.detach()
             del output
+        assert rows is not None
         self.embeddings = rows.requires_grad_()
 
     def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
@@ -128,10 +139,10 @@ class CachedEncoding:
         Args:
             context: Makes the precision context in which chunks are computed again.
         """
-        for number in range(len(self._chunks) - 1):
+        for number in range(len(self._ends) - 1):
             pending = self._pending(number, context)
             torch.autograd.backward([pending[0]], [pending[1]])
-        return self._pending(len(self._chunks) - 1, context)
+        return self._pending(len(self._ends) - 1, context)
 
     def _pending(
         self, number: int, context: Callable[[], AbstractContextManager[object]]
@@ -141,17 +152,36 @@ class CachedEncoding:
             with context():
                 output = self._run(number, True)
         assert self.embeddings.grad is not None
-        return output, self.embeddings.grad[self._chunks[number].to(self._device)]
+        end = self._ends[number]
+        return output, self.embeddings.grad[end - len(output) : end]
 
     def _run(self, number: int, with_graph: bool) -> Tensor:
-        # Autocast remembers weights that were cast without a graph, and would use them with one.
-        torch.clear_autocast_cache()
+        # Autocast caches weights that were cast without a graph, and would use them with one. Casts
+        # with a graph stay: all kept chunks share one copy of the weights.
+        if with_graph and not self._casts_have_graphs:
+            torch.clear_autocast_cache()
+        self._casts_have_graphs = with_graph
         with torch.set_grad_enabled(with_graph), seeded(self._device, *self._seed, number):
             return self._encode(number)
 
 
 Pending = tuple[Tensor, Tensor]
 """A chunk's embeddings with their graph, and the gradient to start from."""
+
+
+def bytes_to_come(optimizers: Iterable[torch.optim.Optimizer]) -> int:
+    """Bytes of gradients and of Adam's two moments that do not exist yet.
+
+    Under FSDP2 gradients stay whole until the last backward pass of a step, while moments are
+    sharded as the weights are.
+    """
+    total = 0
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            sharded = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            total += parameter.nbytes if parameter.grad is None else 0
+            total += 0 if optimizer.state.get(parameter) else 2 * sharded.nbytes
+    return total
 
 
 def free_memory(device: torch.device) -> int:

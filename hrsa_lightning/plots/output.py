@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hrsa_lightning.io import replacing
 from hrsa_lightning.plots.style import COLORS, FAINT, INK, MUTED
 
 if TYPE_CHECKING:
@@ -29,12 +30,11 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     kind = path.suffix.removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"path: expected a name ending in .png, .svg or .pdf, got {path.name!r}")
-    partial = path.with_name(path.name + ".partial")
-    if kind == "svg":
-        partial.write_text(_svg(figure, path.stem), encoding="utf-8")
-    else:
-        figure.savefig(partial, format=kind, dpi=PNG_DPI)
-    partial.replace(path)
+    with replacing(path) as partial:
+        if kind == "svg":
+            partial.write_text(_svg(figure, path.stem), encoding="utf-8")
+        else:
+            figure.savefig(partial, format=kind, dpi=PNG_DPI)
 
 
 def inline_svg(figure: "Figure", name: str, title: str) -> str:

@@ -13,14 +13,15 @@ from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
+from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.io import ADAPTER_WEIGHTS
 from hrsa_lightning.models.adapters import load_adapter_state
 from hrsa_lightning.models.backbone import load_backbone_config
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.schema import ModelConfig
-from hrsa_lightning.sources.naming import ADAPTER_FILES, Source
+from hrsa_lightning.sources.naming import Source
 
-__all__ = ["check_source", "load_model", "loading_options"]
+__all__ = ["check_source", "load_model"]
 
 
 def check_source(source: Source, *, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -40,27 +41,16 @@ def check_source(source: Source, *, trust_remote_code: bool = False) -> Pretrain
     return config
 
 
-def loading_options(model: ModelConfig) -> dict[str, Any]:
-    """The settings of `EmbeddingModel.from_pretrained` that a trained and a loaded model share."""
-    names = (
-        "dtype",
-        "attn_implementation",
-        "attention",
-        "pooling",
-        "normalize",
-        "instruction_mask",
-        "trust_remote_code",
-    )
-    return {name: getattr(model, name) for name in names}
-
-
-def load_model(source: Source, model: ModelConfig | None = None) -> EmbeddingModel:
+def load_model(
+    source: Source, model: ModelConfig | None = None, device: torch.device | str | None = None
+) -> EmbeddingModel:
     """Load a model, on the CPU and in evaluation mode.
 
     Args:
         source: The model.
         model: How it embeds; by default as it was trained to, and where nothing says that, as
             recipes do.
+        device: Where it will run; flash attention is verified there.
 
     Raises:
         BackboneError: See `EmbeddingModel.from_pretrained`; or the weights of an adapter or of a
@@ -70,7 +60,8 @@ def load_model(source: Source, model: ModelConfig | None = None) -> EmbeddingMod
     loaded = EmbeddingModel.from_pretrained(
         source.backbone,
         revision=source.revision,
-        **loading_options(model or source.model or ModelConfig()),
+        device=device,
+        **(model or source.model or ModelConfig()).loading_options(),
         lora=lora,
         adapter=None if lora is not None else source.adapter,
     )
@@ -111,7 +102,7 @@ def _load_checkpoint(model: EmbeddingModel, checkpoint: Path, arm: str) -> None:
 def _check_adapter(
     source: Source, adapter: Path, config: PretrainedConfig, trust_remote_code: bool
 ) -> None:
-    file = adapter if adapter.is_file() else adapter / ADAPTER_FILES[1]
+    file = adapter if adapter.is_file() else adapter / ADAPTER_WEIGHTS
     misfit = f"adapter {str(adapter)!r} does not fit the backbone {source.backbone!r}"
     try:
         wanted = _adapter_shapes(source, adapter, config, trust_remote_code)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hrsa_lightning.config import load_config
-from hrsa_lightning.errors import BackboneError, ConfigError
+from hrsa_lightning.config.schema import Config, LoRAConfig, ModelConfig
+from hrsa_lightning.errors import BackboneError, ConfigError, nearest
+from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.schema import Config, LoRAConfig, ModelConfig, nearest
-from hrsa_lightning.shelf import EMBEDDED
+from hrsa_lightning.resources import EMBEDDED
 
 __all__ = [
-    "ADAPTER_FILES",
     "EXPORTED_ADAPTER",
     "EXPORT_SETTINGS",
     "Arm",
@@ -23,9 +23,6 @@ __all__ = [
     "find_sources",
     "is_run",
 ]
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""Of peft's format."""
 
 EXPORT_SETTINGS = "hrsa_embedding.json"
 """How an exported model was trained; its `backbone` is null where the folder has all weights."""
@@ -157,7 +154,7 @@ def find_sources(text: str, base: str | None = None) -> list[Source]:
         )
     if (folder / EXPORT_SETTINGS).is_file():
         return [_exported(text, folder)]
-    if (folder / ADAPTER_FILES[0]).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return [_adapter(text, folder, base)]
     return [_plain(text, folder)]
 
@@ -236,10 +233,10 @@ def _adapter(text: str, folder: Path, base: str | None) -> Source:
 
 
 def _read_adapter(folder: Path) -> dict[str, Any]:
-    for name in ADAPTER_FILES:
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
             raise BackboneError(f"adapter {str(folder)!r} has no {name}")
-    return _read_json(folder / ADAPTER_FILES[0])
+    return _read_json(folder / ADAPTER_CONFIG)
 
 
 def _exported(text: str, folder: Path) -> Source:
@@ -275,7 +272,7 @@ def _plain(text: str, folder: Path) -> Source:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise BackboneError(
             f"model {text!r}: the folder is neither a run ({_CONFIG}), a checkpoint ({_STATE}), an "
-            f"adapter ({ADAPTER_FILES[0]}) nor a model ({_MODULES}, config.json)"
+            f"adapter ({ADAPTER_CONFIG}) nor a model ({_MODULES}, config.json)"
         )
     if not folder.exists() and (text[:1] in "./~" or text.count("/") > 1):
         raise BackboneError(f"model {text!r}: no such folder (looked for {folder.absolute()})")

@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.callbacks.base import Monitor
-from hrsa_lightning.representations import read_history
-from hrsa_lightning.representations.trace import TraceWriter
-from hrsa_lightning.shelf import resolve_path, shelf_files, shelf_folder
+from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.similarity.trace import TraceWriter
 from tests.callbacks import projects
 from tests.callbacks.projects import classifier, fit, flavor
+from tests.histories import read_tags
 
-PRESETS = shelf_files("callbacks")
+PRESETS = resource_files("callbacks")
 
 pytestmark = [
     # A loader that only the monitor reads.
@@ -29,7 +29,7 @@ pytestmark = [
 
 
 def readme(language, heading):
-    text = (shelf_folder("callbacks") / "README.md").read_text(encoding="utf-8")
+    text = (resource_folder("callbacks") / "README.md").read_text(encoding="utf-8")
     section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     (block,) = re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
     return block
@@ -50,7 +50,7 @@ def project(pl):
 
 
 def tags(watch):
-    return set(read_history(watch.history_path)[-1]["values"])
+    return set(read_tags(watch.history_path)[-1]["values"])
 
 
 def test_plain_lightning(tmp_path):

@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from hrsa_lightning.callbacks.base import Monitor
-from hrsa_lightning.representations.trace import TraceWriter
-from hrsa_lightning.shelf import resolve_path, shelf_files, shelf_folder
+from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.similarity.trace import TraceWriter
 
-PRESETS = shelf_files("callbacks")
+PRESETS = resource_files("callbacks")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -26,7 +26,7 @@ def test_a_preset_builds(name, tmp_path):
 
 
 def test_the_readme_names_every_preset():
-    text = (shelf_folder("callbacks") / "README.md").read_text(encoding="utf-8")
+    text = (resource_folder("callbacks") / "README.md").read_text(encoding="utf-8")
     assert [name for name in PRESETS if f"`{name}`" not in text] == []
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from hrsa_lightning import functional as F  # noqa: N812
+from tests.allocations import peak_bytes
 
 SAMPLES, FEATURES = 4096, 512
 CHUNK_BYTES = 14 * 2**20
@@ -27,20 +27,6 @@ METRICS: dict[str, Callable[..., object]] = {
     "correlation": F.dimension_correlation,
     "probe": lambda x, y, **options: F.linear_probe_transfer(x, y, x[:, :8].argmax(1), **options),
 }
-
-
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes of tensors that a call has at any one time beside those that were there."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        function()
-    assert profiled.profiler is not None
-    events = profiled.profiler.kineto_results.events()
-    changes = [event for event in events if event.name() == "[memory]"]
-    live = peak = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        live += change.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,80 @@
+"""Score embedding models: `python -m hrsa_lightning.evaluate RUN_OR_MODEL ... [--tasks ...]`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered
+from hrsa_lightning.errors import ConfigError
+
+_EPILOG = """\
+RUN_OR_MODEL  a run's folder (all its arms) or RUN:ARM; an exported folder or hub id; a backbone.
+              Runs that differ in their seeds only are seeds of the same arms.
+TASK          embedded (the package's held-out pairs; no network), or names of mteb's tasks and
+              benchmarks, such as "MTEB(Multilingual, v2)", "MTEB(Code, v1)" and "BRIGHT(v1.1)"
+
+Differences are tested by sign flips over tasks; of a single task over its queries, of one of mteb's
+over its subsets. Arms with the baseline's backbone and another seed show the null effect. Nothing
+is computed twice."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (2 for a mistake of the user)."""
+    return answered(lambda: _run(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hrsa_lightning.evaluate",
+        usage="%(prog)s RUN_OR_MODEL ... [--tasks TASK ...] [options]",
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    add: Any = parser.add_argument
+    add("models", nargs="+", metavar="RUN_OR_MODEL", help=argparse.SUPPRESS)
+    add("--tasks", nargs="+", metavar="TASK", help="what to score on (embedded)")
+    add("--pairs", nargs="+", default=[], metavar="FILE", help="your own held-out pairs as tasks")
+    add("--baseline", metavar="ARM", help="arm that the others are compared with (the first)")
+    add(
+        "--out", default="runs/evaluation", metavar="FOLDER", help="results and cache (%(default)s)"
+    )
+    add_encoder_options(parser)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from hrsa_lightning.encoders import EncoderOptions, find_models
+    from hrsa_lightning.evaluate.arms import find_arm, group_models
+    from hrsa_lightning.evaluate.runner import EMBEDDED_TASK, evaluate_models, read_tasks
+
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: {out} is a file; expected a folder")
+    arms = group_models([found for text in arguments.models for found in find_models(text)])
+    baseline = find_arm(arguments.baseline, arms) if arguments.baseline else arms[0]
+    names = arguments.tasks or ([] if arguments.pairs else [EMBEDDED_TASK])
+    tasks = read_tasks(names, arguments.pairs)
+    models = [model for arm in arms for model in arm.models]
+    results = evaluate_models(models, tasks, out / "cache", EncoderOptions.of(arguments), True)
+
+    from hrsa_lightning.evaluate import tables
+
+    differences = tables.all_differences(arms, baseline, results)
+    parts = [
+        tables.score_lines(arms, results),
+        tables.metric_lines(arms, results),
+        tables.difference_lines(differences),
+    ]
+    text = "\n\n".join("\n".join(lines) for lines in parts if lines)
+    content = json.dumps(tables.as_json(arms, results, differences), indent=1)
+    (out / "results.md").write_text(f"{text}\n", encoding="utf-8")
+    (out / "results.json").write_text(f"{content}\n", encoding="utf-8")
+    print(f"{text}\n\neverything is in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

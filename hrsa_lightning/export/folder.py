@@ -1,0 +1,202 @@
+"""The files that sentence-transformers reads, written from a trained embedding model."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+
+from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
+from hrsa_lightning.sources import Arm
+from hrsa_lightning.sources.naming import EXPORT_SETTINGS, EXPORTED_ADAPTER
+
+__all__ = ["Form", "write_description", "write_model", "write_tokenizer"]
+
+Form = Literal["standard", "module", "adapter"]
+"""Modules of sentence-transformers only; our module on whole weights; our module on an adapter."""
+
+_BASE = "sentence_transformers.base.modules"
+_OWN = "hrsa_lightning.export.modules.TrainedEmbedding"
+_POOLING_MODES = {
+    "mean": "mean",
+    "weighted_mean": "weightedmean",
+    "last": "lasttoken",
+    "first": "cls",
+}
+_VERBATIM_FAMILY = "granite"
+"""A model family for which AutoTokenizer takes tokenizer.json as it is written. For others, such
+as qwen2, it puts rules of its own in the place of those in the file."""
+
+
+def write_model(folder: Path, model: EmbeddingModel, arm: Arm, dtype: torch.dtype) -> None:
+    """Write the merged backbone and its tokenizer; config.json says which attention it has."""
+    transformer: Any = model.transformer
+    nn.Module.to(transformer, dtype)
+    transformer.config.dtype = dtype
+    transformer.save_pretrained(folder)
+    nn.Module.to(transformer, torch.float32)
+    by_offsets = arm.config.model.instruction_mask == "offsets"
+    write_tokenizer(folder, model.tokenizer, standalone=True, by_offsets=by_offsets)
+
+
+def write_tokenizer(
+    folder: Path, tokenizer: EmbeddingTokenizer, *, standalone: bool, by_offsets: bool = False
+) -> None:
+    """Write the tokenizer.
+
+    Args:
+        folder: Where to.
+        tokenizer: That of training.
+        standalone: Make what training did around the tokenizer part of tokenizer.json; without it,
+            the file says what the backbone's did.
+        by_offsets: Training found the first word of a query by character offsets.
+    """
+    backend = tokenizer.tokenizer
+    backend.padding_side = "right"
+    backend.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["truncation"] = content["padding"] = None
+    if standalone and by_offsets:
+        rules = [_lone_space_rule(), content["normalizer"]]
+        content["normalizer"] = _sequence("normalizers", rules)
+    if standalone and tokenizer.add_eos:
+        processors = [content["post_processor"], _eos_rule(backend)]
+        content["post_processor"] = _sequence("processors", processors)
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def write_description(
+    folder: Path, form: Form, model: EmbeddingModel, arm: Arm, prompts: Mapping[str, str]
+) -> None:
+    """Write what makes the folder a model of sentence-transformers: modules, prompts, pooling."""
+    for name in ("modules.json", "sentence_bert_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    if form == "standard":
+        _write_standard_modules(folder, model, arm)
+    else:
+        _write_own_module(folder, form, model, arm)
+    settings = {
+        "model_type": "SentenceTransformer",
+        "prompts": dict(prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    _write_json(folder / "config_sentence_transformers.json", settings)
+
+
+def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> None:
+    pooling = {
+        "embedding_dimension": model.embedding_dim,
+        "pooling_mode": _POOLING_MODES[model.pooling],
+        "include_prompt": model.pooling in ("last", "first"),
+    }
+    modules = [("", f"{_BASE}.transformer.Transformer")]
+    modules.append(
+        ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling")
+    )
+    if model.normalize:
+        modules.append(("2_Normalize", f"{_BASE}.normalize.Normalize"))
+    for path, _ in modules[1:]:
+        (folder / path).mkdir(exist_ok=True)
+        _write_json(folder / path / "config.json", pooling if path == "1_Pooling" else {})
+    data = arm.config.data
+    transformer = {
+        "transformer_task": "feature-extraction",
+        "max_seq_length": max(data.query_length, data.passage_length),
+        "query_length": data.query_length,
+        "document_length": data.passage_length,
+        "processor_kwargs": {"tokenizer_type": _VERBATIM_FAMILY},
+    }
+    _write_json(folder / "sentence_bert_config.json", transformer)
+    _write_modules(folder, modules)
+
+
+def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, arm: Arm) -> None:
+    from hrsa_lightning.models.paths import resolve_backbone
+
+    settings: dict[str, Any] = {
+        "backbone": None,
+        "dtype": "auto",
+        "attention": arm.config.model.attention,
+        "pooling": model.pooling,
+        "normalize": model.normalize,
+        "instruction_mask": arm.config.model.instruction_mask,
+        "query_length": arm.config.data.query_length,
+        "passage_length": arm.config.data.passage_length,
+    }
+    if form == "adapter":
+        assert isinstance(model.backbone, PeftModel)
+        peft: Any = model.backbone.peft_config["default"]
+        names = ("r", "lora_alpha", "use_rslora")
+        targets = peft.target_modules
+        settings["backbone"] = _kept_path(arm.backbone, resolve_backbone(arm.backbone))
+        settings["revision"] = arm.config.arms[arm.name].revision
+        settings["dtype"] = "float32"
+        settings["lora"] = {name: getattr(peft, name) for name in names} | {
+            "lora_dropout": 0.0,
+            "target_modules": targets if isinstance(targets, str) else sorted(targets),
+        }
+        weights = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+        plain = {name: tensor.contiguous() for name, tensor in weights.items()}
+        save_file(plain, folder / EXPORTED_ADAPTER, metadata={"format": "pt"})
+    _write_json(folder / EXPORT_SETTINGS, settings)
+    _write_modules(folder, [("", _OWN)])
+
+
+def _kept_path(named: str, resolved: str) -> str:
+    """Embedded names and hub ids mean the same everywhere; folders are written out in full."""
+    return resolved if Path(resolved).is_dir() and not named.startswith("embedded:") else named
+
+
+def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": kind}
+        for index, (path, kind) in enumerate(modules)
+    ]
+    _write_json(folder / "modules.json", entries)
+
+
+def _lone_space_rule() -> dict[str, Any]:
+    """Drops the template's last space where nothing follows it.
+
+    sentence-transformers counts a prompt's tokens on the prompt alone. Its last space is a token of
+    its own there, but part of the first word when a text follows; without the rule that word would
+    be left out of the mean.
+    """
+    tail = DEFAULT_TEMPLATE.partition("{instruction}")[2]
+    kept = tail.rstrip(" ")
+    before = re.escape(kept).replace("\\\n", "\\n")
+    pattern = f"(?<={before}){' ' * (len(tail) - len(kept))}\\z"
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+
+
+def _eos_rule(tokenizer: Any) -> dict[str, Any]:
+    """Ends every text, also a truncated one, with the end-of-sequence token."""
+    eos = {"SpecialToken": {"id": tokenizer.eos_token, "type_id": 0}}
+    text, second = ({"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B"))
+    known = {"id": tokenizer.eos_token, "ids": [tokenizer.eos_token_id]}
+    return {
+        "type": "TemplateProcessing",
+        "single": [text, eos],
+        "pair": [text, second, eos],
+        "special_tokens": {tokenizer.eos_token: {**known, "tokens": [tokenizer.eos_token]}},
+    }
+
+
+def _sequence(key: str, rules: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    given = [rule for rule in rules if rule is not None]
+    if len(given) == 1:
+        return given[0]
+    return {"type": "Sequence", key: given}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

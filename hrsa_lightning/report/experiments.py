@@ -1,0 +1,493 @@
+"""What runs left behind, and runs that differ only in their seeds as one experiment."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrsa_lightning.config import read_yaml
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import read_json
+from hrsa_lightning.report.metric_info import metric_order
+from hrsa_lightning.similarity.history import (
+    DETAILS_SUFFIX,
+    Detail,
+    read_details,
+    read_evaluations,
+)
+from hrsa_lightning.similarity.measurement import Series, comparison_name
+
+__all__ = [
+    "Curve",
+    "Experiment",
+    "History",
+    "Key",
+    "Pair",
+    "Place",
+    "Run",
+    "find_runs",
+    "group_runs",
+    "read_run",
+]
+
+Array = NDArray[np.float64]
+
+_SEED_KEYS = ("seed", "output_dir", "resume")
+
+
+class Pair(NamedTuple):
+    """A live model and what it is compared with; for a property of one model, the model alone."""
+
+    arm: str = ""
+    reference: str = ""
+
+    @property
+    def name(self) -> str:
+        """As files and options have it, such as `rlvr_vs_base`."""
+        return comparison_name(self.arm, self.reference)
+
+    def __str__(self) -> str:
+        arm = self.arm or ("live" if self.reference else "model")
+        return f"{arm} vs {self.reference}" if self.reference else arm
+
+
+class Place(NamedTuple):
+    """Where a value was measured; a property of the model as a whole has no layer."""
+
+    layer: str = ""
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.label}" if self.label else self.layer or "held_out"
+
+
+class Key(NamedTuple):
+    """What a value is of.
+
+    Attributes:
+        group: Name of the monitor, with that of the probe set where there are several.
+        metric: Such as `cka`.
+        pair: What was compared.
+        place: Where.
+    """
+
+    group: str
+    metric: str
+    pair: Pair
+    place: Place
+
+    @classmethod
+    def of(cls, monitor: str, series: Series) -> "Key":
+        """The key of a monitor's series."""
+        group = f"{monitor}.{series.probes}" if series.probes else monitor
+        pair = Pair(series.arm, series.reference)
+        return cls(group, series.metric, pair, Place(series.layer, series.label))
+
+
+@dataclass(frozen=True)
+class History:
+    """One history file.
+
+    Attributes:
+        steps: (evaluations,), optimizer steps.
+        seconds: (evaluations,), duration of each evaluation; NaN where unknown.
+        columns: Column of each value.
+        values: (evaluations, columns); NaN where undefined or absent.
+        bands: (2, evaluations, columns), ends of the 95 % band over probes; `None` without any.
+        chance: Chance level, where one is known.
+    """
+
+    steps: Array
+    seconds: Array
+    columns: Mapping[Key, int]
+    values: Array
+    bands: Array | None
+    chance: Mapping[Key, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder.
+
+    Attributes:
+        folder: Where it is.
+        config: The resolved recipe; empty where there is none.
+        environment: Versions, git state, command line, hardware; empty where there is none.
+        summary: Steps and seconds; empty for a run that did not finish.
+        histories: By name of the file, without its suffix.
+        details: Layer-by-layer maps and spectra, in the order written.
+        notes: What is missing or wrong, for the reader of the report.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    histories: Mapping[str, History] = field(default_factory=dict)
+    details: Sequence[Detail] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """Short name: the last two parts of the folder's path."""
+        return "/".join(self.folder.absolute().parts[-2:])
+
+    @property
+    def seed(self) -> int | None:
+        """The run's seed, where the recipe says one."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def last_step(self) -> float:
+        """Latest step of any history."""
+        return max(float(history.steps[-1]) for history in self.histories.values())
+
+    def find(self, key: Key) -> tuple[History, int] | None:
+        """The history with a value, and its column there."""
+        for history in self.histories.values():
+            if key in history.columns:
+                return history, history.columns[key]
+        return None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value over the steps of several runs.
+
+    Attributes:
+        steps: (points,), every step at which some run was evaluated, within the common range.
+        values: (runs, points), interpolated between evaluations where the steps of runs differ.
+        band: (2, points), ends of the 95 % band over probes, for a single run that measured it.
+    """
+
+    steps: Array
+    values: Array
+    band: Array | None = None
+
+    @property
+    def first(self) -> list[float]:
+        """Value of each run at its first evaluation."""
+        return [float(value) for value in self.values[:, 0]]
+
+    @property
+    def last(self) -> list[float]:
+        """Value of each run at its last evaluation."""
+        return [float(value) for value in self.values[:, -1]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs of one recipe that differ in their seeds only.
+
+    Attributes:
+        label: Name of the recipe, with what sets it apart from the others.
+        runs: Their order is that of all lists over runs.
+        displacement: Arms that are displacement controls.
+        seed_controls: Names of comparisons that are seed controls.
+        notes: What was left out, and why.
+    """
+
+    label: str
+    runs: Sequence[Run]
+    displacement: Sequence[str] = ()
+    seed_controls: Sequence[str] = ()
+    notes: Sequence[str] = field(default_factory=list)
+
+    @cached_property
+    def keys(self) -> list[Key]:
+        """Every value that any run has, metrics in the paper's order."""
+        histories = [history for run in self.runs for history in run.histories.values()]
+        found = dict.fromkeys(key for history in histories for key in history.columns)
+        return sorted(found, key=lambda key: (key.group, metric_order(key.metric)))
+
+    @cached_property
+    def chance(self) -> dict[Key, float]:
+        """Chance levels; they depend on sample count and width only."""
+        histories = [history for run in self.runs for history in run.histories.values()]
+        return {key: value for history in histories for key, value in history.chance.items()}
+
+    def curve(self, key: Key) -> Curve | None:
+        """A value over steps, one row per run; a run that lacks it gives NaN."""
+        found = [run.find(key) for run in self.runs]
+        there = [pair for pair in found if pair is not None]
+        if not there:
+            return None
+        steps = _common_steps([history.steps for history, _ in there])
+        rows = [
+            np.full(len(steps), np.nan)
+            if pair is None
+            else _at(steps, pair[0].steps, pair[0].values[:, pair[1]])
+            for pair in found
+        ]
+        history, column = there[0]
+        alone = len(self.runs) == 1 and history.bands is not None
+        band = history.bands[..., column] if alone and history.bands is not None else None
+        return Curve(steps, np.stack(rows), band)
+
+    def arms(self) -> Mapping[str, Any]:
+        """The recipe's arms; empty where there is no recipe."""
+        arms: Mapping[str, Any] = self.runs[0].config.get("arms", {})
+        return arms
+
+    def is_seed_control(self, pair: Pair) -> bool:
+        """Whether two seeds of one backbone are compared."""
+        return pair.name in self.seed_controls
+
+    def groups(self) -> list[str]:
+        """Monitors, with probe sets apart; those of retrieval last."""
+        return sorted(dict.fromkeys(key.group for key in self.keys), key=self.is_retrieval)
+
+    def is_retrieval(self, group: str) -> bool:
+        """Whether a monitor's values have no layers."""
+        return not self.verdict_place(group).layer
+
+    def places(self, group: str) -> list[Place]:
+        """Layers and output; labels of the probe set only where there is nothing else."""
+        found = dict.fromkeys(key.place for key in self.keys if key.group == group)
+        return [place for place in found if not place.label] or list(found)
+
+    def verdict_place(self, group: str) -> Place:
+        """Where verdicts are given: at the output, or else at the last layer."""
+        places = self.places(group)
+        return Place("output") if Place("output") in places else places[-1]
+
+    def metrics(self, group: str) -> list[str]:
+        """Metrics of comparisons, and scores; diagnostics of single arms are not among them."""
+        return list(
+            dict.fromkeys(
+                key.metric
+                for key in self.keys
+                if key.group == group and (key.pair.reference or not key.place.layer)
+            )
+        )
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Folders that hold a history; a folder without one stands for all runs below it.
+
+    Raises:
+        DataError: When a folder does not exist or there is no history in or below it.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; expected that of a run")
+        own = [folder] if any(_history_files(folder)) else []
+        below = [] if own else sorted({p.parent for p in folder.rglob("*.jsonl")})
+        runs = own or [path for path in below if any(_history_files(path))]
+        if not runs:
+            raise DataError(
+                f"{folder}: no history in or below it; expected a run's folder with "
+                "similarity.jsonl or another file of a monitor"
+            )
+        found += runs
+    return list(dict.fromkeys(found))
+
+
+def read_run(folder: Path) -> Run:
+    """Read what a run left behind.
+
+    Raises:
+        DataError: When a history is malformed; with file and line.
+    """
+    notes: list[str] = []
+
+    def read(name: str, missing: str) -> dict[str, Any]:
+        if (folder / name).is_file():
+            return read_yaml(folder / name) if name.endswith(".yaml") else read_json(folder / name)
+        notes.append(f"{name} is missing: {missing}")
+        return {}
+
+    histories = {path.stem: _read_history(path) for path in _history_files(folder)}
+    shown = {name: history for name, history in histories.items() if len(history.steps)}
+    if not shown:
+        raise DataError(f"{folder}: its histories hold no whole record")
+    try:
+        config = read("config.yaml", "recipe, seed and arms are unknown")
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    environment = read("environment.json", "versions and git state are unknown")
+    summary = read("summary.json", "the run is not one of the package's or is unfinished")
+    paths = sorted(folder.glob(f"*{DETAILS_SUFFIX}"))
+    details = [detail for path in paths for detail in read_details(path)]
+    return Run(folder, config, environment, summary, shown, details, notes)
+
+
+def group_runs(
+    runs: Sequence[Run],
+    *,
+    displacement: Sequence[str] = (),
+    seed_controls: Sequence[str] = (),
+    replicates: bool = False,
+) -> list[Experiment]:
+    """Put runs together whose recipes differ in seeds only.
+
+    Of runs with the same recipe and seed, which repeat each other, the last is kept. Runs that did
+    not get as far as the others of their experiment are left out. Runs without a recipe stand
+    alone.
+
+    Args:
+        runs: In any order.
+        displacement: Arms that are displacement controls; besides these, arms whose backbone lies
+            in a folder named `controls`.
+        seed_controls: Comparisons that are seed controls; besides these, comparisons of two arms
+            with one backbone.
+        replicates: Take all runs as one experiment, whatever their recipes say.
+    """
+    groups: dict[str, list[Run]] = {}
+    for index, run in enumerate(runs):
+        identity = json.dumps(_identity(run.config), sort_keys=True, default=str)
+        key = "" if replicates else identity if run.config else f"#{index}"
+        groups.setdefault(key, []).append(run)
+    labels = _labels([group[0] for group in groups.values()])
+    experiments = []
+    for group, label in zip(groups.values(), labels, strict=True):
+        kept, notes = _comparable(group)
+        arms = kept[0].config.get("arms", {})
+        moved = [name for name, arm in arms.items() if _is_displaced(arm)]
+        same = [
+            comparison_name(left, right)
+            for left in arms
+            for right in arms
+            if left != right and _backbone(arms[left]) == _backbone(arms[right])
+        ]
+        experiments.append(
+            Experiment(label, kept, [*moved, *displacement], [*same, *seed_controls], notes)
+        )
+    return experiments
+
+
+def _history_files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.name.endswith(DETAILS_SUFFIX):
+            continue
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start.startswith(b'{"step":'):
+            yield path
+
+
+def _read_history(path: Path) -> History:
+    columns: dict[tuple[str, Series], int] = {}
+    chance: dict[Key, float] = {}
+    rows: list[list[tuple[int, float]]] = []
+    bands: list[tuple[int, int, float, float]] = []
+    evaluations = read_evaluations(path)
+    for index, evaluation in enumerate(evaluations):
+        monitor = evaluation.monitor or path.stem
+        row = []
+        for m in evaluation.measurements:
+            column = columns.setdefault((monitor, m.series), len(columns))
+            row.append((column, m.value))
+            if m.low is not None and m.high is not None:
+                bands.append((index, column, m.low, m.high))
+            if m.chance is not None and np.isfinite(m.chance):
+                chance[Key.of(monitor, m.series)] = m.chance
+        rows.append(row)
+    values = np.full((len(rows), len(columns)), np.nan)
+    for index, row in enumerate(rows):
+        if row:
+            places, numbers = zip(*row, strict=True)
+            values[index, list(places)] = numbers
+    ends = np.full((2, *values.shape), np.nan) if bands else None
+    if ends is not None:
+        for index, column, *both in bands:
+            ends[:, index, column] = both
+    return History(
+        np.array([evaluation.step for evaluation in evaluations], float),
+        np.array([evaluation.seconds for evaluation in evaluations], float),
+        {Key.of(*found): column for found, column in columns.items()},
+        values,
+        ends,
+        chance,
+    )
+
+
+def _common_steps(steps: Sequence[Array]) -> Array:
+    """All steps of all runs, within the range that every run covers."""
+    low, high = max(each[0] for each in steps), min(each[-1] for each in steps)
+    union = np.unique(np.concatenate(list(steps)))
+    within = union[(union >= low) & (union <= high)]
+    return within if len(within) else steps[0][:1]
+
+
+def _at(steps: Array, own: Array, values: Array) -> Array:
+    """Values at other steps: as they are where the steps are the same, else interpolated."""
+    if len(steps) == len(own) and bool((steps == own).all()):
+        return values
+    return np.interp(steps, own, values)
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without its seeds; that an arm has a seed of its own is part of it."""
+    kept = {key: value for key, value in config.items() if key not in _SEED_KEYS}
+    kept["arms"] = {
+        name: {**arm, "seed": arm.get("seed") is not None}
+        for name, arm in config.get("arms", {}).items()
+    }
+    return kept
+
+
+def _comparable(group: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    notes = []
+    by_seed: dict[Any, Run] = {}
+    for index, run in enumerate(group):
+        key = index if run.seed is None else f"seed {run.seed}"
+        if key in by_seed:
+            notes.append(f"{by_seed[key].label} is left out: {run.label} has the same {key}")
+        by_seed[key] = run
+    farthest = max(run.last_step for run in by_seed.values())
+    notes += [
+        f"{run.label} is left out: it ends at step {run.last_step:g}, others of its "
+        f"experiment at {farthest:g}"
+        for run in by_seed.values()
+        if run.last_step < farthest
+    ]
+    return [run for run in by_seed.values() if run.last_step == farthest], notes
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Recipe names; where several recipes share one, with the keys in which they differ."""
+    names = [str(run.config.get("name") or run.label) for run in runs]
+    flat = [_flat(_identity(run.config)) for run in runs]
+    labels = []
+    for name, own in zip(names, flat, strict=True):
+        rivals = [
+            other for other_name, other in zip(names, flat, strict=True) if other_name == name
+        ]
+        differing = sorted(
+            key
+            for key in set().union(*rivals)
+            if len({json.dumps(other.get(key), default=str) for other in rivals}) > 1
+        )
+        words = [f"{key}={own.get(key)}" for key in differing[:3]]
+        words += ["…"] if len(differing) > 3 else []
+        labels.append(f"{name} ({', '.join(words)})" if words else name)
+    for index, label in enumerate(labels):
+        if labels.count(label) > 1:
+            labels[index] = f"{label} [{runs[index].label}]"
+    return labels
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _backbone(arm: Mapping[str, Any]) -> tuple[Any, Any]:
+    return arm.get("backbone"), arm.get("revision")
+
+
+def _is_displaced(arm: Mapping[str, Any]) -> bool:
+    return "controls" in str(arm.get("backbone", "")).replace("\\", "/").split("/")[:-1]

@@ -1,0 +1,117 @@
+"""What is known of each metric: its name, its level, and which way is more alike."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hrsa_lightning.similarity.measurement import Measurement
+
+__all__ = ["HEADLINE", "MetricInfo", "headline", "info_of", "metric_order"]
+
+HEADLINE = (
+    "cka",
+    "knn_overlap_10",
+    "procrustes_residual",
+    "inverse_row_entropy",
+    "dimension_correlation",
+    "probe_transfer_accuracy",
+)
+"""One metric of each kind, where there is no room for all."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """One metric.
+
+    Attributes:
+        title: For people.
+        level: `representation`, `geometry`, `function`, `retrieval`, or empty where unknown.
+        identity: Value of a model compared with itself; NaN where that is no fixed number.
+        sign: 1 where larger is more alike, -1 where smaller is; 0 where the value says nothing
+            about likeness.
+        kind: `local`, `global` or `basis`, for what training can and cannot take back.
+    """
+
+    title: str
+    level: str = ""
+    identity: float = math.nan
+    sign: int = 1
+    kind: str = ""
+
+    def similarity(self, value: float) -> float:
+        """A value turned so that larger is more alike."""
+        return -value if self.sign < 0 else value
+
+    @property
+    def self_similarity(self) -> float:
+        """Similarity of a model with itself."""
+        return self.similarity(self.identity)
+
+
+_KNOWN = {
+    "cka": MetricInfo("linear CKA, debiased", "geometry", 1.0, kind="global"),
+    "cka_plain": MetricInfo("linear CKA, plain", "geometry", 1.0, kind="global"),
+    "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
+    "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1, "basis"),
+    "procrustes_global_cosine": MetricInfo("Procrustes cosine, global", "representation", 1.0),
+    "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "representation", 1.0),
+    "inverse_row_entropy": MetricInfo("inverse row entropy of O*", "representation", 1.0),
+    "dimension_correlation": MetricInfo("dimension correlation", "representation", 1.0),
+    "dimension_correlation_median": MetricInfo(
+        "dimension correlation, median", "representation", 1.0
+    ),
+    "probe_transfer_accuracy": MetricInfo("probe transfer accuracy", "function"),
+    "probe_source_accuracy": MetricInfo(
+        "probe accuracy on the reference itself", "function", sign=0
+    ),
+    "probe_ceiling_accuracy": MetricInfo(
+        "probe accuracy, trained on the live model", "function", sign=0
+    ),
+}
+_ORDER = list(_KNOWN)
+
+
+def info_of(metric: str) -> MetricInfo:
+    """What is known of a metric; of an unknown one, that larger is taken for more alike.
+
+    Example:
+        >>> info_of("knn_overlap_10").title
+        'k-NN overlap, k = 10'
+        >>> info_of("my_metric").title
+        'my metric'
+    """
+    if metric in _KNOWN:
+        return _KNOWN[metric]
+    neighbors = re.fullmatch(r"knn_overlap_(\d+)", metric)
+    if neighbors:
+        known = _KNOWN["knn_overlap"]
+        return MetricInfo(f"{known.title}, k = {neighbors[1]}", known.level, 1.0, kind=known.kind)
+    if "@" in metric:
+        name, _, depth = metric.partition("@")
+        titles = {"mrr": "MRR", "ndcg": "nDCG"}
+        return MetricInfo(f"{titles.get(name, name)}@{depth}", "retrieval")
+    return MetricInfo(metric.replace("_", " "))
+
+
+def headline(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """What of a run's values fits into one row: a metric of each kind at the output, and MRR.
+
+    Drifts of arms from their own start are among them only where nothing else is compared.
+    """
+    scores: list[Measurement] = []
+    drifts: list[Measurement] = []
+    pairs: list[Measurement] = []
+    for m in measurements:
+        if m.metric.startswith("mrr@") and not m.layer:
+            scores.append(m)
+        elif m.metric in HEADLINE and m.layer == "output" and not m.label:
+            (drifts if m.reference == "initial" else pairs).append(m)
+    return [*(pairs or drifts), *scores]
+
+
+def metric_order(metric: str) -> tuple[int, str, int]:
+    """Sorting key: by level as the paper has them, neighbors by number, others last."""
+    neighbors = re.fullmatch(r"(.*?)_?(\d+)", metric)
+    stem, number = (neighbors[1], int(neighbors[2])) if neighbors else (metric, 0)
+    return (_ORDER.index(stem) if stem in _ORDER else len(_ORDER), stem, number)

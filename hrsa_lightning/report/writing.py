@@ -1,0 +1,148 @@
+"""From folders of runs to the files of a report."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import write_text
+from hrsa_lightning.report.experiments import (
+    Experiment,
+    Key,
+    find_runs,
+    group_runs,
+    read_run,
+)
+from hrsa_lightning.report.metric_info import info_of
+from hrsa_lightning.report.page import to_html, to_markdown, write_figures
+from hrsa_lightning.report.sections import report_blocks
+from hrsa_lightning.report.statistics import realignment_gain, spread
+from hrsa_lightning.report.verdict import derive, pairs_of
+
+__all__ = ["write_report"]
+
+_FIGURES = "figures"
+_NAMES = ("experiment", "group", "comparison", "metric", "where")
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    displacement: Sequence[str] = (),
+    seed_controls: Sequence[str] = (),
+    replicates: bool = False,
+    log_x: bool = False,
+) -> Path:
+    """Write `report.html`, `report.md`, CSV files and figures.
+
+    Runs whose recipes differ in seeds only are one experiment. A folder without a history of its
+    own stands for all runs below it.
+
+    Args:
+        runs: Folders.
+        out: Folder to write into; made where needed.
+        displacement: Arms that are displacement controls, besides those whose backbone lies in a
+            folder named `controls`.
+        seed_controls: Comparisons that are seed controls, besides those of two arms with one
+            backbone.
+        replicates: Take all runs as seeds of one experiment; for runs without a recipe.
+        log_x: Draw steps on a logarithmic axis.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        DataError: When a run is missing or malformed, or nothing can be written.
+    """
+    found = [read_run(folder) for folder in find_runs(runs)]
+    experiments = group_runs(
+        found, displacement=displacement, seed_controls=seed_controls, replicates=replicates
+    )
+    blocks = report_blocks(experiments, log_x=log_x)
+    title = ", ".join(experiment.label for experiment in experiments[:3])
+    title += f" and {len(experiments) - 3} more" if len(experiments) > 3 else ""
+    count = sum(len(experiment.runs) for experiment in experiments)
+    subtitle = f"How representations drifted and realigned: {count} run{'s' * (count > 1)}"
+    try:
+        (out / _FIGURES).mkdir(parents=True, exist_ok=True)
+        for name, rows in (
+            ("values.csv", _values(experiments)),
+            ("curves.csv", _curves(experiments)),
+            ("derived.csv", _derived(experiments)),
+        ):
+            write_text(out / name, _csv(rows))
+        write_figures(blocks, out / _FIGURES)
+        write_text(out / "report.md", to_markdown(title, subtitle, blocks, _FIGURES))
+        write_text(out / "report.html", to_html(title, subtitle, blocks))
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return out / "report.html"
+
+
+def _names(experiment: Experiment, key: Key) -> tuple[str, ...]:
+    return (experiment.label, key.group, key.pair.name, key.metric, str(key.place))
+
+
+def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
+    """Every value at every place, before and after."""
+    ends = ("before_mean", "before_std", "after_mean", "after_std", "gain_mean", "gain_std")
+    yield (*_NAMES, "runs", *ends, "chance")
+    for experiment in experiments:
+        for key in experiment.keys:
+            curve = experiment.curve(key)
+            if curve is None:
+                continue
+            info = info_of(key.metric)
+            gains = [
+                realignment_gain(info.similarity(first), info.similarity(last))
+                for first, last in zip(curve.first, curve.last, strict=True)
+            ]
+            found = [spread(values) for values in (curve.first, curve.last, gains)]
+            yield (
+                *_names(experiment, key),
+                found[1].num_values,
+                *(number for each in found for number in (each.mean, each.std)),
+                experiment.chance.get(key, math.nan),
+            )
+
+
+def _curves(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
+    """What the curves show: mean and standard deviation at every step."""
+    yield (*_NAMES, "step", "mean", "std", "runs")
+    for experiment in experiments:
+        places = {group: experiment.verdict_place(group) for group in experiment.groups()}
+        for key in experiment.keys:
+            curve = experiment.curve(key) if key.place == places[key.group] else None
+            if curve is None:
+                continue
+            for step, values in zip(curve.steps.tolist(), curve.values.T.tolist(), strict=True):
+                found = spread(values)
+                numbers = (found.mean, found.std, found.num_values)
+                yield (*_names(experiment, key), f"{step:g}", *numbers)
+
+
+def _derived(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
+    """Derived quantities of every pair, mean and standard deviation over runs."""
+    quantities = ("gain", "half_life", "recovered", "closed", "by_pair", "by_control")
+    yield (*_NAMES, *(f"{name}_{end}" for name in quantities for end in ("mean", "std")))
+    for experiment in experiments:
+        for group in experiment.groups():
+            place = experiment.verdict_place(group)
+            pairs, controls, _ = pairs_of(experiment, group)
+            for pair in pairs:
+                for d in derive(experiment, group, pair, place, controls):
+                    spreads = [getattr(d, name) for name in quantities]
+                    numbers = [number for each in spreads for number in (each.mean, each.std)]
+                    yield (*_names(experiment, d.key), *numbers)
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    """Undefined values are left empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in rows:
+        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
+    return buffer.getvalue()

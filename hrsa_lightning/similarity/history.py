@@ -1,0 +1,361 @@
+"""Measurements as JSON lines, one evaluation a line, and the details beside them.
+
+A line of a history is an object with `step`, `epoch`, `time`, `seconds`, `monitor` and
+`measurements`, a list of objects with the fields of `Measurement` that differ from their defaults.
+Undefined values, for which JSON has no number, are null. Files of version 0.1, whose `values` and
+`floors` are mappings by tag, are read as well.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import read_json_lines, write_text
+from hrsa_lightning.similarity.measurement import Measurement, Series
+
+__all__ = [
+    "DETAILS_SUFFIX",
+    "Detail",
+    "Evaluation",
+    "SummaryRow",
+    "append_record",
+    "cut_history",
+    "details_path",
+    "read_details",
+    "read_evaluations",
+    "read_history",
+    "summarize",
+]
+
+DETAILS_SUFFIX = ".details.jsonl"
+"""End of the names of files with layer-by-layer maps and spectra, beside the histories."""
+
+_NUMBERS = ("value", "chance", "low", "high")
+_SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
+_BOUNDS = ("low", "high")
+
+
+class Evaluation(NamedTuple):
+    """What one evaluation of a monitor left in its history.
+
+    Attributes:
+        step: Optimizer step.
+        measurements: Values, in the order written.
+        monitor: Name of the monitor.
+        epoch: Counted from 0.
+        time: Seconds since 1970.
+        seconds: Duration of the evaluation.
+    """
+
+    step: int
+    measurements: list[Measurement]
+    monitor: str = ""
+    epoch: int = 0
+    time: float = math.nan
+    seconds: float = math.nan
+
+    def record(self) -> dict[str, Any]:
+        """The line of the history."""
+        fields = Measurement._field_defaults
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "time": self.time,
+            "seconds": self.seconds,
+            "monitor": self.monitor,
+            "measurements": [
+                {
+                    name: _finite(value)
+                    for name, value in m._asdict().items()
+                    if name != "step" and (name not in fields or value != fields[name])
+                }
+                for m in self.measurements
+            ],
+        }
+
+
+class Detail(NamedTuple):
+    """A map of all layers against all layers, or a spectrum of an alignment.
+
+    Attributes:
+        step: Optimizer step.
+        kind: `cka` (debiased linear CKA of every layer against every layer), `singular_values` (of
+            the cross-covariance behind O*, falling) or `row_entropy` (evenly spaced percentiles,
+            from 0 to 100, of the entropies of the rows of O* over ln d).
+        values: (rows, columns) of a map, or a list; NaN where undefined.
+        probes: See `Measurement`.
+        arm: See `Measurement`.
+        reference: See `Measurement`.
+        layer: Layer of a spectrum.
+        rows: Layers of the live model, for a map.
+        columns: Layers of the reference, for a map.
+        monitor: Name of the monitor.
+    """
+
+    step: int
+    kind: str
+    values: list[Any]
+    probes: str = ""
+    arm: str = ""
+    reference: str = ""
+    layer: str = ""
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    monitor: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """The line of the file of details."""
+        fields = Detail._field_defaults
+        return {
+            name: _finite(value)
+            for name, value in self._asdict().items()
+            if name not in fields or value != fields[name]
+        }
+
+
+class SummaryRow(NamedTuple):
+    """First and last value of one series.
+
+    Attributes:
+        series: Which one.
+        first: The first measurement.
+        last: The last.
+    """
+
+    series: Series
+    first: Measurement
+    last: Measurement
+
+
+def read_history(path: str | Path) -> list[Measurement]:
+    """Read all measurements of a history file; a last line cut off by a kill is left out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Measurements in the order written.
+
+    Raises:
+        DataError: When a line is malformed; with file and line.
+    """
+    return [m for evaluation in read_evaluations(path) for m in evaluation.measurements]
+
+
+def read_evaluations(path: str | Path) -> list[Evaluation]:
+    """Read a history file evaluation by evaluation; see `read_history`."""
+    path = Path(path)
+    old = _TagReader(path.stem)
+    found = []
+    for number, _, _, record in read_json_lines(path, ended_only=True):
+        try:
+            step, monitor = record["step"], record.get("monitor", "")
+            if "values" in record:
+                monitor, measurements = old.read(record)
+            else:
+                measurements = [_measurement(step, fields) for fields in record["measurements"]]
+            found.append(
+                Evaluation(
+                    step,
+                    measurements,
+                    monitor,
+                    record.get("epoch", 0),
+                    _number(record.get("time")),
+                    _number(record.get("seconds")),
+                )
+            )
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise DataError(
+                f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
+                f"got {json.dumps(record):.80}"
+            ) from None
+    return found
+
+
+def read_details(path: str | Path) -> list[Detail]:
+    """Read a file of maps and spectra.
+
+    Raises:
+        DataError: When a line is malformed; with file and line.
+    """
+    path = Path(path)
+    found = []
+    for number, _, _, record in read_json_lines(path, ended_only=True):
+        try:
+            if "group" in record:
+                record = _old_detail(record, path.name.removesuffix(DETAILS_SUFFIX))
+            values = [
+                [*map(_number, row)] if isinstance(row, list) else _number(row)
+                for row in record["values"]
+            ]
+            found.append(Detail(**{**record, "values": values}))
+        except (KeyError, TypeError):
+            raise DataError(f"{path}:{number}: expected a map or spectrum with 'values'") from None
+    return found
+
+
+def details_path(history: Path) -> Path:
+    """The file of maps and spectra beside a history.
+
+    Example:
+        >>> details_path(Path("run/similarity.jsonl")).name
+        'similarity.details.jsonl'
+    """
+    return history.with_name(f"{history.stem}{DETAILS_SUFFIX}")
+
+
+def append_record(path: Path, record: Evaluation | Detail) -> None:
+    """Add one line to a history or a file of details."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record.record()) + "\n")
+
+
+def cut_history(source: Path, target: Path, last_step: int) -> list[int]:
+    """Begin `target` with the records of `source` up to a step, for a run that resumes there.
+
+    Args:
+        source: The file of the run that was interrupted; may be missing.
+        target: The file of the run that goes on; may be the same one. Where no record is kept,
+            there is none.
+        last_step: Later records are dropped.
+
+    Returns:
+        The steps of the records kept.
+    """
+    lines = source.read_text(encoding="utf-8").split("\n")[:-1] if source.is_file() else []
+    kept = [(step, line) for line in lines if (step := json.loads(line)["step"]) <= last_step]
+    if not kept:
+        target.unlink(missing_ok=True)
+        return []
+    write_text(target, "".join(f"{line}\n" for _, line in kept))
+    return [step for step, _ in kept]
+
+
+def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:
+    """First and last value of every series, in the order of first appearance."""
+    first: dict[Series, Measurement] = {}
+    last: dict[Series, Measurement] = {}
+    for m in measurements:
+        first.setdefault(m.series, m)
+        last[m.series] = m
+    return [SummaryRow(series, first[series], last[series]) for series in first]
+
+
+def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
+    for name in _NUMBERS:
+        if name in fields:
+            fields[name] = _number(fields[name])
+    return Measurement(**fields, step=step)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _TagReader:
+    """Reads records of version 0.1, the only place that takes a tag apart.
+
+    Args:
+        name: Monitor whose file it is, where a record does not say.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._floors: dict[str, float] = {}
+        self._known: dict[str, Series] = {}
+        self._arms: set[str] = set()
+
+    def read(self, record: Mapping[str, Any]) -> tuple[str, list[Measurement]]:
+        """Monitor and measurements of a record."""
+        values: dict[str, float | None] = record["values"]
+        # Chance levels were written once, at the first evaluation that knew them.
+        self._floors |= record.get("floors", {})
+        seconds = [tag for tag in values if tag.count("/") == 1 and tag.endswith("/seconds")]
+        name = seconds[0].removesuffix("/seconds") if seconds else self._name
+        # Every arm has such a diagnostic, so that its name says where that of the reference begins.
+        shares = (tag.split("/") for tag in values if "/variance_share_sample/" in tag)
+        arms = {parts[2] for parts in shares if len(parts) == 4}
+        if arms != self._arms or name != self._name:
+            self._name, self._arms, self._known = name, arms, {}
+        found: dict[Series, Measurement] = {}
+        for tag, value in values.items():
+            if tag in seconds:
+                continue
+            series = self._known.get(tag) or self._known.setdefault(tag, self._series(tag))
+            chance = self._floors.get(tag)
+            found[series] = _of_series(series, _number(value), chance, record["step"])
+        return name, _with_bands(found)
+
+    def _series(self, tag: str) -> Series:
+        group, *parts = tag.split("/")
+        probes = _probes_of(group, self._name)
+        if len(parts) < 3 and _SCORE.fullmatch(parts[-1]):
+            return Series(parts[-1], probes, arm=parts[0] if len(parts) == 2 else "")
+        metric, *place = parts
+        if metric.startswith("variance_share_"):
+            return Series(metric, probes, arm="".join(place[:-1]), layer=place[-1])
+        arm, reference = "", "reference"
+        if len(place) > 1 and "_vs_" in place[0]:
+            arm, reference = _sides(place.pop(0), self._arms)
+        return Series(
+            metric, probes, arm, reference, place[0] if place else "", "/".join(place[1:])
+        )
+
+
+def _of_series(series: Series, value: float, chance: float | None, step: int) -> Measurement:
+    metric, probes, arm, reference, layer, label = series
+    return Measurement(metric, value, chance, probes, arm, reference, layer, label, step)
+
+
+def _with_bands(found: dict[Series, Measurement]) -> list[Measurement]:
+    """Bounds as fields of the value that they belong to."""
+    bands: dict[Series, tuple[float, float]] = {}
+    bounds: set[Series] = set()
+    for series in found:
+        low, high = (series._replace(metric=f"{series.metric}_{end}") for end in _BOUNDS)
+        if low in found and high in found:
+            bands[series] = found[low].value, found[high].value
+            bounds |= {low, high}
+    return [
+        m._replace(low=bands[series][0], high=bands[series][1]) if series in bands else m
+        for series, m in found.items()
+        if series not in bounds
+    ]
+
+
+def _probes_of(group: str, name: str) -> str:
+    return group.removeprefix(name).removeprefix(".")
+
+
+def _sides(comparison: str, arms: Iterable[str]) -> tuple[str, str]:
+    """Arm and reference of a name such as `rlvr_vs_base`."""
+    for arm in sorted(arms, key=len, reverse=True):
+        if comparison.startswith(f"{arm}_vs_"):
+            return arm, comparison.removeprefix(f"{arm}_vs_")
+    arm, _, reference = comparison.partition("_vs_")
+    return "" if arm == "live" else arm, reference
+
+
+def _old_detail(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    names: Sequence[str] = ("step", "kind", "values", "rows", "columns")
+    found = {key: record[key] for key in names if key in record}
+    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", "reference")
+    return {
+        **found,
+        "probes": _probes_of(record["group"], name),
+        "arm": sides[0],
+        "reference": sides[1],
+        "layer": record.get("where", ""),
+        "monitor": name,
+    }

@@ -1,0 +1,94 @@
+"""One value of an evaluation, with everything that is known of it."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+__all__ = ["Measurement", "Series", "comparison_name", "headline_layer"]
+
+
+class Series(NamedTuple):
+    """What the values of one curve have in common.
+
+    Attributes:
+        metric: See `Measurement`, as for the others.
+        probes: Probe set.
+        arm: Live arm.
+        reference: What it is compared with.
+        layer: Layer.
+        label: Label of the samples.
+    """
+
+    metric: str
+    probes: str = ""
+    arm: str = ""
+    reference: str = ""
+    layer: str = ""
+    label: str = ""
+
+    @property
+    def comparison(self) -> str:
+        """See `Measurement.comparison`."""
+        return comparison_name(self.arm, self.reference)
+
+
+class Measurement(NamedTuple):
+    """One value of one metric.
+
+    Attributes:
+        metric: Such as `cka`, `knn_overlap_10` or `mrr@10`.
+        value: NaN where it is undefined.
+        chance: Value of unrelated representations; `None` where it is not known.
+        probes: Name of the probe set; empty where there is only one.
+        arm: Name of the live model; empty where there is only one.
+        reference: Name of what it is compared with; empty for a property of the model alone, such
+            as a retrieval score.
+        layer: Short name of the layer, such as `layer_3` or `output`; empty for a property of the
+            model as a whole.
+        label: Label of the samples that were compared; empty for all samples.
+        step: Optimizer step.
+        low: Lower end of the 95 % band; `None` where none was asked for.
+        high: Upper end of the band.
+    """
+
+    metric: str
+    value: float
+    chance: float | None = None
+    probes: str = ""
+    arm: str = ""
+    reference: str = ""
+    layer: str = ""
+    label: str = ""
+    step: int = 0
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def series(self) -> Series:
+        """The curve that the value belongs to."""
+        return Series(self.metric, self.probes, self.arm, self.reference, self.layer, self.label)
+
+    @property
+    def comparison(self) -> str:
+        """Name for people and file names, such as `rlvr_vs_base`; the arm where it is alone."""
+        return comparison_name(self.arm, self.reference)
+
+
+def comparison_name(arm: str, reference: str) -> str:
+    """Name of a comparison; a model that is the only one is called `live`.
+
+    Example:
+        >>> comparison_name("rlvr", "base"), comparison_name("", "initial")
+        ('rlvr_vs_base', 'live_vs_initial')
+    """
+    return f"{arm or 'live'}_vs_{reference}" if reference else arm
+
+
+def headline_layer(layers: Iterable[str]) -> str:
+    """The layer that summaries show: the output, or else the last one.
+
+    Example:
+        >>> headline_layer(["layer_0", "output", "pooler"]), headline_layer(["layer_0", "layer_1"])
+        ('output', 'layer_1')
+    """
+    names = list(layers)
+    return "output" if "output" in names else names[-1]

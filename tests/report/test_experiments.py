@@ -1,0 +1,225 @@
+import math
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from hrsa_lightning.report.experiments import Key, Pair, Place, group_runs, read_run
+from hrsa_lightning.report.figures import spectra_gallery, styles
+from hrsa_lightning.report.metric_info import headline
+from hrsa_lightning.report.verdict import derive, pair_words, pairs_of, verdicts_of
+from hrsa_lightning.similarity.history import Evaluation, append_record, read_evaluations
+from hrsa_lightning.similarity.measurement import Measurement
+from tests.report.runs import value, write_run
+
+PAIR = Pair("rlvr", "base")
+SEEDS, NOISE = Pair("base_seed2", "base"), Pair("noise", "base")
+CONTROLS = [SEEDS, NOISE]
+OUTPUT = Place("output")
+KEY = Key("similarity", "cka", PAIR, OUTPUT)
+
+
+def experiment_of(tmp_path, *settings, **options):
+    runs = [read_run(write_run(tmp_path / str(i), **each)) for i, each in enumerate(settings)]
+    return group_runs(runs, **options)
+
+
+def test_recipes_that_differ_in_seeds_are_one_experiment(tmp_path):
+    first, second = experiment_of(tmp_path, {"seed": 1}, {"seed": 2}, {"seed": 1, "lr": 0.1})
+    assert [len(first.runs), len(second.runs)] == [2, 1]
+    assert first.label == "tiny (optimizer.lr=0.004)"
+    assert second.label == "tiny (optimizer.lr=0.1)"
+
+
+def test_a_repeated_seed_and_an_unfinished_run_are_left_out_and_named(tmp_path):
+    (found,) = experiment_of(
+        tmp_path, {"seed": 1}, {"seed": 1}, {"seed": 2}, {"seed": 3, "steps": (0, 10)}
+    )
+    assert [run.folder.name for run in found.runs] == ["1", "2"]
+    assert "has the same seed 1" in found.notes[0]
+    assert "ends at step 10" in found.notes[1]
+
+
+def test_runs_without_a_recipe_are_replicates_only_when_told(tmp_path):
+    alone = experiment_of(tmp_path / "a", {"config": False}, {"config": False})
+    assert len(alone) == 2
+    assert len({each.label for each in alone}) == 2
+    (together,) = experiment_of(
+        tmp_path / "b", {"config": False}, {"config": False}, replicates=True
+    )
+    assert len(together.runs) == 2
+
+
+def test_steps_that_differ_between_runs_are_interpolated(tmp_path):
+    (found,) = experiment_of(tmp_path, {"seed": 1}, {"seed": 2, "steps": (0, 5, 40)})
+    curve = found.curve(KEY)
+    assert curve.steps.tolist() == [0, 5, 10, 20, 40]
+    straight = [value(2, step, "cka", "rlvr_vs_base", 3) for step in curve.steps]
+    assert curve.values[1] == pytest.approx(straight)
+
+
+def test_undefined_and_absent_values_are_nan(tmp_path):
+    (found,) = experiment_of(tmp_path, {"seed": 1}, {"seed": 2, "metrics": ("knn_overlap_10",)})
+    assert np.isnan(found.curve(KEY).values[1]).all()
+    entropy = found.curve(KEY._replace(metric="inverse_row_entropy"))
+    assert np.isnan(entropy.values).all()
+    assert found.curve(KEY._replace(metric="nothing")) is None
+
+
+def test_controls_are_found_in_the_recipe_or_named(tmp_path):
+    (found,) = experiment_of(tmp_path, {})
+    assert pairs_of(found, "similarity") == ([PAIR], CONTROLS, [Pair("rlvr", "initial")])
+    (bare,) = experiment_of(
+        tmp_path / "bare",
+        {"config": False},
+        displacement=["noise"],
+        seed_controls=["base_seed2_vs_base"],
+    )
+    assert pairs_of(bare, "similarity") == pairs_of(found, "similarity")
+
+
+def test_verdicts_weigh_differences_within_runs(tmp_path):
+    (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 2, 3)))
+    verdicts = verdicts_of(found, "similarity", PAIR, OUTPUT, CONTROLS)
+    cka, knn, residual, entropy = verdicts
+    # The control falls twice as fast, by far more than seeds differ; noise falls alike from 0.1
+    # above, the same in every run.
+    assert cka.relations == {SEEDS: "nearer", NOISE: "farther"}
+    assert residual.relations == knn.relations == cka.relations
+    assert cka.moved == residual.moved == "farther"
+    assert cka.words == "nearer than base_seed2; farther apart than noise"
+    assert entropy.words == "undefined"
+    assert "moved" not in cka.words
+    sentences = " ".join(pair_words(verdicts, 3))
+    assert "together in 0 of 3 metrics and apart in 3" in sentences
+    assert "Compared with base_seed2 it ends nearer in 3" in sentences
+
+
+def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
+    (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 6)))
+    (verdict, *_) = verdicts_of(found, "similarity", PAIR, OUTPUT, [])
+    assert verdict.moved == "same", "two seeds leave an interval of 12.7 standard errors"
+    assert verdict.words == "no control in this run; not distinguishable from chance"
+    assert "No control" in pair_words([verdict], 2)[-1]
+
+
+def test_gap_and_recovery_are_taken_run_by_run(tmp_path):
+    settings = ({"seed": seed, "steps": (0, 10, 30, 40)} for seed in (1, 2, 3))
+    (found,) = experiment_of(tmp_path, *settings)
+    derived = {d.key.metric: d for d in derive(found, "similarity", PAIR, OUTPUT, CONTROLS)}
+    gaps = []
+    for seed in (1, 2, 3):
+        pair, control = (
+            [value(seed, step, "cka", name, 3) for step in (0, 40)]
+            for name in ("rlvr_vs_base", "base_seed2_vs_base")
+        )
+        gaps.append(1 - (control[1] - pair[1]) / (control[0] - pair[0]))
+    assert derived["cka"].closed.mean == pytest.approx(sum(gaps) / 3)
+    assert derived["cka"].bracket == (10, 30)
+    assert derived["cka"].half_life.mean == pytest.approx(20)
+    assert derived["procrustes_residual"].gain.mean < 0, "a residual that grows is a loss"
+    assert math.isnan(derived["inverse_row_entropy"].gain.mean)
+
+
+def test_one_run_is_compared_without_an_interval(tmp_path):
+    (found,) = experiment_of(tmp_path, {"bands": True})
+    (verdict, *_) = verdicts_of(found, "similarity", PAIR, OUTPUT, CONTROLS)
+    assert verdict.moved == "unknown"
+    assert verdict.relations[SEEDS] == "nearer"
+    assert verdict.words.endswith("one seed, no interval")
+    low, high = verdict.band
+    assert low < verdict.after.mean < high
+    assert "cannot be said from one" in pair_words([verdict], 1)[0]
+
+
+def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
+    (found,) = experiment_of(tmp_path, {"details": True})
+    drawn = {}
+    for kind in ("singular_values", "row_entropy"):
+        gallery = spectra_gallery(
+            found,
+            "similarity",
+            styles(found, [PAIR]),
+            "output",
+            kind,
+            name="x",
+            title="x",
+        )
+        assert [panel.title[-6:] for panel in gallery.panels] == ["step 0", "tep 10", "tep 40"]
+        ax = Figure().subplots()
+        gallery.panels[0].draw(ax)
+        drawn[kind] = ax.lines[0].get_xdata().tolist(), ax.lines[0].get_ydata().tolist()
+    assert drawn["singular_values"] == ([1, 2, 3], [1.0, 0.1, 0.01])
+    assert drawn["row_entropy"] == ([0, 100], [0.1, 0.3])
+
+
+def test_a_control_looks_the_same_wherever_it_is_drawn(tmp_path):
+    (found,) = experiment_of(tmp_path, {})
+    arms = list(found.arms())
+    by_pair = styles(found, [Pair(arm, "base") for arm in arms[1:]])
+    by_arm = styles(found, [Pair(arm) for arm in arms])
+    shown = {Pair(pair.arm): style for pair, style in by_pair.items()}
+    assert by_arm == {Pair("base"): by_arm[Pair("base")]} | shown
+    assert by_arm[Pair("base_seed2")] == ("#000000", "--")
+    assert len(set(by_arm.values())) == len(arms)
+
+
+def test_a_row_has_drifts_only_where_nothing_else_is_compared():
+    def output(metric, arm, reference, layer="output"):
+        return Measurement(metric, 0.5, arm=arm, reference=reference, layer=layer)
+
+    drifts = [output("cka", arm, "initial") for arm in "ab"]
+    pairs = [output("cka", "a", "b"), output("knn_overlap_10", "a", "b")]
+    others = [output("cka_plain", "a", "b"), output("cka", "a", "b", "layer_1")]
+    scores = [Measurement(metric, 0.5, arm="a") for metric in ("mrr@10", "ndcg@10")]
+    assert headline([*others, *scores, *drifts, *pairs]) == [*pairs, scores[0]]
+    assert headline([*others, *drifts]) == drifts
+
+
+def test_a_model_alone_is_a_pair_with_its_start_and_drifts_beside_another_reference(tmp_path):
+    def experiment(name, *references):
+        folder = tmp_path / name
+        for step in (0, 5):
+            values = [Measurement("cka", 0.5, reference=r, layer="output") for r in references]
+            append_record(folder / "similarity.jsonl", Evaluation(step, values, "similarity"))
+        (found,) = group_runs([read_run(folder)])
+        return found
+
+    initial, trace = Pair("", "initial"), Pair("", "trace")
+    assert pairs_of(experiment("alone", "initial"), "similarity") == ([initial], [], [])
+    assert pairs_of(experiment("two", "initial", "trace"), "similarity") == ([trace], [], [initial])
+    assert str(initial) == "live vs initial"
+
+
+def test_names_and_labels_that_look_like_tags_are_names(tmp_path):
+    values = [
+        Measurement("cka", 0.25, arm="a_vs_b", reference="c", layer="output"),
+        Measurement("cka", 0.75, arm="a", reference="b_vs_c", layer="output"),
+        Measurement("cka", 0.5, arm="a", reference="b_vs_c", layer="output", label="at@home"),
+    ]
+    append_record(tmp_path / "similarity.jsonl", Evaluation(3, values, "similarity"))
+    (found,) = group_runs([read_run(tmp_path)])
+    pairs = [Pair("a_vs_b", "c"), Pair("a", "b_vs_c")]
+    assert pairs_of(found, "similarity")[0] == pairs
+    keys = [Key("similarity", "cka", pair, OUTPUT) for pair in pairs]
+    assert [found.curve(key).last for key in keys] == [[0.25], [0.75]]
+    assert not found.is_retrieval("similarity")
+
+
+def test_files_of_version_0_1_and_of_today_say_the_same(tmp_path):
+    old = read_run(write_run(tmp_path / "old", bands=True, details=True))
+    new = tmp_path / "new"
+    for name in ("similarity", "retrieval"):
+        for evaluation in read_evaluations(tmp_path / "old" / f"{name}.jsonl"):
+            append_record(new / f"{name}.jsonl", evaluation)
+    for detail in old.details:
+        append_record(new / "similarity.details.jsonl", detail)
+    again = read_run(new)
+    for name, history in old.histories.items():
+        assert again.histories[name].columns == history.columns
+        assert np.array_equal(again.histories[name].values, history.values, equal_nan=True)
+    first, second = (run.histories["similarity"] for run in (old, again))
+    assert np.array_equal(first.bands, second.bands, equal_nan=True)
+    assert first.chance == second.chance
+    assert [detail.kind for detail in again.details] == [detail.kind for detail in old.details]
+    assert first.chance[KEY] == 0.01

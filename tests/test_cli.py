@@ -1,0 +1,33 @@
+"""What the parsers of several commands have in common."""
+
+import argparse
+
+import pytest
+
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options
+from hrsa_lightning.encoders import EncoderOptions
+
+
+@pytest.fixture
+def parser():
+    made = argparse.ArgumentParser("command", formatter_class=HelpFormatter)
+    add_encoder_options(made)
+    return made
+
+
+def test_options_say_how_models_run(parser):
+    assert EncoderOptions.of(parser.parse_args([])) == EncoderOptions()
+    text = "--max-length 9 --batch-size 2 --dtype bfloat16 --device cuda:1"
+    assert EncoderOptions.of(parser.parse_args(text.split())) == EncoderOptions(
+        max_length=9, batch_size=2, dtype="bfloat16", device="cuda:1"
+    )
+    assert all(len(line) <= 100 for line in parser.format_help().splitlines())
+
+
+@pytest.mark.parametrize("option", ["--max-length", "--batch-size"])
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "many", ""])
+def test_lengths_and_sizes_are_whole_and_positive(option, value, parser, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args([f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"expected a whole number from 1 on, got {value!r}" in capsys.readouterr().err
