@@ -18,7 +18,7 @@ from hrsa_lightning.errors import ConfigError, HRSAError
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
 
-    from hrsa_lightning.data.sources import PairSource
+    from hrsa_lightning.data import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
     from hrsa_lightning.ranks import Peers
     from hrsa_lightning.runs import Run
@@ -76,7 +76,7 @@ def _config_of(settings: Sequence[str]) -> Config:
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
-    from hrsa_lightning.data.pairs import check_pairs
+    from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
     from hrsa_lightning.resources import resolve_path
 
@@ -184,6 +184,7 @@ def _stop(trainer: "Trainer", run: "Run", peers: "Peers", end: SystemExit) -> in
         if signum not in (signal.SIGINT, signal.SIGTERM):
             requeue()
     if isinstance(end, Stopped):
+        peers.leave()
         peers.outlive_rank_0(seconds=60)
     return 128 + signum
 

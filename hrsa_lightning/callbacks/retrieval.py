@@ -1,7 +1,7 @@
 """`RetrievalMonitor`: ranks held-out passages for held-out queries while a model trains."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hrsa_lightning.callbacks.figures import finish_curves
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
-from hrsa_lightning.io import read_json_lines
+from hrsa_lightning.io import ContrastivePair, Problems, parse_pair, read_json_lines
 from hrsa_lightning.similarity.extraction import is_sharded
 from hrsa_lightning.similarity.history import read_history
 from hrsa_lightning.similarity.measurement import Measurement
@@ -75,7 +75,7 @@ class RetrievalMonitor(Monitor):
             raise ConfigError(f"ks: expected positive numbers, got {list(ks)}")
         if history == "retrieval.jsonl" and name != "retrieval":
             history = f"{name}.jsonl"
-        records = read_retrieval_pairs(pairs) if isinstance(pairs, (str, Path)) else list(pairs)
+        records = read_retrieval_pairs(pairs) if isinstance(pairs, (str, Path)) else _parse(pairs)
         self._queries, self._corpus, self._relevant = _index(records[:limit])
         self._arms = arms
         self._ks = sorted(ks)
@@ -155,36 +155,44 @@ class RetrievalMonitor(Monitor):
         return embeddings
 
 
-def read_retrieval_pairs(path: str | Path) -> list[dict[str, Any]]:
-    """Read `query`, `pos` and `neg` from JSON lines.
+def read_retrieval_pairs(path: str | Path) -> list[ContrastivePair]:
+    """Read held-out pairs from JSON lines.
 
     Raises:
-        DataError: When the file is missing or a line is not JSON.
+        DataError: The file is missing, or lines hold no pair; all of them in one error.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"pairs: no file {str(path)!r}")
-    return [value for _, _, _, value in read_json_lines(path)]
+    problems = Problems()
+    pairs = []
+    for number, _, _, record in read_json_lines(path, problems.add):
+        try:
+            pairs.append(parse_pair(record))
+        except DataError as error:
+            problems.add(f"{path}:{number}", str(error))
+    problems.raise_if_any()
+    return pairs
+
+
+def _parse(records: Iterable[Mapping[str, Any]]) -> list[ContrastivePair]:
+    pairs = []
+    for number, record in enumerate(records, start=1):
+        try:
+            pairs.append(parse_pair(record))
+        except DataError as error:
+            raise DataError(f"pairs: record {number}: {error}") from None
+    return pairs
 
 
 def _index(
-    records: Sequence[Mapping[str, Any]],
+    pairs: Sequence[ContrastivePair],
 ) -> tuple[list[Text], dict[Text, int], list[list[int]]]:
     """Queries, corpus with row numbers, and the right rows of each query."""
     corpus: dict[Text, int] = {}
-    queries: list[Text] = []
     relevant: list[list[int]] = []
-    for number, record in enumerate(records, start=1):
-        query: Any = record.get("query")
-        pair = isinstance(query, (list, tuple)) and len(query) == 2
-        if not (isinstance(query, str) or pair) or not record.get("pos"):
-            raise DataError(f"pairs: record {number} needs a query and at least one pos")
-        queries.append(query if isinstance(query, str) else (query[0], query[1]))
-        relevant.append(
-            [corpus.setdefault(text, len(corpus)) for text in dict.fromkeys(record["pos"])]
-        )
-        for text in record.get("neg") or ():
+    for pair in pairs:
+        rows = [corpus.setdefault(text, len(corpus)) for text in dict.fromkeys(pair.positives)]
+        relevant.append(rows)
+        for text in pair.negatives:
             corpus.setdefault(text, len(corpus))
-    if not queries:
+    if not pairs:
         raise DataError("pairs: expected at least one query, got none")
-    return queries, corpus, relevant
+    return [pair.query for pair in pairs], corpus, relevant

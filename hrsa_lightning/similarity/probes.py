@@ -14,7 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import read_json_lines
+from hrsa_lightning.io import Problems, check_text, read_text_records
 from hrsa_lightning.similarity.isolation import preserve_training_state
 
 __all__ = [
@@ -128,7 +128,7 @@ def load_probes(
         DataError: When there are no samples or a form is not understood.
     """
     if isinstance(source, (str, Path)):
-        source = _read_texts(Path(source))
+        source = _read_texts(source)
     if isinstance(source, Tensor):
         source = torch.split(source, size)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
@@ -154,8 +154,10 @@ def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = Non
     """
     records = [{"text": item} if isinstance(item, str) else dict(item) for item in items]
     for position, record in enumerate(records):
-        if not isinstance(record.get("text"), str) or not record["text"].strip():
-            raise DataError(f"probes: item {position + 1} has no text")
+        try:
+            check_text(record.get("text"), "text")
+        except DataError as error:
+            raise DataError(f"probes: item {position + 1}: {error}") from None
     records = records[: None if limit is None else limit * size]
     records.sort(key=lambda record: len(record["text"]))
     texts = [record["text"] for record in records]
@@ -238,18 +240,20 @@ def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
     return lambda texts: dict(probe_batch(texts, max_length))
 
 
-def _read_texts(path: Path) -> list[dict[str, Any]]:
-    """Texts of a file of JSON lines: strings, or objects with `text` and optionally `label`."""
-    if not path.is_file():
-        raise DataError(f"probes: no file {str(path)!r}")
+def _read_texts(path: str | Path) -> list[dict[str, Any]]:
+    """Texts of a file: JSON lines (`text`, optionally `label`), or one a line of `.txt`."""
+    problems = Problems()
     records = []
-    for number, _, _, value in read_json_lines(path):
-        record = {"text": value} if isinstance(value, str) else value
-        if not _is_record(record):
-            raise DataError(f"{path}:{number}: expected an object with a text")
+    for number, record in read_text_records(path, problems.add):
+        try:
+            check_text(record.get("text"), "text")
+            check_text(str(record.get("label", "none")), "label")
+        except DataError as error:
+            problems.add(f"{path}:{number}", str(error))
         records.append(record)
+    problems.raise_if_any()
     if not records:
-        raise DataError(f"probes: {str(path)!r} holds no texts")
+        raise DataError(f"{path}: no texts in the file")
     return records
 
 

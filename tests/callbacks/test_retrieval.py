@@ -161,9 +161,9 @@ def test_nan_embeddings_warn_once(tmp_path):
     ("pairs", "message"),
     [
         ([], "at least one query"),
-        ([{"query": "a", "pos": []}], "record 1 needs a query and at least one pos"),
+        ([{"query": "a", "pos": []}], 'record 1: "pos" has no text'),
         ([{"query": ["a", "b", "c"], "pos": ["d"]}], "record 1"),
-        ("absent.jsonl", "no file 'absent.jsonl'"),
+        ("absent.jsonl", "absent.jsonl: no such file or folder"),
     ],
 )
 def test_mistakes_in_pairs(pairs, message):

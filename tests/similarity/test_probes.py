@@ -162,7 +162,7 @@ def test_a_file_of_texts(tmp_path):
     ("content", "message"),
     [
         ("{\n", r"probes\.jsonl:1: not valid JSON"),
-        ('"a"\n{"id": 3}\n', r":2: expected an object"),
+        ('"a"\n{"id": 3}\n', r':2: "text" must be a text, got null'),
         ("\n", "no texts"),
     ],
 )
@@ -176,11 +176,11 @@ def test_mistakes_in_a_file(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("absent.jsonl", "no file 'absent.jsonl'"),
+        ("absent.jsonl", "absent.jsonl: no such file or folder"),
         ([], "at least one batch"),
         (3, "got int"),
         ({"text": "a"}, "got dict"),
-        ([{"text": "a"}, {"text": " "}], "item 2 has no text"),
+        ([{"text": "a"}, {"text": " "}], 'item 2: "text" is empty'),
     ],
 )
 def test_mistakes_are_named(source, message):

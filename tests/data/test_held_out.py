@@ -41,7 +41,7 @@ def test_problems_are_listed(tmp_path):
         read_texts(path)
     lines = sorted(line.strip() for line in str(caught.value).splitlines())
     assert len(lines) == 6
-    assert f'{path}:2: expected an object with "text"' in lines
+    assert f'{path}:2: "text" must be a text, got null' in lines
     assert any(line.startswith(f"{path}:3: not valid JSON") for line in lines)
     assert f'{path}:4: "text" is empty' in lines
     assert f'{path}:5: id "x" is already that of line 1' in lines

@@ -1,7 +1,7 @@
 import pytest
 
-from hrsa_lightning.data.records import ContrastivePair, parse_pair
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import ContrastivePair, parse_pair
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,10 @@ from hrsa_lightning.errors import DataError
                 "negative_3": None,
             },
             ContrastivePair("q", ("a",), ("n2", "n10")),
+        ),
+        (  # `negative` and `negative_0` are two columns
+            {"anchor": "q", "positive": "a", "negative_0": "n0", "negative": "n"},
+            ContrastivePair("q", ("a",), ("n", "n0")),
         ),
         (
             {"query": "q", "pos": ["a"], "id": 7, "other": object()},
@@ -63,6 +67,12 @@ def test_accepted_forms(record, expected):
         ({"query": None, "pos": ["a"]}, "must be a text or [instruction, text], got null"),
         ({"query": "q", "pos": ["\ud800"]}, '"pos[0]" has half of a surrogate pair'),
         ({"anchor": "q", "positive": "a", "negative_1": ""}, '"negative_1" is empty'),
+        ({"query": "q", "pos": ["a"], "positive": "b"}, 'expected "pos" or "positive", got both'),
+        (
+            {"query": "q", "pos": ["a"], "pos_ids": ["\udc00"]},
+            '"pos_ids" must be a text or a whole',
+        ),
+        ({"query": "q", "pos": ["a"], "id": {}}, '"id" must be a text or a whole number'),
     ],
 )
 def test_refused_forms(record, message):
