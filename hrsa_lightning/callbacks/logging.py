@@ -40,7 +40,7 @@ Layout = dict[str, dict[str, list[Any]]]
 _LAYOUTS: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
 
 _CHANCE = "floor"
-"""Stands in tags of chance levels in the place of a comparison."""
+"""Stands in tags of chance levels in the place of a comparison; older logs have it."""
 
 _LONGEST_TEXT = 100
 
