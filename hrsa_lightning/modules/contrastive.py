@@ -198,8 +198,7 @@ class PairedContrastiveModule(LightningModule):
         self._throughput.count(tokens.lengths, passes)
 
         def encode(number: int) -> Tensor:
-            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, passes[number]))
-            return embeddings
+            return arm.encode_chunk(tokens, passes[number])
 
         # The same numbers with and without other arms, and in any mode of computing gradients.
         key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)
