@@ -11,8 +11,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from hrsa_lightning.data.records import Query
 from hrsa_lightning.data.sampling import ContrastiveExample
+from hrsa_lightning.io import Query
 
 
 class Tokens(Protocol):

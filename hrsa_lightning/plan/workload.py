@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.data.records import parse_pair
 from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import parse_pair
 from hrsa_lightning.resources import resolve_path
 
 __all__ = ["Workload", "count_lines", "workload_of", "world_size"]
