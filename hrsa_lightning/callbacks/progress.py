@@ -28,9 +28,9 @@ SECONDS_BETWEEN_READINGS = 1.0
 class StepProgressBar(ProgressBar):
     """One bar from the first step to the last, with what was logged under `prog_bar=True`.
 
-    It also shows the loss, the learning rate and, where they are logged, tokens per second, the share
-    of padding, peak memory and the lowest CKA of any compared output at the last evaluation. A
-    resumed fit starts where it was interrupted.
+    It also shows the loss, the learning rate and, where they are logged, tokens per second, the
+    share of padding, peak memory and the lowest CKA of any compared output at the last evaluation.
+    A resumed fit starts where it was interrupted.
     """
 
     def __init__(self) -> None:
