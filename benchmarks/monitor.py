@@ -35,8 +35,8 @@ from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from hrsa_lightning.callbacks import SimilarityMonitor, budget
 from hrsa_lightning.functional.uncertainty import t_quantile
-from hrsa_lightning.representations.isolation import untouched
 from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.similarity import Measurement, preserve_training_state
 
 STEPS_PER_TURN = 5
 
@@ -124,13 +124,13 @@ class Project(pl.LightningModule):
 
 
 class Evaluations(SimilarityMonitor):
-    """Remembers when it looked."""
+    """Records the steps of its evaluations."""
 
     def begin(self, restored: dict[str, Any]) -> None:
         super().begin(restored)
         self.steps: list[int] = []
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Measurement]:
         self.steps.append(trainer.global_step)
         return super().measure(trainer, pl_module)
 
@@ -285,7 +285,7 @@ def main() -> None:
                 model(**batch)
 
     def evaluate() -> None:
-        with untouched(model):
+        with preserve_training_state(model):
             monitor.measure(trainer, model)
 
     times: dict[str, list[float]] = {"bare": [], "evaluation": []}

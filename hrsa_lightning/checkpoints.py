@@ -20,7 +20,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
-from hrsa_lightning.distributed import is_distributed, rank
+from hrsa_lightning.distributed import rank
 
 ADAPTERS = "hrsa_adapters"
 """Key of Lightning's checkpoint under which a module leaves `{arm: (peft config, tensors)}`."""
@@ -102,15 +102,25 @@ def write_adapter(
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint in `folder` with the most steps (`step_N`), if there is one."""
-    complete = [path for path in folder.glob("step_*") if (path / _STATE).is_file()]
-    return max(complete, key=step_of, default=None)
+def newest_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint of a run with the most steps, if there is one.
+
+    It is one of `checkpoints/step_N`, or one that Lightning saved when SLURM queued the job again
+    (`hpc_ckpt_N.ckpt`).
+    """
+    found = [*run.glob("checkpoints/step_*"), *run.glob("hpc_ckpt_*.ckpt")]
+    return max((path for path in found if (path / _STATE).is_file()), key=step_of, default=None)
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The optimizer step in the name of a checkpoint's folder; 0 without a checkpoint."""
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+    """The optimizer step at which a checkpoint was saved; 0 without a checkpoint."""
+    if checkpoint is None:
+        return 0
+    if checkpoint.name.startswith("step_"):
+        return int(checkpoint.name.removeprefix("step_"))
+    structure = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    step: int = dict(structure["dict"])["global_step"]
+    return step
 
 
 def _flush(folder: Path) -> None:
@@ -187,5 +197,3 @@ class TrainedAdapters(Callback):
             _flush(partial)
             shutil.rmtree(self.folder, ignore_errors=True)
             partial.replace(self.folder)
-        if is_distributed():
-            torch.distributed.barrier()  # no rank finds the folder missing that another writes

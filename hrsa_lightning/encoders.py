@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config, ModelConfig
-from hrsa_lightning.data.records import Query
 from hrsa_lightning.errors import BackboneError, ConfigError
+from hrsa_lightning.io import Query
 from hrsa_lightning.sources import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "

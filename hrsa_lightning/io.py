@@ -1,19 +1,35 @@
-"""Files: written whole or not at all, and JSON lines read one at a time. Imports no torch."""
+"""Files: written whole or not at all; JSON lines, texts and contrastive pairs read one at a time.
 
+Imports no torch: a command answers a bad line before the heavy imports.
+"""
+
+import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from hrsa_lightning.errors import DataError
+from hrsa_lightning.errors import DataError, shown
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The two files of a LoRA adapter in peft's format."""
 
+
+_MARKS: dict[str, bytes | tuple[bytes, ...]] = {
+    "a gzip file": b"\x1f\x8b",
+    "a zip file": b"PK\x03\x04",
+    "a zstd file": b"\x28\xb5\x2f\xfd",
+    "an xz file": b"\xfd7zX",
+    "a bzip2 file": b"BZh",
+    "a parquet file": b"PAR1",
+    "UTF-16 or UTF-32": (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"),
+}
+"""How files begin that are no text in UTF-8."""
 
 NAME_RULE = "a name of letters, digits and _ . - that begins with none of . and -, at most 64 bytes"
 """What `is_name` asks, in words."""
@@ -48,6 +64,11 @@ def expand_user(path: str) -> str:
 def is_file(path: str | Path) -> bool:
     """Whether a path is that of a file; no path is too long or too odd to be asked."""
     return os.path.isfile(path)  # noqa: PTH113 - that of pathlib raises
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is something; no path is too long or too odd to be asked."""
+    return os.path.exists(path)  # noqa: PTH110 - that of pathlib raises
 
 
 @contextmanager
@@ -86,31 +107,53 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def check_file(path: Path, *, is_text: bool = True) -> None:
+    """Refuse what cannot be read as lines of UTF-8, without waiting for a pipe.
+
+    Args:
+        path: The file.
+        is_text: Whether it has to be one of text.
+
+    Raises:
+        DataError: It is not there, no file, compressed, or in UTF-16 or UTF-32; without its name.
+    """
+    if not is_file(path):
+        if not exists(path):
+            try:
+                siblings = os.listdir(path.parent)  # noqa: PTH208 - names are enough
+            except (OSError, ValueError):
+                siblings = []
+            close = difflib.get_close_matches(path.name[:255], siblings, n=1)
+            hint = f", did you mean {path.parent / close[0]}?" if close else ""
+            raise DataError(f"no such file or folder{hint}")
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"expected a file, got {kind}")
+    try:
+        with path.open("rb") as file:
+            begin = file.read(4)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})") from None
+    for kind, mark in _MARKS.items():
+        if is_text and begin.startswith(mark):
+            raise DataError(f"expected text in UTF-8, got {kind}")
+
+
 def read_text(path: str | Path, most_bytes: int | None = None) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
         DataError: The file cannot be read, is larger than `most_bytes`, or is not UTF-8.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    with _open_lines(path) as file:
+        content = file.read()
     if most_bytes is not None and len(content) > most_bytes:
         raise DataError(f"{path}: expected at most {most_bytes:,} bytes, got {len(content):,}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: {not_utf8(content, error)}") from None
-
-
-def not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
-    """Why bytes could not be decoded, for a message."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "expected UTF-8, got UTF-16 (it begins with the mark of that encoding)"
-    begin = content.rfind(b"\n", 0, error.start) + 1
-    return f"not UTF-8 at byte {error.start - begin + 1} of the line"
+        byte = error.start - content.rfind(b"\n", 0, error.start)
+        raise DataError(f"{path}:{line}: not UTF-8 at byte {byte} of the line") from None
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -125,6 +168,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise DataError(f"{path}: not valid JSON (nested too deeply)") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -146,6 +191,14 @@ class JSONLine(NamedTuple):
     value: Any
 
 
+def _open_lines(path: str | Path) -> BinaryIO:
+    try:
+        check_file(Path(path))
+        return Path(path).open("rb")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
 def _raise(where: str, what: str) -> None:
     raise DataError(f"{where}: {what}")
 
@@ -164,10 +217,10 @@ def read_json_lines(
         ended_only: Leave out a last line without a line break: a killed process was writing it.
 
     Raises:
-        DataError: A line is not JSON, by default.
+        DataError: The file cannot be read; or, by default, a line is not JSON.
     """
     end = 0
-    with Path(path).open("rb") as file:
+    with _open_lines(path) as file:
         for number, line in enumerate(file, start=1):
             start, end = end, end + len(line)
             if ended_only and not line.endswith(b"\n"):
@@ -187,3 +240,227 @@ def read_json_lines(
                 on_problem(f"{path}:{number}", "not valid JSON: nested too deeply")
             else:
                 yield JSONLine(number, start, end, value)
+
+
+JSON_LINES = (".jsonl", ".ndjson")
+"""Suffixes of files of JSON lines, in capitals too."""
+
+_PLAIN_TEXT = (".txt", ".text", "")
+
+
+def read_text_records(
+    path: str | Path, on_problem: Callable[[str, str], None] = _raise, column: str = "text"
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read records with a text: JSON lines of objects or strings, or plain text, one a line.
+
+    Args:
+        path: A file of a suffix in `JSON_LINES`, or of plain text (`.txt`, `.text` or none).
+        on_problem: See `read_json_lines`.
+        column: Where a record has its text; the text itself is not looked at.
+
+    Yields:
+        The number of the line, and its record; blank lines are left out.
+
+    Raises:
+        DataError: The file cannot be read or its suffix is another; or, by default, a line is bad.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in JSON_LINES:
+        for number, _, _, value in read_json_lines(path, on_problem):
+            record = {column: value} if isinstance(value, str) else value
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                on_problem(f"{path}:{number}", f'expected an object with "{column}"')
+        return
+    if suffix not in _PLAIN_TEXT and exists(path):
+        known = ", ".join((*JSON_LINES, *_PLAIN_TEXT[:-1]))
+        raise DataError(f"{path}: expected a file of texts ({known}), got {suffix}")
+    with _open_lines(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                on_problem(f"{path}:{number}", f"not UTF-8 at byte {error.start + 1} of the line")
+                continue
+            if text:
+                yield number, {column: text}
+
+
+class Problems:
+    """Problems found so far: all are counted, the first few are printed.
+
+    Example:
+        >>> problems = Problems(shown=1)
+        >>> problems.add("pairs.jsonl:3", "not valid JSON")
+        >>> problems.add("pairs.jsonl:9", '"pos" is missing')
+        >>> problems.raise_if_any()
+        Traceback (most recent call last):
+        ...
+        hrsa_lightning.errors.DataError: 2 problems in the data:
+          pairs.jsonl:3: not valid JSON
+          ... and 1 more
+    """
+
+    def __init__(self, shown: int = 10) -> None:
+        self._shown = shown
+        self._first: list[str] = []
+        self._count = 0
+
+    def add(self, where: str, what: str) -> None:
+        """Record one problem; `where` is a file and a line, or a data set and a row."""
+        self._count += 1
+        if self._count <= self._shown:
+            self._first.append(f"{where}: {what}")
+
+    def raise_if_any(self) -> None:
+        """Raise one `DataError` that lists what was recorded; do nothing when nothing was."""
+        if not self._count:
+            return
+        if self._count == 1:
+            raise DataError(self._first[0])
+        lines = [f"{self._count} problems in the data:", *self._first]
+        if self._count > self._shown:
+            lines.append(f"... and {self._count - self._shown} more")
+        raise DataError("\n  ".join(lines))
+
+
+Query = str | tuple[str, str]
+"""A query's text, or its (instruction, text)."""
+
+_QUERY_COLUMNS = ("query", "anchor")
+_POSITIVE_COLUMNS = ("pos", "positive")
+_NEGATIVE_COLUMN = re.compile(r"negative(?:_([0-9]{1,9}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastivePair:
+    """A query with the passages that answer it and passages that nearly do.
+
+    `positive_ids` and `negative_ids` name the documents of the passages, one each, or are empty.
+    """
+
+    query: Query
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
+    id: str | None = None
+    positive_ids: tuple[str, ...] = field(default=(), repr=False)
+    negative_ids: tuple[str, ...] = field(default=(), repr=False)
+
+
+def parse_pair(record: object) -> ContrastivePair:
+    """Turn a record of either accepted form into a pair.
+
+    The authors' form has `query` (a text or [instruction, text]), `pos` and `neg` (lists of texts)
+    and an optional `id`. With `pos_ids` and `neg_ids`, lists as long as these, passages of one
+    document are never taken for each other's negatives. The sentence-transformers form has `anchor`
+    (or `query`), `positive`, and `negative` or `negative_1`, `negative_2`, ... Wherever one text is
+    expected for a passage, a list is accepted too, and the other way round.
+
+    Raises:
+        DataError: If a column is missing, has the wrong type, or holds an empty text.
+
+    Example:
+        >>> parse_pair({"query": ["Find the answer", "2 + 2?"], "pos": ["4"], "neg": ["5"]})
+        ContrastivePair(query=('Find the answer', '2 + 2?'), positives=('4',), negatives=('5',), \
+id=None)
+        >>> parse_pair({"anchor": "2 + 2?", "positive": "4", "negative_1": "5", "negative_2": "3"})
+        ContrastivePair(query='2 + 2?', positives=('4',), negatives=('5', '3'), id=None)
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(f"expected an object with query and pos, got {_kind(record)}")
+    query_column = _first_column(record, _QUERY_COLUMNS)
+    positive_column = _first_column(record, _POSITIVE_COLUMNS)
+    query = _parse_query(record[query_column], query_column)
+    positives = _parse_texts(record[positive_column], positive_column)
+    if not positives:
+        raise DataError(f'"{positive_column}" has no text')
+    negatives: tuple[str, ...] = ()
+    for column in _negative_columns(record):
+        negatives += _parse_texts(record[column], column)
+    identifier = record.get("id")
+    return ContrastivePair(
+        query,
+        positives,
+        negatives,
+        None if identifier is None else _parse_id(identifier, "id"),
+        _parse_ids(record.get("pos_ids"), "pos_ids", len(positives)),
+        _parse_ids(record.get("neg_ids"), "neg_ids", len(negatives)),
+    )
+
+
+def _parse_ids(value: object, column: str, count: int) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise DataError(f'"{column}" must be a list of ids, got {_kind(value)}')
+    if len(value) != count:
+        raise DataError(f'"{column}" has {len(value)} ids for {count} texts')
+    return tuple(_parse_id(entry, column) for entry in value)
+
+
+def _parse_id(value: object, column: str) -> str:
+    if isinstance(value, str | int) and is_text(text := str(value)):
+        return text
+    raise DataError(f'"{column}" must be a text or a whole number, got {_kind(value)}')
+
+
+def _first_column(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    found = [name for name in names if name in record]
+    if len(found) > 1:
+        raise DataError(f'expected "{found[0]}" or "{found[1]}", got both')
+    if found:
+        return found[0]
+    expected = " or ".join(f'"{name}"' for name in names)
+    raise DataError(f"{expected} is missing, found {shown(sorted(map(str, record)))}")
+
+
+def _negative_columns(record: Mapping[str, Any]) -> list[str]:
+    """`neg`, `negative`, then `negative_N` in the order of their numbers."""
+    numbered = [
+        (-1 if match[1] is None else int(match[1]), name)
+        for name in record
+        if (match := _NEGATIVE_COLUMN.fullmatch(str(name)))
+    ]
+    return ["neg"] * ("neg" in record) + [name for _, name in sorted(numbered)]
+
+
+def _parse_query(value: object, column: str) -> Query:
+    if isinstance(value, str):
+        return check_text(value, column)
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise DataError(f'"{column}" must be a text or [instruction, text], got {_kind(value)}')
+    instruction, text = value
+    text = check_text(text, f"{column}[1]")
+    # An empty instruction is how the authors write a query without one.
+    return (check_text(instruction, f"{column}[0]"), text) if instruction else text
+
+
+def _parse_texts(value: object, column: str) -> tuple[str, ...]:
+    if value is None:  # how tables of columns spell "fewer negatives here"
+        return ()
+    if isinstance(value, str):
+        return (check_text(value, column),)
+    if not isinstance(value, Sequence):
+        raise DataError(f'"{column}" must be a text or a list of texts, got {_kind(value)}')
+    return tuple(check_text(text, f"{column}[{index}]") for index, text in enumerate(value))
+
+
+def check_text(value: object, column: str) -> str:
+    """Return `value` if it is a text that a tokenizer can take, else raise `DataError`."""
+    if not isinstance(value, str):
+        raise DataError(f'"{column}" must be a text, got {_kind(value)}')
+    if not value or value.isspace():
+        raise DataError(f'"{column}" is empty')
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f'"{column}" has half of a surrogate pair (\\ud800-\\udfff)') from None
+    return value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"a list of {len(value)}"
+    return "null" if value is None else f"{type(value).__name__} {value!r:.40}"

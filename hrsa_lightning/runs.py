@@ -13,50 +13,128 @@ runs/<recipe>/<time>/
 ```
 """
 
-import json
+import itertools
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
+from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
+from hrsa_lightning.io import write_json, write_text
 
+try:
+    import fcntl
+except ImportError:  # Windows has no record locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+REPORT = "report/report.html"
+HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
+_LOCK = ".lock"
+_locks: list[IO[str]] = []
+"""A lock is let go when its file is closed."""
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
 
-def find_unfinished(config: Config) -> Path | None:
-    """The newest run of the same resolved recipe that has a checkpoint and no summary."""
+class Run(NamedTuple):
+    """What rank 0 has decided, for all ranks.
+
+    Attributes:
+        folder: The run's own; no other run writes into it while this process lives.
+        checkpoint: Where training goes on from.
+        trained: Training is over and summarized, only the report is missing.
+    """
+
+    folder: Path
+    checkpoint: Path | None = None
+    trained: bool = False
+
+
+def take_run(config: Config) -> Run:
+    """Go on with the newest unfinished run of the same resolved recipe, or begin a new one.
+
+    The folder is locked for as long as the process lives. Only one process of a run may call this.
+    """
+    if config.resume:
+        for folder in _unfinished(config):
+            if _lock(folder):
+                return Run(folder, newest_checkpoint(folder), (folder / SUMMARY).is_file())
+            print(f"{folder} is in use by another process: a new run begins")
+    folder = _new_folder(config)
+    _lock(folder)
+    write_text(folder / CONFIG, to_yaml(config))
+    return Run(folder)
+
+
+def histories_of(folder: Path) -> list[Path]:
+    """The histories that a run has."""
+    return [folder / name for name in HISTORIES if (folder / name).is_file()]
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a run has its summary and, where there is something to report, its report."""
+    reported = (folder / REPORT).is_file() or not histories_of(folder)
+    return reported and (folder / SUMMARY).is_file()
+
+
+def discard(run: Run) -> None:
+    """Remove the folder of a run that got to no training step, unless it was there before."""
+    if run.checkpoint is None:
+        shutil.rmtree(run.folder)
+
+
+def _unfinished(config: Config) -> Iterator[Path]:
+    """Runs of the same resolved recipe that left something to go on with, newest first."""
     wanted = to_yaml(config)
-    runs = Path(config.output_dir, config.name)
-    for folder in sorted(runs.glob("*"), reverse=True):
-        saved = folder / "config.yaml"
-        if not saved.is_file() or (folder / SUMMARY).exists():
+    for folder in sorted(Path(config.output_dir, config.name).glob("*"), reverse=True):
+        saved = folder / CONFIG
+        same = saved.is_file() and saved.read_text(encoding="utf-8") == wanted
+        if not same or _is_finished(folder):
             continue
-        same = saved.read_text(encoding="utf-8") == wanted
-        if same and any(folder.glob("checkpoints/step_*/state.json")):
-            return folder
-    return None
+        if newest_checkpoint(folder) is not None or (folder / SUMMARY).is_file():
+            yield folder
 
 
-def new_folder(config: Config) -> Path:
-    """A folder name of this moment that no run has yet; nothing is created."""
+def _new_folder(config: Config) -> Path:
+    """Make a folder named after this moment; of several processes each gets its own."""
     runs = Path(config.output_dir, config.name)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    candidates = [runs / stamp, *(runs / f"{stamp}_{count}" for count in range(2, 1000))]
-    return next(folder for folder in candidates if not folder.exists())
+    for count in itertools.count(1):
+        folder = runs / (stamp if count == 1 else f"{stamp}_{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    return folder
 
 
-def record_start(folder: Path, config: Config) -> None:
-    """Write the resolved recipe and the environment."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    text = json.dumps(_environment(), indent=2)
-    (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+def _lock(folder: Path) -> bool:
+    """Lock a folder until this process ends, killed or not; whether no other process holds it."""
+    if fcntl is None:
+        return True
+    file = (folder / _LOCK).open("a")
+    try:  # a record lock, which workers do not inherit
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    _locks.append(file)
+    return True
+
+
+def record_environment(folder: Path) -> None:
+    """Write what this start of a run runs on."""
+    write_json(folder / "environment.json", _environment(), indent=2)
 
 
 def _environment() -> dict[str, Any]:

@@ -1,82 +1,81 @@
 """The end of a run in numbers: first and last value of every metric, for people and as a file."""
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hrsa_lightning.representations.history import SummaryRow, read_history, summarize
-from hrsa_lightning.runs import SUMMARY
+from hrsa_lightning.io import write_json
+from hrsa_lightning.runs import HISTORIES, SUMMARY
+from hrsa_lightning.similarity.history import SummaryRow, read_history, summarize
+from hrsa_lightning.similarity.measurement import headline_layer
 
-HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
-_BOUNDS = ("_low", "_high")
 _ARROW = " -> "
+_START = "initial"
 
 
 def write_summary(folder: Path, *, steps: int, seconds: float) -> None:
     """Write `summary.json`, which also marks the run as complete."""
-    rows = [row._asdict() for name in HISTORIES for row in _rows(folder / name)]
-    for row in rows:
-        for key in ("first", "last"):
-            row[key] = row[key] if math.isfinite(row[key]) else None
+    rows = [
+        {
+            "comparison": series.comparison,
+            "where": "/".join(part for part in (series.layer, series.label) if part) or "held_out",
+            "metric": series.metric,
+            "first": first.value if math.isfinite(first.value) else None,
+            "last": last.value if math.isfinite(last.value) else None,
+        }
+        for name in HISTORIES
+        for series, first, last in _rows(folder / name)
+    ]
     content = {"steps": steps, "seconds": round(seconds, 1), "values": rows}
-    partial = folder / f"{SUMMARY}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / SUMMARY)
+    write_json(folder / SUMMARY, content)
 
 
 def summary_lines(folder: Path) -> list[str]:
     """Tables of the values at the embedding (or the last layer), before and after training."""
     lines: list[str] = []
-    similarity = _rows(folder / HISTORIES[0])
+    similarity = [row for row in _rows(folder / HISTORIES[0]) if row.series.reference]
     if similarity:
-        where = _place(similarity)
-        floors = _floors(folder / HISTORIES[0], where)
-        chosen = [row for row in similarity if row.where == where]
-        drift = [row for row in chosen if row.comparison.endswith("_vs_initial")]
+        layer = headline_layer(row.series.layer for row in similarity)
+        chosen = [row for row in similarity if (row.series.layer, row.series.label) == (layer, "")]
+        alone = len({row.series.comparison for row in chosen}) == 1
+        drift = [row for row in chosen if _is_drift(row) and not alone]
         between = [row for row in chosen if row not in drift]
-        lines += _table(f"similarity at {where}, before{_ARROW}after", between, floors)
-        lines += _table(f"drift from each arm's own start at {where}, at the end", drift, floors)
+        chance = {
+            series.metric: last.chance for series, _, last in chosen if last.chance is not None
+        }
+        lines += _table(f"similarity at {layer}, before{_ARROW}after", between, chance)
+        lines += _table(f"drift from each arm's own start at {layer}, at the end", drift, chance)
     retrieval = _rows(folder / HISTORIES[1])
     lines += _table(f"retrieval on held-out pairs, before{_ARROW}after", retrieval, {})
     return lines
 
 
 def _rows(path: Path) -> list[SummaryRow]:
-    if not path.is_file():
-        return []
-    return [row for row in summarize(read_history(path)) if not row.metric.endswith(_BOUNDS)]
+    return summarize(read_history(path)) if path.is_file() else []
 
 
-def _place(rows: Sequence[SummaryRow]) -> str:
-    places = [row.where for row in rows]
-    return "output" if "output" in places else places[-1]
+def _is_drift(row: SummaryRow) -> bool:
+    return row.series.reference == _START
 
 
-def _floors(path: Path, where: str) -> dict[str, float]:
-    """Chance level by metric; it depends on sample count and width only."""
-    floors: dict[str, float] = {}
-    for record in read_history(path)[:1]:
-        for tag, value in record.get("floors", {}).items():
-            if tag.endswith(f"/{where}"):
-                floors[tag.split("/")[1]] = value
-    return floors
+def _table(title: str, rows: Sequence[SummaryRow], chance: Mapping[str, float]) -> list[str]:
+    """Metrics down, comparisons across, and the chance level of each metric where one is known.
 
-
-def _table(title: str, rows: Sequence[SummaryRow], floors: dict[str, float]) -> list[str]:
-    """Metrics down, comparisons across; a drift starts at identity, so only its end is shown."""
+    Self-comparisons show only the last value; the first is 1.
+    """
     if not rows:
         return []
-    columns = list(dict.fromkeys(row.comparison for row in rows))
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    cells = {(row.metric, row.comparison): _cell(row) for row in rows}
-    header = ["", *(name.removesuffix("_vs_initial") for name in columns)]
-    header += ["chance"] if floors else []
+    names = {
+        row.series.comparison: row.series.arm if _is_drift(row) else row.series.comparison
+        for row in rows
+    }
+    cells = {(row.series.metric, row.series.comparison): _cell(row) for row in rows}
+    header = ["", *names.values(), *(["chance"] if chance else [])]
     body = []
-    for metric in metrics:
-        line = [metric, *(cells.get((metric, column), "") for column in columns)]
-        if floors:
-            line.append(_number(floors[metric]) if metric in floors else "")
+    for metric in dict.fromkeys(row.series.metric for row in rows):
+        line = [metric, *(cells.get((metric, name), "") for name in names)]
+        if chance:
+            line.append(_number(chance[metric]) if metric in chance else "")
         body.append(line)
     widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
     rendered = [
@@ -90,9 +89,9 @@ def _table(title: str, rows: Sequence[SummaryRow], floors: dict[str, float]) -> 
 
 
 def _cell(row: SummaryRow) -> str:
-    if row.comparison.endswith("_vs_initial"):
-        return _number(row.last)
-    return _number(row.first) + _ARROW + _number(row.last)
+    if _is_drift(row) and row.series.arm:
+        return _number(row.last.value)
+    return _number(row.first.value) + _ARROW + _number(row.last.value)
 
 
 def _number(value: float) -> str:

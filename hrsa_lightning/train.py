@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import time
 import warnings
@@ -13,13 +14,14 @@ from hrsa_lightning.cli import answered
 from hrsa_lightning.config import describe_recipes, flat_settings, load_config, to_yaml
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.errors import ConfigError, HRSAError
-from hrsa_lightning.runs import find_unfinished, new_folder
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
 
-    from hrsa_lightning.data.sources import PairSource
+    from hrsa_lightning.data import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
+    from hrsa_lightning.ranks import Peers
+    from hrsa_lightning.runs import Run
 
 _USED_KEYS = """\
 keys used most (all of them: --print-config):
@@ -74,7 +76,7 @@ def _config_of(settings: Sequence[str]) -> Config:
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
-    from hrsa_lightning.data.pairs import check_pairs
+    from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
     from hrsa_lightning.resources import resolve_path
 
@@ -99,36 +101,91 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     _quieten()
     from lightning.pytorch import seed_everything
 
-    from hrsa_lightning.checkpoints import TrainedAdapters, newest_checkpoint, step_of
     from hrsa_lightning.config import build
-    from hrsa_lightning.runs import record_start
+    from hrsa_lightning.ranks import LOST, meet
+    from hrsa_lightning.runs import take_run
 
-    unfinished = find_unfinished(config) if config.resume else None
-    folder = unfinished or new_folder(config)
-    checkpoint = newest_checkpoint(folder / "checkpoints")
     seed_everything(config.seed, verbose=False)
     callbacks = build.build_callbacks(config)
-    trainer = build.build_trainer(config, folder, callbacks, resumed_step=step_of(checkpoint))
+    # This trainer answers wrong settings before other processes start, and knows how to start them.
+    peers = meet(build.build_trainer(config, Path(config.output_dir), callbacks))
+    run = peers.decide(lambda: take_run(config))
+    try:
+        code = _carry_out(config, pairs, callbacks, run, peers)
+    except HRSAError:
+        if peers.outlive_rank_0(seconds=5):
+            return 2  # all ranks make the same mistake, and rank 0 has named it
+        raise
+    except Exception:
+        if not peers.lost(seconds=2):
+            raise
+        print(LOST, file=sys.stderr)  # instead of what a collective says of a closed connection
+        return 1
+    peers.leave()
+    return code
+
+
+def _carry_out(
+    config: Config,
+    pairs: "list[PairSource]",
+    callbacks: "list[Callback]",
+    run: "Run",
+    peers: "Peers",
+) -> int:
+    """Train and summarize, from wherever the run is; returns the exit code."""
+    from hrsa_lightning.checkpoints import step_of
+    from hrsa_lightning.config import build
+    from hrsa_lightning.runs import discard, record_environment
+
+    if peers.is_first:
+        print(f"recipe {config.name} -> {run.folder}")
+        record_environment(run.folder)
+    if not run.trained:
+        trainer = build.build_trainer(config, run.folder, callbacks, step_of(run.checkpoint))
+        started = time.perf_counter()
+        try:
+            _fit(config, pairs, trainer, run)
+        except HRSAError:
+            if peers.is_first and trainer.global_step == 0:
+                discard(run)
+            raise
+        except SystemExit as end:  # how Lightning ends a fit that the user interrupted
+            return _stop(trainer, run, peers, end)
+        if peers.is_first:
+            _summarize(config, run.folder, trainer, time.perf_counter() - started)
+    if peers.is_first:
+        _report(run.folder)
+    return 0
+
+
+def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Run") -> None:
+    from hrsa_lightning.config import build
+
     arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, arms, pairs)
     if trainer.is_global_zero:
-        record_start(folder, config)
-        _announce(config, folder, checkpoint, module)
-    started = time.perf_counter()
-    try:
-        trainer.fit(module, data, ckpt_path=checkpoint)
-    except SystemExit:  # how Lightning ends a fit that the user interrupted
-        saved = step_of(newest_checkpoint(folder / "checkpoints"))
-        then = f"goes on from step {saved} in {folder}" if saved else "begins anew"
-        print(f"stopped at step {trainer.global_step}; the same command {then}")
-        return 130
-    adapters = folder / "adapters"
-    if not adapters.is_dir():  # resumed at its last step, a run does not train and so does not end
-        TrainedAdapters(adapters).save(module)
-    if trainer.is_global_zero:
-        _finish(config, folder, trainer, time.perf_counter() - started)
-    return 0
+        _announce(config, module)
+        if run.checkpoint is not None:
+            print(f"  going on from {run.checkpoint.name}")
+    trainer.fit(module, data, ckpt_path=run.checkpoint)
+
+
+def _stop(trainer: "Trainer", run: "Run", peers: "Peers", end: SystemExit) -> int:
+    """Say where a stopped run goes on; returns the exit code, 128 more than the signal."""
+    from hrsa_lightning.checkpoints import newest_checkpoint, step_of
+    from hrsa_lightning.ranks import Stopped, requeue
+
+    signum = end.signum if isinstance(end, Stopped) else signal.SIGINT
+    if peers.is_first:
+        saved = step_of(newest_checkpoint(run.folder))
+        then = f"goes on from step {saved} in {run.folder}" if saved else "begins anew"
+        print(f"stopped at step {trainer.global_step}; the same command {then}", flush=True)
+        if signum not in (signal.SIGINT, signal.SIGTERM):
+            requeue()
+    if isinstance(end, Stopped):
+        peers.outlive_rank_0(seconds=60)
+    return 128 + signum
 
 
 def _quieten() -> None:
@@ -145,35 +202,32 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
 
 
-def _announce(
-    config: Config, folder: Path, checkpoint: Path | None, module: "PairedContrastiveModule"
-) -> None:
-    print(f"recipe {config.name} -> {folder}")
+def _announce(config: Config, module: "PairedContrastiveModule") -> None:
     for name, arm in module.arms.items():
         total = sum(p.numel() for p in arm.parameters())
         trained = sum(p.numel() for p in arm.parameters() if p.requires_grad)
         print(f"  {name:<12} {config.arms[name].backbone}  {total:,} weights, {trained:,} trained")
-    if checkpoint is not None:
-        print(f"  going on from {checkpoint.name}")
 
 
-def _finish(
-    config: Config,
-    folder: Path,
-    trainer: "Trainer",
-    seconds: float,
-) -> None:
-    """Write summary and report, then say where everything is."""
-    from hrsa_lightning.report import write_report
-    from hrsa_lightning.summary import HISTORIES, summary_lines, write_summary
+def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float) -> None:
+    from hrsa_lightning.summary import summary_lines, write_summary
 
-    write_summary(folder, steps=trainer.global_step, seconds=seconds)
     lines = summary_lines(folder)
     print("\n".join(lines))
     _show_in_tensorboard(config, trainer, lines)
-    histories = [folder / name for name in HISTORIES if (folder / name).is_file()]
+    write_summary(folder, steps=trainer.global_step, seconds=seconds)
+
+
+def _report(folder: Path) -> None:
+    """Write the report of a summarized run, then say where everything is."""
+    from hrsa_lightning.io import read_json
+    from hrsa_lightning.report import write_report
+    from hrsa_lightning.runs import SUMMARY, histories_of
+
+    histories = histories_of(folder)
     report = write_report([folder], folder / "report") if histories else None
-    print(f"\n{trainer.global_step} steps in {seconds:.0f} s; everything is in {folder}")
+    summary = read_json(folder / SUMMARY)
+    print(f"\n{summary['steps']} steps in {summary['seconds']:.0f} s; everything is in {folder}")
     for picture in (path.with_suffix(".png") for path in histories):
         if picture.is_file():
             print(f"curves:   {picture}")
@@ -184,14 +238,17 @@ def _finish(
 
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
-    from hrsa_lightning.callbacks.sinks import log_settings, log_text
-    from hrsa_lightning.report.metric_info import headline_tags
+    from hrsa_lightning.callbacks import Monitor
+    from hrsa_lightning.callbacks.logging import log_settings, log_text
+    from hrsa_lightning.report.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {
         key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
     }
-    log_settings(trainer, settings, headline_tags(trainer.callback_metrics))
+    monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
+    shown = [monitor.tag(m) for monitor in monitors for m in headline(monitor.latest)]
+    log_settings(trainer, settings, shown)
 
 
 if __name__ == "__main__":

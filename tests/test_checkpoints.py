@@ -79,29 +79,38 @@ def test_replacing_and_removing(tmp_path):
 
 
 def test_a_write_that_dies_leaves_the_previous_one(tmp_path, monkeypatch):
-    io = SafetensorsCheckpointIO()
-    io.save_checkpoint({"value": 1}, tmp_path / "step_000001")
+    io, folder = SafetensorsCheckpointIO(), tmp_path / "checkpoints"
+    io.save_checkpoint({"value": 1}, folder / "step_000001")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk is full")))
     with pytest.raises(OSError, match="disk is full"):
-        io.save_checkpoint({"value": 2}, tmp_path / "step_000002")
-    assert newest_checkpoint(tmp_path) == tmp_path / "step_000001"
+        io.save_checkpoint({"value": 2}, folder / "step_000002")
+    assert newest_checkpoint(tmp_path) == folder / "step_000001"
     monkeypatch.undo()
-    io.save_checkpoint({"value": 3}, tmp_path / "step_000003")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000001", "step_000003"]
+    io.save_checkpoint({"value": 3}, folder / "step_000003")
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000001", "step_000003"]
 
 
 def test_newest_is_by_step_not_by_name(tmp_path):
     io = SafetensorsCheckpointIO()
     assert newest_checkpoint(tmp_path) is None
     for step in (999_999, 1_000_000):
-        io.save_checkpoint({}, tmp_path / f"step_{step:06d}")
+        io.save_checkpoint({}, tmp_path / "checkpoints" / f"step_{step:06d}")
     assert newest_checkpoint(tmp_path).name == "step_1000000"
+
+
+@pytest.mark.parametrize(("step", "newest"), [(3, "step_000004"), (5, "hpc_ckpt_2.ckpt")])
+def test_what_lightning_saved_when_slurm_requeued_counts_by_its_step(tmp_path, step, newest):
+    io = SafetensorsCheckpointIO()
+    io.save_checkpoint({"global_step": 4}, tmp_path / "checkpoints" / "step_000004")
+    io.save_checkpoint({"global_step": 2}, tmp_path / "hpc_ckpt_1.ckpt")
+    io.save_checkpoint({"global_step": step}, tmp_path / "hpc_ckpt_2.ckpt")
+    assert newest_checkpoint(tmp_path).name == newest
 
 
 def test_objects_are_refused(tmp_path):
     with pytest.raises(TypeError, match=r"tensors and plain data only .*got builtins.set"):
         SafetensorsCheckpointIO().save_checkpoint({"x": {1, 2}}, tmp_path / "c")
-    assert newest_checkpoint(tmp_path) is None
+    assert not (tmp_path / "c").exists()
 
 
 def test_ordered_dicts_become_dicts(tmp_path):

@@ -15,8 +15,8 @@ from hrsa_lightning import compare, train
 from hrsa_lightning.comparison import pairs, results
 from hrsa_lightning.comparison.looking import Viewer
 from hrsa_lightning.comparison.store import RepresentationWriter
-from hrsa_lightning.representations.history import read_history
 from tests.contrastive_runs import WORDS, write_pairs
+from tests.histories import read_tags
 from tests.tiny import make_backbone
 
 NUM_PROBES = 80
@@ -100,7 +100,7 @@ def _values(out, label=""):
 
 
 def _history(run, step):
-    (record,) = (r for r in read_history(run / "similarity.jsonl") if r["step"] == step)
+    (record,) = (r for r in read_tags(run / "similarity.jsonl") if r["step"] == step)
     tags = (tag.split("/") for tag in record["values"])
     return {
         (parts[2], parts[3], parts[1]): record["values"]["/".join(parts)]

@@ -141,7 +141,7 @@ REFERENCES = {
 
 
 def test_the_reference_has_every_public_package():
-    packages = "callbacks data functional losses metrics models modules plots representations"
+    packages = "callbacks data functional losses metrics models modules plots similarity"
     assert {f"hrsa_lightning.{name}" for name in packages.split()} <= set(REFERENCES)
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 import hrsa_lightning
+import hrsa_lightning.similarity
 
 PACKAGES = [
     "callbacks",
@@ -25,7 +26,7 @@ PACKAGES = [
     "similarity",
     "sources",
 ]
-INNER = {"comparison", "evaluate", "export", "plan", "representations"}
+INNER = {"comparison", "evaluate", "export", "plan"}
 """Packages that offer their modules to the others and no names of their own."""
 
 
@@ -52,6 +53,16 @@ def test_nothing_public_is_left_out_of_all(name):
         if not key.startswith("_") and not isinstance(value, ModuleType)
     }
     assert visible == set(package.__all__)
+
+
+@pytest.mark.parametrize("package", [hrsa_lightning, hrsa_lightning.similarity])
+def test_lazy_names_are_where_they_are_said_to_be(package):
+    assert dir(package) == sorted(package.__all__)
+    for name in package.__all__:
+        if name != "__version__":
+            assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'Monitors'"):
+        _ = package.Monitors
 
 
 def test_every_package_of_the_house_is_checked():

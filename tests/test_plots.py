@@ -17,24 +17,27 @@ from hrsa_lightning.plots import (
     plot_values,
     save_figure,
 )
+from hrsa_lightning.similarity import Measurement
 
 
-def history(steps=4, arms=("a", "b"), floors=None):
-    records = [
-        {
-            "step": step,
-            "values": {
-                f"similarity/{metric}/{arm}_vs_initial/{where}": 1 - step / 10 - index / 20
-                for metric in ("cka", "cka_low", "cka_high", "knn_overlap_10")
-                for index, arm in enumerate(arms)
-                for where in ("layer_0", "output")
-            }
-            | {"similarity/seconds": 0.1},
-        }
+def history(steps=4, arms=("a", "b"), chance=None):
+    return [
+        Measurement(
+            metric,
+            value := 1 - step / 10 - index / 20,
+            (chance or {"a": 0.0}).get(arm) if metric == "cka" else None,
+            arm=arm,
+            reference="initial",
+            layer=layer,
+            step=step,
+            low=value if metric == "cka" else None,
+            high=value if metric == "cka" else None,
+        )
         for step in range(steps)
+        for metric in ("cka", "knn_overlap_10")
+        for index, arm in enumerate(arms)
+        for layer in ("layer_0", "output")
     ]
-    records[0]["floors"] = floors or {"similarity/cka/a_vs_initial/output": 0.0}
-    return records
 
 
 def test_one_panel_per_metric_one_line_per_comparison():
@@ -51,16 +54,16 @@ def test_one_panel_per_metric_one_line_per_comparison():
 
 
 def test_equal_floors_are_drawn_once():
-    floors = {f"similarity/cka/{arm}_vs_initial/output": 0.0 for arm in "ab"}
-    (first, _) = (ax for ax in curves_figure(history(floors=floors)).axes if ax.get_visible())
+    chance = dict.fromkeys("ab", 0.0)
+    (first, _) = (ax for ax in curves_figure(history(chance=chance)).axes if ax.get_visible())
     dashed = [line for line in first.lines if line.get_color() == MUTED]
     assert len(dashed) == 1
     assert [text.get_text() for text in first.texts] == ["chance"]
 
 
 def test_a_floor_that_would_flatten_the_curves_is_a_note():
-    floors = {"similarity/cka/a_vs_initial/output": -7.0}
-    (first, _) = (ax for ax in curves_figure(history(floors=floors)).axes if ax.get_visible())
+    figure = curves_figure(history(chance={"a": -7.0}))
+    (first, _) = (ax for ax in figure.axes if ax.get_visible())
     assert [text.get_text() for text in first.texts] == ["chance -7.00, far below"]
     assert first.get_ylim()[0] > 0.5
     lowest = min(line.get_ydata().min() for line in first.lines)
@@ -69,15 +72,14 @@ def test_a_floor_that_would_flatten_the_curves_is_a_note():
 
 
 def test_other_places_and_nothing_to_draw():
-    figure = curves_figure(history(), where="layer_0")
+    figure = curves_figure(history(), layer="layer_0")
     assert "layer_0" in figure.get_suptitle()
-    with pytest.raises(ValueError, match="under 'other', found none"):
-        curves_figure(history(), group="other")
+    with pytest.raises(ValueError, match="values to draw, found none"):
+        curves_figure(history(), probes="other")
 
 
 def test_panels_come_one_by_one_for_places_that_show_them_small():
-    floors = {"similarity/cka/a_vs_initial/output": 0.0}
-    figures = dict(metric_figures(history(floors=floors)))
+    figures = dict(metric_figures(history()))
     assert list(figures) == ["cka", "knn_overlap_10"]
     (panel,) = figures["cka"].axes
     assert panel.get_title() == "cka at output"
@@ -86,21 +88,22 @@ def test_panels_come_one_by_one_for_places_that_show_them_small():
         "b vs initial",
     ]
     assert [text.get_text() for text in panel.texts] == ["chance"]
-    alone = [{"step": s, "values": {"similarity/cka/output": 0.1 * s}} for s in range(3)]
+    alone = history(arms=("a",))
     assert dict(metric_figures(alone))["cka"].legends == []
 
 
 def test_nan_leaves_a_gap():
-    records = history()
-    records[1]["values"]["similarity/cka/a_vs_initial/output"] = math.nan
-    line = curves_figure(records).axes[0].lines[0]
+    found = [m._replace(value=math.nan) if m.step == 1 else m for m in history()]
+    line = curves_figure(found).axes[0].lines[0]
     assert math.isnan(line.get_ydata()[1])
 
 
 def test_ranking_scores_are_drawn_by_arm():
-    records = [{"step": s, "values": {"retrieval/a/mrr@10": 0.1 * s}} for s in range(3)]
-    (panel,) = curves_figure(records, group="retrieval").axes
+    scores = [Measurement("mrr@10", 0.1 * step, arm="a", step=step) for step in range(3)]
+    figure = curves_figure(scores, title="retrieval")
+    (panel,) = figure.axes
     assert panel.get_title() == "mrr@10"
+    assert figure.get_suptitle() == "retrieval on held-out pairs, by optimizer step"
 
 
 def test_heatmaps_start_at_the_bottom_left(tmp_path):

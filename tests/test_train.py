@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.representations.history import read_history
 from hrsa_lightning.resources import resolve_path
+from tests.histories import read_tags
 
 SMALL = [
     "recipe=quickstart",
@@ -87,7 +87,7 @@ def test_run_folder_holds_what_it_should(whole_run):
     assert environment["packages"]["torch"]
     for name in ("config.yaml", "summary.json", "similarity.jsonl", "retrieval.jsonl"):
         assert (folder / name).is_file(), name
-    records = read_history(folder / "similarity.jsonl")
+    records = read_tags(folder / "similarity.jsonl")
     assert [record["step"] for record in records] == [0, 2]
     layers = {tag.rsplit("/", 1)[1] for tag in records[0]["values"]} - {"seconds"}
     assert layers == {"layer_0", "layer_1", "layer_2", "layer_3", "output"}
@@ -122,7 +122,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, probes):
             f"output_dir={output}",
         )
         folders.append(_folder(output))
-    first = [read_history(folder / "similarity.jsonl")[0] for folder in folders]
+    first = [read_tags(folder / "similarity.jsonl")[0] for folder in folders]
     assert first[0]["values"].keys() == first[1]["values"].keys()
     for tag, value in first[0]["values"].items():
         if tag != "similarity/seconds":
@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, probes):
     )
     assert expected.keys() == found.keys()
     assert all((expected[name] == found[name]).all() for name in expected)
-    histories = [read_history(folder / "similarity.jsonl") for folder in (whole, resumed)]
+    histories = [read_tags(folder / "similarity.jsonl") for folder in (whole, resumed)]
     assert [r["step"] for r in histories[0]] == [r["step"] for r in histories[1]]
     for a, b in zip(*histories, strict=True):
         drop = "similarity/seconds"

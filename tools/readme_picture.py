@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hrsa_lightning.plots import curves_figure, save_figure
 from hrsa_lightning.report.metric_info import HEADLINE
-from hrsa_lightning.representations.history import read_history, split_tag
+from hrsa_lightning.similarity import read_history
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "quickstart.png"
 
@@ -18,20 +18,11 @@ def main(argv: list[str]) -> int:
     newest = sorted(Path("runs/quickstart").glob("*/summary.json"))[-1:]
     run = Path(argv[0]) if argv else newest[0].parent
     history = read_history(run / "similarity.jsonl")
-    for record in history:
-        for part in ("values", "floors"):
-            record[part] = {
-                tag: value for tag, value in record.get(part, {}).items() if _is_shown(tag)
-            }
+    shown = [m for m in history if m.metric in HEADLINE and m.reference == "base"]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    save_figure(curves_figure(history), PICTURE)
+    save_figure(curves_figure(shown), PICTURE)
     print(PICTURE)
     return 0
-
-
-def _is_shown(tag: str) -> bool:
-    _, metric, comparison, where = split_tag(tag)
-    return metric in HEADLINE and comparison.endswith("_vs_base") and where == "output"
 
 
 if __name__ == "__main__":

@@ -1,35 +1,55 @@
-"""What every monitor shares: when it looks, that looking changes nothing, and that errors pass."""
+"""`Monitor`: base class of callbacks that evaluate the model in training and log what they find."""
 
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
-from hrsa_lightning.callbacks.budget import Budget
-from hrsa_lightning.callbacks.charts import show_charts
-from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.callbacks.sinks import log_values
-from hrsa_lightning.errors import ConfigError, HRSAWarning, shown
+from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
+from hrsa_lightning.callbacks.schedule import Budget, Schedule
+from hrsa_lightning.distributed import Ranks
+from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
 from hrsa_lightning.io import NAME_RULE, is_name
-from hrsa_lightning.representations.exchange import Exchange
-from hrsa_lightning.representations.history import append_record, cut_history
-from hrsa_lightning.representations.isolation import untouched
+from hrsa_lightning.similarity.history import Evaluation, append_record, cut_history
+from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["Monitor", "OnError"]
+__all__ = ["Monitor", "OnError", "find_arms", "resolve_probes"]
 
 OnError = Literal["warn", "raise"]
 
 
 class Monitor(Callback, ABC):
-    """A callback that evaluates at a rhythm, in isolation, and keeps a history.
+    """A callback that schedules evaluations, restores training state, and logs measurements.
 
     A subclass says how to prepare (errors there end the run before it starts) and how to measure
-    (errors there are warnings, unless `on_error="raise"`). It evaluates before the first training
-    step, at its rhythm, and at the end of the fit.
+    (errors there are warnings, unless `on_error="raise"`). It is evaluated before the first
+    training step, on schedule, and at the end of the fit. Values go to all loggers, to
+    `trainer.callback_metrics` and to a file of JSON lines; the training run is bit for bit what it
+    would be without it.
+
+    ```python
+    class NormMonitor(Monitor):
+        def __init__(self, every_n_train_steps):
+            super().__init__("norms", Schedule(every_n_train_steps), "norms.jsonl", "warn")
+
+        def prepare(self, trainer, pl_module):
+            self.layers = dict(pl_module.encoder.named_children())
+
+        def measure(self, trainer, pl_module):
+            return [
+                Measurement("weight_norm", float(layer.weight.norm()), layer=name)
+                for name, layer in self.layers.items()
+            ]
+    ```
+
+    logs `norms/weight_norm/<layer>`.
 
     Args:
         name: Begins every tag and file name; two monitors of a trainer need different names.
@@ -38,8 +58,10 @@ class Monitor(Callback, ABC):
         on_error: Whether a failed evaluation warns and training goes on, or raises.
 
     Attributes:
+        ranks: Processes that take part, from the start of a fit.
         folder: The run's folder, where it has one.
         first_step: Optimizer step at which the current fit began; above 0 where it resumed.
+        latest: Measurements of the latest evaluation.
 
     Raises:
         ConfigError: When `on_error` is neither `warn` nor `raise`.
@@ -55,7 +77,7 @@ class Monitor(Callback, ABC):
         self.name = name
         self.schedule = schedule
         self.budget = Budget(schedule.max_overhead)
-        self.exchange = Exchange()
+        self.ranks = Ranks(1, 0)
         self._history = history
         self._on_error = on_error
         self._restored: dict[str, Any] | None = None
@@ -68,12 +90,16 @@ class Monitor(Callback, ABC):
         """Resolve what the user named. Called in isolation, before any evaluation of a fit."""
 
     @abstractmethod
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Evaluate, with the module in isolation; return values by tag, the same on all ranks."""
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        """Evaluate, in evaluation mode and without gradients; the same on all ranks.
 
-    def floors(self) -> dict[str, float]:
-        """Chance or null values by tag, as far as they are known after an evaluation."""
-        return {}
+        Steps need not be set.
+        """
+
+    @property
+    def names_comparisons(self) -> bool:
+        """Whether tags say what is compared with what."""
+        return True
 
     def publish(self, trainer: Trainer, step: int) -> None:
         """Write pictures and the like after an evaluation; called on rank 0 only."""
@@ -103,6 +129,10 @@ class Monitor(Callback, ABC):
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
+    def tag(self, m: Measurement) -> str:
+        """The tag of a measurement in loggers and `callback_metrics`."""
+        return tag_of(self.name, m, named=self.names_comparisons)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if any(kind.__name__ == "FSDPStrategy" for kind in type(trainer.strategy).__mro__):
             raise ConfigError(
@@ -115,14 +145,14 @@ class Monitor(Callback, ABC):
         sampler: dict[str, int] = (
             getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         )
-        self.exchange = Exchange(
+        self.ranks = Ranks(
             trainer.world_size,
             trainer.global_rank,
             sampler.get("num_replicas"),
             sampler.get("rank"),
             pl_module.device,
         )
-        with untouched(pl_module):
+        with preserve_training_state(pl_module):
             self.prepare(trainer, pl_module)
         self._preparing = time.perf_counter() - started
 
@@ -184,7 +214,7 @@ class Monitor(Callback, ABC):
 
     def warn_once(self, message: str, details: str = "") -> None:
         """Warn on rank 0, unless this monitor gave the same message before, with any details."""
-        if message not in self._warned and self.exchange.rank == 0:
+        if message not in self._warned and self.ranks.rank == 0:
             self._warned.add(message)
             warnings.warn(f"{self.name}: {message}{details}", HRSAWarning, stacklevel=2)
 
@@ -192,8 +222,8 @@ class Monitor(Callback, ABC):
         self.folder: Path | None = None
         self.history_path: Path | None = None
         self.first_step = 0
+        self.latest: list[Measurement] = []
         self._last_step = -1
-        self._written_floors: dict[str, float] = {}
         self.schedule.put_off(0)
         self.begin({})
 
@@ -208,30 +238,30 @@ class Monitor(Callback, ABC):
         if self.folder is None or self._history is None:
             return
         self.history_path = self.folder / self._history
-        with self.exchange.together():
+        with self.ranks.raise_on_all_ranks():
             if trainer.is_global_zero:
                 source = Path(restored.get("history") or self.history_path)
                 last = self.first_step or -1
                 kept = cut_history(source, self.history_path, last)
                 self.resume(source, last)
                 self._last_step = max([self._last_step, *kept])
-        self._last_step = self.exchange.first(self._last_step)
+        self._last_step = self.ranks.broadcast(self._last_step)
 
     def _evaluate(
         self, trainer: Trainer, pl_module: LightningModule, *, starts: bool = False
     ) -> None:
         if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # else training's queue counts as our time
+            torch.cuda.synchronize(pl_module.device)  # queued training steps are no overhead
         step = self.budget.step = trainer.global_step
         with self.budget.evaluating():
             started = time.perf_counter()
             try:
-                with untouched(pl_module):
-                    values = self.measure(trainer, pl_module)
-                seconds = self.exchange.first(time.perf_counter() - started)
-                values[f"{self.name}/seconds"] = seconds
-                with self.exchange.together():
-                    self._write(trainer, pl_module, values, seconds)
+                with preserve_training_state(pl_module):
+                    measurements = self.measure(trainer, pl_module)
+                self.latest = [m._replace(step=step) for m in measurements]
+                seconds = self.ranks.broadcast(time.perf_counter() - started)
+                with self.ranks.raise_on_all_ranks():
+                    self._write(trainer, pl_module, seconds)
             except Exception as error:
                 # Before the first step a mistake of the user can still be mended at no loss.
                 if self._on_error == "raise" or (starts and isinstance(error, ConfigError)):
@@ -245,34 +275,25 @@ class Monitor(Callback, ABC):
         self._last_step = step
         self.schedule.advance(step)
 
-    def _write(
-        self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float], seconds: float
-    ) -> None:
-        step = trainer.global_step
+    def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
+        step, named, measurements = trainer.global_step, self.names_comparisons, self.latest
+        values = values_by_tag(self.name, measurements, named=named)
+        values[f"{self.name}/seconds"] = seconds
         log_values(trainer, values, step, pl_module.device)
         if not trainer.is_global_zero:
             return
-        floors = self.floors()
         if self.history_path is not None:
-            record: dict[str, Any] = {
-                "step": step,
-                "epoch": trainer.current_epoch,
-                "time": time.time(),
-                "seconds": seconds,
-                "values": values,
-            }
-            news = {tag: floors[tag] for tag in floors if tag not in self._written_floors}
-            if news:
-                self._written_floors |= news
-                record["floors"] = news
+            record = Evaluation(
+                step, measurements, self.name, trainer.current_epoch, time.time(), seconds
+            )
             append_record(self.history_path, record)
-        show_charts(trainer, values, floors, step)
+        log_charts(trainer, self.name, measurements, step, named=named)
         self.publish(trainer, step)
 
     def _permitted(self, step: int) -> bool:
         if self.budget.share is None:
             return True
-        wait = self.exchange.first(self.budget.steps_to_wait())
+        wait = self.ranks.broadcast(self.budget.steps_to_wait())
         if wait:
             self.schedule.put_off(step + wait)
             self.warn_once(
@@ -296,3 +317,48 @@ class Monitor(Callback, ABC):
             if self._on_error == "raise":
                 raise
             warnings.warn(f"{self.name}: no pictures ({error})", HRSAWarning, stacklevel=2)
+
+
+def find_arms(pl_module: LightningModule, holder: str | None) -> dict[str, nn.Module]:
+    """The models to evaluate: the LightningModule as a whole, or several that it holds by name.
+
+    Args:
+        pl_module: The module in training.
+        holder: The attribute that holds them; `None` for the module itself, named ``""``.
+
+    Raises:
+        ConfigError: When the attribute holds no models.
+    """
+    if holder is None:
+        return {"": pl_module}
+    arms = getattr(pl_module, holder, None)
+    if not isinstance(arms, (nn.ModuleDict, Mapping)) or not len(arms):
+        raise ConfigError(
+            f"arms: expected {holder!r} to name an nn.ModuleDict of the LightningModule, "
+            f"got {type(arms).__name__}"
+        )
+    return dict(arms.items())
+
+
+def resolve_probes(source: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
+    """A loader that the user gave by name, made anew; anything else as it is.
+
+    Raises:
+        DataError: When there is no such loader method, or it gives several.
+    """
+    if not isinstance(source, str) or Path(source).exists():
+        return source
+    for owner in (getattr(trainer, "datamodule", None), pl_module):
+        make = getattr(owner, source, None)
+        # The framework's own hooks of these names only say that they are missing.
+        if not callable(make) or make.__module__.startswith(("lightning.", "pytorch_lightning.")):
+            continue
+        loader = make()
+        if isinstance(loader, (list, tuple, Mapping)):
+            raise DataError(
+                f"probes: {source!r} gives several loaders; name them with probes={{...}}"
+            )
+        return loader
+    raise DataError(
+        f"probes: {source!r} is neither a file nor a loader method of the datamodule or module"
+    )

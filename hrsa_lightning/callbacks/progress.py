@@ -1,6 +1,8 @@
 """A progress bar that counts optimizer steps of the whole fit instead of batches of an epoch."""
 
+import math
 import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +18,9 @@ _SHOWN = {
 }
 """What is shown of the logged values: tag to name and format."""
 
+SECONDS_BETWEEN_READINGS = 1.0
+"""Reading a value waits for the device to finish what it is asked to do."""
+
 
 class StepProgressBar(ProgressBar):
     """One bar from the first step to the last, with what was logged under `prog_bar=True`.
@@ -29,6 +34,7 @@ class StepProgressBar(ProgressBar):
         super().__init__()
         self._enabled = True
         self._bar: tqdm[Any] | None = None
+        self._shown_at = -math.inf
 
     def enable(self) -> None:
         self._enabled = True
@@ -51,18 +57,27 @@ class StepProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._bar is None:
+        if self._bar is None or self._bar.disable:
             return
+        if time.monotonic() - self._shown_at >= SECONDS_BETWEEN_READINGS:
+            self._show_values(trainer, pl_module)
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None and not self._bar.disable:
+            self._show_values(trainer, pl_module)
+            self._bar.refresh()
+        self._close()
+
+    def _show_values(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._bar is not None
         values = {
             name: f"{value:.3f}" if isinstance(value, float) else value
             for name, value in self.get_metrics(trainer, pl_module).items()
             if name != "v_num"
         }
         self._bar.set_postfix({**values, **_state(trainer)}, refresh=False)
-        self._bar.update(trainer.global_step - self._bar.n)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._close()
+        self._shown_at = time.monotonic()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

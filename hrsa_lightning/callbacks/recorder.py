@@ -1,4 +1,4 @@
-"""`RepresentationRecorder`: writes a run's representations, for other runs to compare with."""
+"""`RepresentationRecorder`: writes a run's representations, as a reference for other runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.base import Monitor, OnError
-from hrsa_lightning.callbacks.probing import Probing
+from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, resolve_probes
 from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.representations.capture import Forward
-from hrsa_lightning.representations.pooling import PoolingMethod
-from hrsa_lightning.representations.probes import Tokenizer
-from hrsa_lightning.representations.trace import TraceWriter
+from hrsa_lightning.similarity.extraction import Extractor, Forward
+from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.pooling import PoolingMethod
+from hrsa_lightning.similarity.probes import Tokenizer
+from hrsa_lightning.similarity.trace import TraceWriter
 
 __all__ = ["RepresentationRecorder"]
 
@@ -71,10 +71,10 @@ class RepresentationRecorder(Monitor):
         name: str = "recorder",
     ) -> None:
         self._target = Path(folder)
-        self._probing = Probing(
+        self._arms = arms
+        self._extractor = Extractor(
             probes,
             layers,
-            arms,
             forward=forward,
             pooling=pooling,
             mask=mask,
@@ -88,7 +88,13 @@ class RepresentationRecorder(Monitor):
         super().__init__(name, schedule, None, on_error)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._probing.prepare(trainer, pl_module, self.exchange)
+        self._extractor.prepare(
+            find_arms(pl_module, self._arms),
+            ranks=self.ranks,
+            device=pl_module.device,
+            context=trainer.precision_plugin.forward_context,
+            resolve=lambda source: resolve_probes(source, trainer, pl_module),
+        )
 
     def begin(self, restored: dict[str, Any]) -> None:
         self._writer: TraceWriter | None = None
@@ -98,17 +104,16 @@ class RepresentationRecorder(Monitor):
         written = None if self._writer is None else str(self._writer.folder)
         return {"trace": written or self._restored_trace}
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        recording = self._probing.look()
-        with self.exchange.together():
-            if self.exchange.rank == 0 and self.folder is not None:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        recording = self._extractor.extract()
+        with self.ranks.raise_on_all_ranks():
+            if self.ranks.rank == 0 and self.folder is not None:
                 self._writer = self._writer or self._open(self.folder / self._target)
                 self._writer.add(trainer.global_step, recording)
-        return {}
+        return []
 
     def _open(self, folder: Path) -> TraceWriter:
-        fingerprints = {name: probes.fingerprint for name, probes in self._probing.probes.items()}
-        writer = TraceWriter(folder, fingerprints)
+        writer = TraceWriter(folder, self._extractor.fingerprints)
         if self.first_step > 0:
             source = Path(self._restored_trace or folder)
             taken = writer.take_over(source, until=self.first_step)

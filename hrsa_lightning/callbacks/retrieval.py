@@ -1,8 +1,7 @@
-"""`RetrievalMonitor`: does the model in training find the right passage for a held-out query?"""
+"""`RetrievalMonitor`: ranks held-out passages for held-out queries while a model trains."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from hrsa_lightning.callbacks.base import Monitor, OnError
-from hrsa_lightning.callbacks.pictures import finish_curves
-from hrsa_lightning.callbacks.probing import find_arms
+from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms
+from hrsa_lightning.callbacks.figures import finish_curves
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
-from hrsa_lightning.representations.capture import is_sharded
-from hrsa_lightning.representations.history import read_history
+from hrsa_lightning.io import ContrastivePair, Problems, parse_pair, read_json_lines
+from hrsa_lightning.similarity.extraction import is_sharded
+from hrsa_lightning.similarity.history import read_history
+from hrsa_lightning.similarity.measurement import Measurement
 
 __all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
 
@@ -82,7 +82,7 @@ class RetrievalMonitor(Monitor):
             raise ConfigError(f"ks: expected positive numbers, got {list(ks)}")
         if history == "retrieval.jsonl" and name != "retrieval":
             history = f"{name}.jsonl"
-        records = read_retrieval_pairs(pairs) if isinstance(pairs, (str, Path)) else list(pairs)
+        records = read_retrieval_pairs(pairs) if isinstance(pairs, (str, Path)) else _parse(pairs)
         self._queries, self._corpus, self._relevant = _index(records[:limit])
         self._arms = arms
         self._ks = sorted(ks)
@@ -103,48 +103,45 @@ class RetrievalMonitor(Monitor):
                     "max_length, batch_size); give encode="
                 )
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        values: dict[str, float] = {}
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        measurements: list[Measurement] = []
         context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
             queries = self._embed(arm, module, "queries", self._queries, context)
             corpus = self._embed(arm, module, "corpus", list(self._corpus), context)
-            with self.exchange.together():
+            with self.ranks.raise_on_all_ranks():
                 scores = ranking_scores(queries, corpus, self._relevant, self._ks)
             if any(math.isnan(score) for score in scores.values()):
                 self.warn_once(
                     f"embeddings of {arm or 'the module'} are not finite, values are NaN"
                 )
-            tag = "/".join(part for part in (self.name, arm) if part)
-            values |= {f"{tag}/{metric}": score for metric, score in scores.items()}
-        return values
-
-    def floors(self) -> dict[str, float]:
-        tags = ["/".join(part for part in (self.name, arm) if part) for arm in self._modules]
-        return {f"{tag}/{metric}": score for tag in tags for metric, score in self._chance.items()}
+            measurements += [
+                Measurement(metric, score, self._chance.get(metric), arm=arm)
+                for metric, score in scores.items()
+            ]
+        return measurements
 
     def finish(self, trainer: Trainer) -> None:
         if self.history_path is None or not self.history_path.is_file():
             return
-        history = read_history(self.history_path)
-        finish_curves(trainer, history, self.name, self.history_path.parent)
+        finish_curves(trainer, read_history(self.history_path), self.name, self.history_path.parent)
 
     def _embed(
         self, arm: str, module: nn.Module, which: str, texts: list[Text], context: Context
     ) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""
         # Weights that are spread over ranks need every rank in every forward pass.
-        shards = 1 if is_sharded(module) else self.exchange.num_shards
-        with self.exchange.together():
-            share = texts[self.exchange.shard % shards :: shards]
+        shards = 1 if is_sharded(module) else self.ranks.num_shards
+        with self.ranks.raise_on_all_ranks():
+            share = texts[self.ranks.shard % shards :: shards]
             own = {}
             if share:
                 # As in a training step: weights may be 16 bits wide, or cast to them on the way.
                 with context():
                     rows = self._encode_share(arm, module, which, share)
-                own[self.exchange.shard % shards] = rows.detach().float().cpu()
+                own[self.ranks.shard % shards] = rows.detach().float().cpu()
         used = list(range(min(shards, len(texts))))
-        rows = self.exchange.rows(own, used)
+        rows = self.ranks.gather_rows(own, used)
         order = torch.cat([torch.arange(shard, len(texts), shards) for shard in used])
         return rows[order.argsort()]
 
@@ -165,42 +162,44 @@ class RetrievalMonitor(Monitor):
         return embeddings
 
 
-def read_retrieval_pairs(path: str | Path) -> list[dict[str, Any]]:
-    """Read `query`, `pos` and `neg` from JSON lines.
+def read_retrieval_pairs(path: str | Path) -> list[ContrastivePair]:
+    """Read held-out pairs from JSON lines.
 
     Raises:
-        DataError: When the file is missing or a line is not JSON.
+        DataError: The file is missing, or lines hold no pair; all of them in one error.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"pairs: no file {str(path)!r}")
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    problems = Problems()
+    pairs = []
+    for number, _, _, record in read_json_lines(path, problems.add):
         try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON ({error.msg})") from None
-    return records
+            pairs.append(parse_pair(record))
+        except DataError as error:
+            problems.add(f"{path}:{number}", str(error))
+    problems.raise_if_any()
+    return pairs
+
+
+def _parse(records: Iterable[Mapping[str, Any]]) -> list[ContrastivePair]:
+    pairs = []
+    for number, record in enumerate(records, start=1):
+        try:
+            pairs.append(parse_pair(record))
+        except DataError as error:
+            raise DataError(f"pairs: record {number}: {error}") from None
+    return pairs
 
 
 def _index(
-    records: Sequence[Mapping[str, Any]],
+    pairs: Sequence[ContrastivePair],
 ) -> tuple[list[Text], dict[Text, int], list[list[int]]]:
     """Queries, corpus with row numbers, and the right rows of each query."""
     corpus: dict[Text, int] = {}
-    queries: list[Text] = []
     relevant: list[list[int]] = []
-    for number, record in enumerate(records, start=1):
-        query: Any = record.get("query")
-        pair = isinstance(query, (list, tuple)) and len(query) == 2
-        if not (isinstance(query, str) or pair) or not record.get("pos"):
-            raise DataError(f"pairs: record {number} needs a query and at least one pos")
-        queries.append(query if isinstance(query, str) else (query[0], query[1]))
-        relevant.append(
-            [corpus.setdefault(text, len(corpus)) for text in dict.fromkeys(record["pos"])]
-        )
-        for text in record.get("neg") or ():
+    for pair in pairs:
+        rows = [corpus.setdefault(text, len(corpus)) for text in dict.fromkeys(pair.positives)]
+        relevant.append(rows)
+        for text in pair.negatives:
             corpus.setdefault(text, len(corpus))
-    if not queries:
+    if not pairs:
         raise DataError("pairs: expected at least one query, got none")
-    return queries, corpus, relevant
+    return [pair.query for pair in pairs], corpus, relevant

@@ -1,17 +1,25 @@
-"""When to evaluate: every so many steps or epochs, or log-spaced."""
+"""When to evaluate: every so many steps or epochs, log-spaced, and within a share of the time."""
 
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import ceil
+from typing import Any
 
 from hrsa_lightning.errors import ConfigError
 
-__all__ = ["Schedule"]
+__all__ = ["DRAWING_SECONDS", "Budget", "Schedule"]
+
+DRAWING_SECONDS = 3.0
+"""Expected duration of drawing, importing matplotlib included (measured: 1 to 3 s of one core)."""
 
 
 class Schedule:
     """Decides at which optimizer steps an evaluation is due.
 
-    A rhythm counts optimizer steps as `ModelCheckpoint` does, but is due at the first step at or
-    after a multiple, so that none is missed where one batch makes several steps (two optimizers).
+    Steps are counted as `ModelCheckpoint` counts them, but an evaluation is due at the first step
+    at or after a multiple, so that none is missed where one batch makes several steps (two
+    optimizers).
 
     Args:
         every_n_train_steps: Evaluate at multiples of so many steps.
@@ -46,23 +54,23 @@ class Schedule:
         self.every_n_epochs = every_n_epochs
         self.log_spaced = int(log_spaced)
         self.max_overhead = max_overhead
-        self._rests = every_n_train_steps is None and not self.log_spaced
-        if self._rests and every_n_epochs is None and max_overhead is not None:
+        self._ignores_steps = every_n_train_steps is None and not self.log_spaced
+        if self._ignores_steps and every_n_epochs is None and max_overhead is not None:
             # Nothing but a budget: as often as it allows.
             self.every_n_train_steps = 1
-            self._rests = False
+            self._ignores_steps = False
         self.next_step = 0
 
     def is_due(self, step: int) -> bool:
-        """Whether the rhythm of steps asks for an evaluation at `step`."""
-        return not self._rests and step >= self.next_step
+        """Whether an evaluation is due at `step`."""
+        return not self._ignores_steps and step >= self.next_step
 
     def is_due_at_epoch_end(self, epoch: int) -> bool:
         """Whether an evaluation is due at the end of epoch number `epoch`, counted from 0."""
         return self.every_n_epochs is not None and (epoch + 1) % self.every_n_epochs == 0
 
     def advance(self, step: int) -> None:
-        """Find the next step of the rhythm, after an evaluation at `step`."""
+        """Find the next step that is due, after an evaluation at `step`."""
         candidates = []
         if self.every_n_train_steps is not None:
             candidates.append((step // self.every_n_train_steps + 1) * self.every_n_train_steps)
@@ -74,3 +82,110 @@ class Schedule:
     def put_off(self, step: int) -> None:
         """Make no evaluation due before `step`."""
         self.next_step = step
+
+
+class Budget:
+    """Time spent by a monitor against time spent in training, for `max_overhead`.
+
+    All of a monitor's work for a fit counts as spent: reading the probes, running references,
+    evaluations, history and pictures, also those at the end, and the check after every step whether
+    an evaluation is due. The rest of the time since training started counts as training. Time spent
+    before step 1 counts as overhead; no evaluation runs until the share is below the limit.
+
+    Args:
+        share: Most seconds spent per second of training; `None` sets no bound.
+
+    Attributes:
+        share: As given.
+        spent: Seconds spent so far.
+        step: Latest optimizer step that the monitor knows of.
+        drawing: Seconds to expect of pictures.
+    """
+
+    def __init__(self, share: float | None = None) -> None:
+        self.share = share
+        self.drawing = DRAWING_SECONDS
+        self.start(0)
+
+    def start(self, step: int, state: Mapping[str, Any] | None = None, spent: float = 0.0) -> None:
+        """Start the clock of training.
+
+        Args:
+            step: The optimizer step at which it starts.
+            state: What `state` returned before a restart.
+            spent: Seconds that the monitor has spent for this fit already.
+        """
+        state = state or {}
+        self.spent: float = state.get("spent", 0.0) + spent
+        self.step = step
+        self._latest: float = state.get("cost", 0.0)
+        self._since: float | None = None
+        self._seconds_before: float = state.get("train_seconds", 0.0)
+        self._steps_before: int = state.get("train_steps", 0)
+        self._first_step = step
+        self._spent_before: float = self.spent
+        self._started = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to hold for `start` to go on from it."""
+        return {
+            "spent": self.spent,
+            "cost": self._latest,
+            "train_seconds": self.train_seconds,
+            "train_steps": self._train_steps,
+        }
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count the time of a block as spent; blocks are not nested."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent += self._open_seconds()
+            self._since = None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count the time of a block as spent, and expect later evaluations to take as much."""
+        try:
+            with self.spending():
+                started = time.perf_counter()
+                yield
+        finally:
+            self._latest = time.perf_counter() - started
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far."""
+        elapsed = time.perf_counter() - self._started - self._open_seconds()
+        return self._seconds_before + elapsed - (self.spent - self._spent_before)
+
+    def affords(self, seconds: float = 0.0) -> bool:
+        """Whether so many seconds more stay within the share; always where none is set."""
+        if self.share is None:
+            return True
+        return self.spent + self._open_seconds() + seconds <= self.share * self.train_seconds
+
+    def steps_to_wait(self) -> int:
+        """How many more steps to wait before an evaluation; 0 where it is within the share.
+
+        An evaluation is taken to cost as much as the latest one, and time for another at the end
+        of the fit is reserved.
+        """
+        if self.share is None:
+            return 0
+        seconds = self.train_seconds
+        missing = (self.spent + 2 * self._latest) / self.share - seconds
+        if missing <= 0:
+            return 0
+        if seconds <= 0 or self._train_steps <= 0:
+            return 1
+        return max(1, ceil(missing * self._train_steps / seconds))
+
+    def _open_seconds(self) -> float:
+        return 0.0 if self._since is None else time.perf_counter() - self._since
+
+    @property
+    def _train_steps(self) -> int:
+        return self._steps_before + self.step - self._first_step

@@ -1,29 +1,29 @@
-"""`SimilarityMonitor`: how similar a model in training is to its start, its siblings, any model."""
+"""`SimilarityMonitor`: logs how similar a model in training is to its start or to other models."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.base import Monitor, OnError
-from hrsa_lightning.callbacks.pictures import Pictures, details_path
-from hrsa_lightning.callbacks.plan import ComparisonPlan
-from hrsa_lightning.callbacks.probing import Probing
-from hrsa_lightning.callbacks.projector import log_projector
-from hrsa_lightning.callbacks.referencing import INITIAL, Live, ReferenceBook
+from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, resolve_probes
+from hrsa_lightning.callbacks.figures import Figures
+from hrsa_lightning.callbacks.logging import log_projector
 from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.callbacks.store import StoreOn
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.representations.capture import Forward
-from hrsa_lightning.representations.history import cut_history
-from hrsa_lightning.representations.pooling import PoolingMethod
-from hrsa_lightning.representations.probes import Tokenizer
-from hrsa_lightning.representations.reference import parse_references
+from hrsa_lightning.similarity.evaluator import SimilarityEvaluator
+from hrsa_lightning.similarity.extraction import Forward, Representations
+from hrsa_lightning.similarity.history import cut_history, details_path
+from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.pooling import PoolingMethod
+from hrsa_lightning.similarity.probes import Tokenizer
+from hrsa_lightning.similarity.references import INITIAL
 
 __all__ = ["SimilarityMonitor"]
+
+StoreOn = Literal["cpu", "device", "disk"]
 
 
 class SimilarityMonitor(Monitor):
@@ -39,8 +39,8 @@ class SimilarityMonitor(Monitor):
     trainer = L.Trainer(callbacks=[monitor])
     ```
 
-    It evaluates before the first step, at its rhythm, and at the end, with one forward pass per
-    model over the probes. Training is bit for bit as it would be without it. Values are logged as
+    It evaluates before the first step, on schedule, and at the end, with one forward pass per model
+    over the probes. Training is bit for bit as it would be without it. Values are logged as
     `similarity/<metric>/<where>`, with several arms or references as
     `similarity/<metric>/<arm>_vs_<reference>/<where>`, and are there for `EarlyStopping` and
     `ModelCheckpoint` to monitor. A named probe set adds its name to the first part
@@ -77,11 +77,11 @@ class SimilarityMonitor(Monitor):
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.
         max_overhead: Most time that the monitor may take, probes, references, history and pictures
             included, as a share of training time: later evaluations are put off until they fit.
-            The first and the last are always made. The first comes before any training: what it
-            took has to be earned before the second. What is over the share at the end is said.
-        heatmap_every_n_evaluations: Rhythm of the layer-by-layer heatmaps, and of the spectrum of
-            the Procrustes rotation at the output (or the last layer) where a Procrustes metric is
-            among `metrics`; 0 for none, and for no pictures. Their numbers are kept at the first
+            The first and the last are always made. Time spent before step 1 counts, and a run
+            that ends above the share gives a warning.
+        heatmap_every_n_evaluations: How often layer-by-layer heatmaps are drawn, and the spectrum
+            of the Procrustes rotation at the output (or the last layer) where a Procrustes metric
+            is among `metrics`; 0 for none, and for no pictures. Their numbers are kept at the first
             and the last evaluation, too, in a file beside the history, for the report.
         projector: Give TensorBoard's embedding projector the representations at the output (or the
             last layer), with labels and texts, at the end of the fit.
@@ -141,10 +141,15 @@ class SimilarityMonitor(Monitor):
             raise ConfigError(f"store: expected 'cpu', 'device' or 'disk', got {store!r}")
         if history == "similarity.jsonl" and name != "similarity":
             history = f"{name}.jsonl"
-        self._probing = Probing(
+        self.evaluator = SimilarityEvaluator(
+            None,
             probes,
             layers,
-            arms,
+            reference,
+            metrics,
+            by_label=by_label,
+            num_jackknife_groups=num_jackknife_groups,
+            reference_layers=reference_layers,
             forward=forward,
             pooling=pooling,
             mask=mask,
@@ -153,77 +158,75 @@ class SimilarityMonitor(Monitor):
             max_length=max_length,
             batch_size=batch_size,
             label_key=label_key,
-            limit_batches=limit_probe_batches,
+            limit_probe_batches=limit_probe_batches,
             keep_on_device=store == "device",
         )
-        self._book = ReferenceBook(parse_references(reference), self._probing, reference_layers)
-        self._plan = ComparisonPlan(
-            name, self._probing, self._book, metrics, num_jackknife_groups, by_label
-        )
-        self._pictures = Pictures(name, heatmap_every_n_evaluations)
+        self._arms = arms
+        self._figures = Figures(name, heatmap_every_n_evaluations)
         self._on_disk = store == "disk"
         self._projector = projector
         self._progress_bar = progress_bar
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced, max_overhead)
         super().__init__(name, schedule, history, on_error)
 
+    @property
+    def names_comparisons(self) -> bool:
+        comparisons = self.evaluator.comparisons
+        return len(comparisons) > 1 or any(comparison.arm for comparison in comparisons)
+
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._probing.prepare(trainer, pl_module, self.exchange)
-        self._plan.prepare()
+        self.evaluator.prepare(
+            find_arms(pl_module, self._arms),
+            ranks=self.ranks,
+            device=pl_module.device,
+            context=trainer.precision_plugin.forward_context,
+            resolve=lambda source: resolve_probes(source, trainer, pl_module),
+            holder=self._arms or "",
+            warn=self.warn_once,
+        )
+        self._figures.named = self.names_comparisons
 
     def begin(self, restored: dict[str, Any]) -> None:
-        self._floors: dict[str, float] = {}
-        self._live: Live = {}
+        self._live: Representations = {}
         self._evaluations = int(restored.get("evaluations", 0))
-        self._restored_book: dict[str, Any] | None = restored
-        self._pictures.forget()
+        self._to_restore: dict[str, Any] | None = restored
+        self._figures.forget()
 
     def remember(self) -> dict[str, Any]:
-        return {**self._book.state(), "evaluations": self._evaluations}
+        return {**self.evaluator.state_dict(), "evaluations": self._evaluations}
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        starts = self._restored_book is not None
-        if self._restored_book is not None:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
+        if self._to_restore is not None:
             folder = self.folder if self._on_disk else None
-            self._book.open(folder, self.name, self._restored_book)
-            self._restored_book = None
-        live = self._probing.look()
-        self._book.fill(live, trainer.global_step, starts=starts)
-        if self._book.lost:
-            self.warn_once(f"comparisons with the start are left out: {self._book.lost}")
-        found = self._plan.run(live, trainer.global_step)
-        for note, details in found.notes.items():
-            self.warn_once(note, details)
-        self._floors |= found.floors
+            self.evaluator.start(self._to_restore, folder, self.name)
+            self._to_restore = None
+        found = self.evaluator.run(trainer.global_step)
         self._evaluations += 1
-        if self.exchange.rank == 0:
-            self._pictures.keep(trainer.global_step, found.maps, found.values, self._plan.device)
-            self._live = live if self._projector else {}
-        return found.values
-
-    def floors(self) -> dict[str, float]:
-        return self._floors
+        if self.ranks.rank == 0:
+            self._figures.keep(trainer.global_step, found, self.evaluator.device)
+            self._live = found.live if self._projector else {}
+        return found.measurements
 
     def publish(self, trainer: Trainer, step: int) -> None:
-        pictures = self._pictures
-        if pictures.is_due(self._evaluations - 1):
-            if self._evaluations == 1 or self.budget.affords(pictures.seconds):
-                pictures.write(self.history_path)
-            if pictures.has_heatmaps and self.budget.affords(self.budget.drawing):
+        figures = self._figures
+        if figures.is_due(self._evaluations - 1):
+            if self._evaluations == 1 or self.budget.affords(figures.seconds):
+                figures.write_details(self.history_path)
+            if figures.has_heatmaps and self.budget.affords(self.budget.drawing):
                 started = time.perf_counter()
-                pictures.publish(trainer, step)
+                figures.publish(trainer, step)
                 self.budget.drawing = max(self.budget.drawing, time.perf_counter() - started)
         if self._progress_bar:
-            trainer.progress_bar_metrics.update(self._pictures.headline())
+            trainer.progress_bar_metrics.update(figures.headline())
 
     def conclude(self) -> None:
-        self._pictures.write(self.history_path)
+        self._figures.write_details(self.history_path)
 
     def resume(self, source: Path, last_step: int) -> None:
         assert self.history_path is not None
         cut_history(details_path(source), details_path(self.history_path), last_step)
 
     def finish(self, trainer: Trainer) -> None:
-        self._pictures.finish(trainer, self.history_path, self.folder)
+        self._figures.finish(trainer, self.history_path, self.folder)
         if self._projector:
-            log_projector(trainer, self.name, self._live, self._probing.probes)
+            log_projector(trainer, self.name, self._live, self.evaluator.extractor.probes)

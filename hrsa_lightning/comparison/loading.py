@@ -10,12 +10,12 @@ from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
-from hrsa_lightning.representations.capture import CaptureOptions
-from hrsa_lightning.representations.layers import LayerSelection, select_layers
+from hrsa_lightning.similarity.extraction import Extractor
+from hrsa_lightning.similarity.layers import LayerSelection, select_layers
 from hrsa_lightning.sources import Source
 from hrsa_lightning.sources.loading import check_source
 
-__all__ = ["OUTPUT", "KnownModel", "capture_options", "know", "wanted_layers"]
+__all__ = ["OUTPUT", "KnownModel", "extractor_of", "know", "wanted_layers"]
 
 OUTPUT = "output"
 
@@ -88,12 +88,17 @@ def wanted_layers(model: EmbeddingModel, look: Look, name: str) -> LayerSelectio
     return select_layers(model, look.layers, owner=name)
 
 
-def capture_options(look: Look) -> CaptureOptions:
+def extractor_of(look: Look) -> Extractor:
     """How layers become rows; at token level the output is the last hidden states."""
     if look.level == "sentence":
-        return CaptureOptions(pooling=look.pooling, exclude_first_token=look.exclude_first_token)
-    return CaptureOptions(
-        forward=_hidden_states, pooling="none", exclude_first_token=look.exclude_first_token
+        pooled = look.exclude_first_token
+        return Extractor((), look.layers, pooling=look.pooling, exclude_first_token=pooled)
+    return Extractor(
+        (),
+        look.layers,
+        forward=_hidden_states,
+        pooling="none",
+        exclude_first_token=look.exclude_first_token,
     )
 
 

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hrsa_lightning.comparison.loading import KnownModel, capture_options, wanted_layers
+from hrsa_lightning.comparison.loading import KnownModel, extractor_of, wanted_layers
 from hrsa_lightning.comparison.options import Look
 from hrsa_lightning.comparison.store import Representations, RepresentationWriter
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, TokenizedTexts
-from hrsa_lightning.representations.capture import capture_batch
-from hrsa_lightning.representations.isolation import untouched
-from hrsa_lightning.representations.probes import ProbeSet
+from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.similarity.probes import ProbeSet
 from hrsa_lightning.sources.loading import load_model
 
 __all__ = ["Viewer"]
@@ -128,13 +127,13 @@ class Viewer:
         model = load_model(known.source, known.model, self._device).to(self._device)
         layers = wanted_layers(model, self._look, known.name)
         writer = RepresentationWriter(home, layers.names)
-        options = capture_options(self._look)
-        places = {"device": self._device, "store_on": torch.device("cpu")}
+        extractor = extractor_of(self._look)
+        extractor.device = self._device
         bar = tqdm(total=len(self.texts), desc=known.name, unit="text", disable=None)
         try:
-            with bar, untouched(model):
+            with bar, preserve_training_state(model):
                 for spans, batch in self._batches(known.tokenizer):
-                    writer.add(capture_batch(model, batch, layers, options, **places), spans)
+                    writer.add(extractor.extract_batch(model, batch, layers), spans)
                     bar.update(len(spans))
             writer.finish({"model": known.source.spec, "look": asdict(self._look)})
         except BaseException:

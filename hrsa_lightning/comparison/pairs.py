@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from hrsa_lightning.callbacks.comparing import MIN_SAMPLES, Comparer
 from hrsa_lightning.comparison.loading import OUTPUT
 from hrsa_lightning.comparison.options import METRICS, Measures
 from hrsa_lightning.comparison.store import Representations
@@ -16,6 +15,7 @@ from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
 from hrsa_lightning.metrics import PairMetric, hrsa_metrics
+from hrsa_lightning.similarity.comparer import MIN_SAMPLES, Comparer
 
 __all__ = ["Heatmap", "LabelRows", "Meter", "Value", "heatmap", "pair_layers"]
 
@@ -163,7 +163,7 @@ class Meter:
         numbers = None if self._labels is None else self._labels.numbers.to(self._device)
         result = self._comparer.compare(left, right, numbers)
         notes = list(result.notes)
-        values = _values(layer, reference_layer, "", result.values, result.floors)
+        values = _values(layer, reference_layer, "", result.values, result.chance)
         if self._by_label:
             within, more = self._measure_within(left, right, layer, reference_layer)
             values, notes = values + within, notes + more
@@ -183,7 +183,7 @@ class Meter:
                 continue
             result = self._unlabeled.compare(x[rows], y[rows])
             notes += [f"label {label!r}: {note}" for note in result.notes]
-            values += _values(layer, reference_layer, label, result.values, result.floors)
+            values += _values(layer, reference_layer, label, result.values, result.chance)
         return values, notes
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
-from hrsa_lightning.representations.capture import Snapshot
+from hrsa_lightning.similarity.extraction import Snapshot
 
 __all__ = ["RepresentationWriter", "Representations"]
 

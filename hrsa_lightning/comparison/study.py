@@ -24,7 +24,7 @@ from hrsa_lightning.comparison.pairs import (
 from hrsa_lightning.comparison.store import Representations
 from hrsa_lightning.comparison.texts import Texts
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.representations.probes import ProbeSet, text_probes
+from hrsa_lightning.similarity.probes import ProbeSet, text_probes
 from hrsa_lightning.sources import Source
 
 __all__ = ["Comparison", "Study", "compare_models", "find_device", "quieten"]

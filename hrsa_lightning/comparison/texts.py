@@ -6,12 +6,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.data.problems import Problems
-from hrsa_lightning.data.records import check_exists, check_text
-from hrsa_lightning.data.tables import load_hub_table, load_table
-from hrsa_lightning.data.texts import read_texts
+from hrsa_lightning.data.pairs import load_hub_table, load_table
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import read_json_lines
+from hrsa_lightning.io import Problems, check_file, check_text, exists, read_text_records
 from hrsa_lightning.resources import resolve_path
 
 __all__ = ["Texts", "load_texts"]
@@ -48,9 +45,9 @@ def load_texts(
     """Read texts, and labels where there are some.
 
     Args:
-        source: A `.jsonl` file, a `.parquet` or `.json` table, a folder that
-            `Dataset.save_to_disk` wrote, `hub:NAME` or `hub:NAME:CONFIG`, or any other file as
-            plain text, one text a line. `embedded:tiny/probes.jsonl` is shipped with the package.
+        source: A `.jsonl` or `.ndjson` file, a `.parquet` or `.json` table, a folder that
+            `Dataset.save_to_disk` wrote, `hub:NAME` or `hub:NAME:CONFIG`, or a `.txt` file, one
+            text a line. `embedded:tiny/probes.jsonl` is shipped with the package.
         column: Where a record or table has its text.
         split: Of a data set of the hub; `train` by default.
         label: Column of the labels. `None` takes `label` where every record has one.
@@ -88,26 +85,21 @@ def _records(
     source: str, column: str, split: str | None, problems: Problems
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where each record stands, and the record."""
-    path = Path(resolve_path(source)).expanduser()
-    if not source.startswith(HUB):
+    path = Path(resolve_path(source))
+    is_table = path.suffix.lower() in _TABLES or (exists(path) and path.is_dir())
+    is_table = is_table or source.startswith(HUB)
+    if not is_table:
         try:
-            check_exists(path)
+            check_file(path)
         except DataError as error:
             hint = f"a data set of the hub is written {HUB}NAME"
             raise DataError(f"{source}: {error} ({hint})") from None
-    if source.startswith(HUB) or path.is_dir() or path.suffix in _TABLES:
+    if is_table:
         for row, record in enumerate(_open_table(source, path, split)):
             yield f"{source} row {row}", record
-    elif path.suffix == ".jsonl":
-        for number, _, _, value in read_json_lines(path, problems.add):
-            record = {column: value} if isinstance(value, str) else value
-            if isinstance(record, Mapping):
-                yield f"{path}:{number}", record
-            else:
-                problems.add(f"{path}:{number}", f'expected an object with "{column}"')
-    else:
-        for probe in read_texts(path):
-            yield f"{path}:{probe.id}", {column: probe.text}
+        return
+    for number, record in read_text_records(path, problems.add, column):
+        yield f"{path}:{number}", record
 
 
 def _open_table(source: str, path: Path, split: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from torch import nn
@@ -31,6 +31,7 @@ from hrsa_lightning.losses import (
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
+from hrsa_lightning.ranks import EndingFitLoop, StepCheckpoint
 from hrsa_lightning.resources import resolve_path
 
 _PACKAGES = ("hrsa_lightning", "lightning", "pytorch_lightning")
@@ -223,16 +224,9 @@ def build_trainer(
         ConfigError: Lightning refuses an argument, or the folder cannot be made.
     """
     _check_folder(folder)
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="step_{step:06d}",
-        auto_insert_metric_name=False,
-        monitor="step",
-        mode="max",
-        save_top_k=config.checkpoint.keep,
-        every_n_train_steps=config.checkpoint.every_n_train_steps,
+    checkpoint = StepCheckpoint(
+        folder / "checkpoints", config.checkpoint.every_n_train_steps, config.checkpoint.keep
     )
-    checkpoint.FILE_EXTENSION = ""
     adapters = TrainedAdapters(folder / "adapters")
     arguments = dataclasses.asdict(config.trainer)
     if config.trainer.max_steps > 0:
@@ -243,7 +237,7 @@ def build_trainer(
     shown = [StepProgressBar()] if config.trainer.enable_progress_bar else []
     arguments["strategy"] = _strategy(config.trainer.strategy)
     try:
-        return Trainer(
+        trainer = Trainer(
             **arguments,
             callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step"), adapters],
             logger=logger,
@@ -263,6 +257,8 @@ def build_trainer(
         MisconfigurationException,
     ) as error:
         raise ConfigError(f"trainer: {cut(first_line(error), 300)}") from error
+    EndingFitLoop.replace(trainer)
+    return trainer
 
 
 def _check_folder(folder: Path) -> None:

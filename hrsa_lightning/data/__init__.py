@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
-    from hrsa_lightning.data.datamodule import ContrastiveDataModule
-    from hrsa_lightning.data.loader import ContrastiveLoader
-    from hrsa_lightning.data.pairs import check_pairs, read_pairs
-    from hrsa_lightning.data.records import ContrastivePair
-    from hrsa_lightning.data.retrieval import RetrievalSet, read_retrieval_set
+    from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
+    from hrsa_lightning.data.held_out import (
+        ProbeText,
+        RetrievalSet,
+        read_retrieval_set,
+        read_texts,
+    )
+    from hrsa_lightning.data.pairs import PairSource, read_pairs
     from hrsa_lightning.data.sampling import (
         ContrastiveDataset,
         ContrastiveExample,
         GlobalBatchSampler,
+        check_pairs,
     )
-    from hrsa_lightning.data.sources import PairSource
-    from hrsa_lightning.data.texts import ProbeText, read_texts
+    from hrsa_lightning.io import ContrastivePair
 
 _MODULES = {
     "ContrastiveBatch": "collate",
@@ -28,16 +31,16 @@ _MODULES = {
     "ContrastiveDataModule": "datamodule",
     "ContrastiveDataset": "sampling",
     "ContrastiveExample": "sampling",
-    "ContrastiveLoader": "loader",
-    "ContrastivePair": "records",
+    "ContrastiveLoader": "datamodule",
+    "ContrastivePair": "pairs",
     "GlobalBatchSampler": "sampling",
-    "PairSource": "sources",
-    "ProbeText": "texts",
-    "RetrievalSet": "retrieval",
-    "check_pairs": "pairs",
+    "PairSource": "pairs",
+    "ProbeText": "held_out",
+    "RetrievalSet": "held_out",
+    "check_pairs": "sampling",
     "read_pairs": "pairs",
-    "read_retrieval_set": "retrieval",
-    "read_texts": "texts",
+    "read_retrieval_set": "held_out",
+    "read_texts": "held_out",
     "text_id": "collate",
 }
 

@@ -5,20 +5,20 @@ Shapes: B local queries, G passages of each query.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from hrsa_lightning.data.records import Query
 from hrsa_lightning.data.sampling import ContrastiveExample
+from hrsa_lightning.io import Query
 
 
 class Tokens(Protocol):
     """What the batch needs of tokenized texts (`hrsa_lightning.models.TokenizedTexts`)."""
 
-    def to(self, device: torch.device | str) -> Self: ...
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self: ...
 
     def pin_memory(self) -> Self: ...
 
@@ -34,20 +34,26 @@ class TextEncoder(Protocol):
 
 @dataclass
 class ContrastiveBatch:
-    """One rank's share of a global batch, tokenized for every arm.
+    """One rank's share of a global batch: each distinct text once, tokenized for every arm.
 
     Attributes:
-        queries: The B queries' tokens, by arm. Arms of equal tokenizers hold the same object.
-        passages: The B * G passages' tokens, by arm: row `i * G` is the positive of query `i`, the
-            G - 1 rows after it are its hard negatives.
+        queries: Tokens of the distinct queries, in order of appearance, for each tokenizer.
+        passages: Tokens of the distinct passages, likewise.
+        tokenizers: Which of them each arm takes: arms of equal tokenizers share their tokens.
+        query_rows: `(B,)` int64, which of the distinct queries each query is.
+        passage_rows: `(B, G)` int64, which of the distinct passages; column 0 holds the positives,
+            the others hard negatives.
         query_ids: `(B,)` int64, equal where instruction and text of two queries are equal.
         passage_ids: `(B, G)` int64, equal where the texts of two passages are equal.
         document_ids: `(B, G)` int64, equal where two passages are of one document; where documents
             have no name, as `passage_ids`.
     """
 
-    queries: dict[str, Tokens]
-    passages: dict[str, Tokens]
+    queries: list[Tokens]
+    passages: list[Tokens]
+    tokenizers: dict[str, int]
+    query_rows: Tensor
+    passage_rows: Tensor
     query_ids: Tensor
     passage_ids: Tensor
     document_ids: Tensor
@@ -61,35 +67,31 @@ class ContrastiveBatch:
         """G, the number of passages of each query."""
         return self.passage_ids.shape[1]
 
+    def tokens(self, arm: str) -> tuple[Tokens, Tokens]:
+        """Tokens of the distinct queries and of the distinct passages, for one arm."""
+        number = self.tokenizers[arm]
+        return self.queries[number], self.passages[number]
+
     def to(self, device: torch.device | str) -> "ContrastiveBatch":
-        """Move every tensor; tokens that arms share are moved once. Lightning calls this."""
-        return replace(
-            self,
-            queries=_map_shared(self.queries, lambda tokens: tokens.to(device)),
-            passages=_map_shared(self.passages, lambda tokens: tokens.to(device)),
-            query_ids=self.query_ids.to(device, non_blocking=True),
-            passage_ids=self.passage_ids.to(device, non_blocking=True),
-            document_ids=self.document_ids.to(device, non_blocking=True),
-        )
+        """Move every tensor, without waiting until it is there. Lightning calls this."""
+        return self._map(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ContrastiveBatch":
         """Copy every tensor to page-locked memory. The `DataLoader` calls this."""
-        return replace(
-            self,
-            queries=_map_shared(self.queries, lambda tokens: tokens.pin_memory()),
-            passages=_map_shared(self.passages, lambda tokens: tokens.pin_memory()),
-            query_ids=self.query_ids.pin_memory(),
-            passage_ids=self.passage_ids.pin_memory(),
-            document_ids=self.document_ids.pin_memory(),
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, function: Callable[[Any], Any]) -> "ContrastiveBatch":
+        """Apply a function to all tensors and tokens."""
+        return ContrastiveBatch(
+            queries=[function(tokens) for tokens in self.queries],
+            passages=[function(tokens) for tokens in self.passages],
+            tokenizers=self.tokenizers,
+            query_rows=function(self.query_rows),
+            passage_rows=function(self.passage_rows),
+            query_ids=function(self.query_ids),
+            passage_ids=function(self.passage_ids),
+            document_ids=function(self.document_ids),
         )
-
-
-def _map_shared(
-    by_arm: Mapping[str, Tokens], function: Callable[[Tokens], Tokens]
-) -> dict[str, Tokens]:
-    done = {id(tokens): tokens for tokens in by_arm.values()}
-    done = {key: function(tokens) for key, tokens in done.items()}
-    return {arm: done[id(tokens)] for arm, tokens in by_arm.items()}
 
 
 class ContrastiveCollator:
@@ -129,17 +131,35 @@ class ContrastiveCollator:
             number if name is None else text_id(("document", name))
             for number, name in zip(passage_ids, names, strict=True)
         ]
+        query_ids = [text_id(query) for query in queries]
+        kept_queries, query_rows = _distinct(query_ids)
+        kept_passages, passage_rows = _distinct(passage_ids)
         return ContrastiveBatch(
-            queries=self._encode(queries, self.query_length),
-            passages=self._encode(passages, self.passage_length),
-            query_ids=torch.tensor([text_id(query) for query in queries]),
+            queries=self._encode([queries[index] for index in kept_queries], self.query_length),
+            passages=self._encode(
+                [passages[index] for index in kept_passages], self.passage_length
+            ),
+            tokenizers=self._number,
+            query_rows=torch.tensor(query_rows),
+            passage_rows=torch.tensor(passage_rows).view(len(queries), -1),
+            query_ids=torch.tensor(query_ids),
             passage_ids=torch.tensor(passage_ids).view(len(queries), -1),
             document_ids=torch.tensor(document_ids).view(len(queries), -1),
         )
 
-    def _encode(self, texts: Sequence[Query], max_length: int) -> dict[str, Tokens]:
-        encoded = [tokenizer.encode(texts, max_length) for tokenizer in self._tokenizers]
-        return {arm: encoded[number] for arm, number in self._number.items()}
+    def _encode(self, texts: Sequence[Query], max_length: int) -> list[Tokens]:
+        return [tokenizer.encode(texts, max_length) for tokenizer in self._tokenizers]
+
+
+def _distinct(ids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Where each distinct id comes first, and which of them every id is."""
+    rows: dict[int, int] = {}
+    kept: list[int] = []
+    for index, text in enumerate(ids):
+        if text not in rows:
+            rows[text] = len(kept)
+            kept.append(index)
+    return kept, [rows[text] for text in ids]
 
 
 def text_id(text: Query) -> int:

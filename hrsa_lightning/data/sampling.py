@@ -8,13 +8,14 @@ of processes or workers, nor on what was drawn before, and no global generator i
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.data.records import Query
-from hrsa_lightning.data.sources import PairSource
+from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import DataError, HRSAWarning
+from hrsa_lightning.io import Query
 
 Key = tuple[int, int]
 """(epoch, example): what a `ContrastiveDataset` is indexed with."""
@@ -277,3 +278,31 @@ def _shares(weights: Sequence[float], total: int) -> list[int]:
     missing = total - int(counts.sum())
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     return [int(count) for count in counts]
+
+
+def check_pairs(
+    paths: Sequence[str | Path],
+    train_group_size: int = 1,
+    batch_size: int = 1,
+    missing_negatives: str = "error",
+    weights: Sequence[float] | None = None,
+) -> list[PairSource]:
+    """Raise what training on these pairs would raise; for commands, before they load a model.
+
+    Args:
+        paths: As in `read_pairs`.
+        train_group_size: As in `ContrastiveDataset`.
+        batch_size: As in `GlobalBatchSampler`.
+        missing_negatives: As in `ContrastiveDataset`.
+        weights: As in `GlobalBatchSampler`.
+
+    Returns:
+        The open sources, for `ContrastiveDataModule` to use without checking them again.
+
+    Raises:
+        DataError: As `read_pairs`, `ContrastiveDataset` and `GlobalBatchSampler` do.
+    """
+    sources = read_pairs(paths)
+    dataset = ContrastiveDataset(sources, train_group_size, missing_negatives=missing_negatives)
+    GlobalBatchSampler(dataset.sizes, batch_size, weights=weights)
+    return sources

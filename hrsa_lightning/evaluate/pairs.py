@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrsa_lightning.data.retrieval import RetrievalSet
+from hrsa_lightning.data.held_out import RetrievalSet
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.evaluate.scores import TaskScores

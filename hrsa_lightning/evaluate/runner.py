@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from hrsa_lightning.data.retrieval import RetrievalSet, read_retrieval_set
+from hrsa_lightning.data.held_out import RetrievalSet, read_retrieval_set
 from hrsa_lightning.encoders import Encoder, EncoderOptions, ModelReference
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.evaluate.scores import TaskScores, cached_scores

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.data.records import parse_pair
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import parse_pair
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.resources import resolve_path
 

@@ -17,6 +17,8 @@ from hrsa_lightning.distributed import gather, rank
 
 SCORES_AT_ONCE = 2**18
 """Scores of queries with all passages that are in memory at once, as several matrices."""
+SCORES_AT_ONCE_ON_DEVICE = 2**25
+"""The same on an accelerator: few kernels that fill it, and 128 MiB a matrix."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Candidates:
             loss: Summed over some rows; without random numbers and without talk between ranks.
         """
         B = len(self.queries)
-        step = max(1, SCORES_AT_ONCE // len(self.passages))
+        on_cpu = self.queries.device.type == "cpu"
+        most = SCORES_AT_ONCE if on_cpu else SCORES_AT_ONCE_ON_DEVICE
+        step = max(1, most // len(self.passages))
         if step >= B:
             return loss(slice(0, B)) / B
         parts = [

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from hrsa_lightning.data.pairs import read_pairs
-from hrsa_lightning.data.sources import PairSource
+from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.mine.output import (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.data.records import ContrastivePair
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.io import ContrastivePair
 from hrsa_lightning.mine.rules import Kept, MiningOptions
 from hrsa_lightning.mine.texts import PairTexts, Passage
 

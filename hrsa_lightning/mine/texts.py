@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from hrsa_lightning.data.records import ContrastivePair, Query
-from hrsa_lightning.data.sources import PairSource
+from hrsa_lightning.data.pairs import PairSource
+from hrsa_lightning.io import ContrastivePair, Query
 from hrsa_lightning.mine.rules import Corpus
 
 Integers = NDArray[np.int64]

@@ -52,7 +52,7 @@ def restore_order(outputs: Sequence[Tensor], chunks: Sequence[Tensor]) -> Tensor
     """Rows of all chunks in the order of the texts.
 
     Args:
-        outputs: of each chunk, shape (texts of the chunk, ...).
+        outputs: of each chunk, shape (texts of the chunk, ...); more of them may follow.
         chunks: the indices of each chunk's texts, as `length_sorted_chunks` gives them.
 
     Returns:
@@ -66,4 +66,5 @@ def restore_order(outputs: Sequence[Tensor], chunks: Sequence[Tensor]) -> Tensor
                 [7.]])
     """
     rows = torch.cat(list(outputs))
-    return rows[torch.argsort(torch.cat(list(chunks))).to(rows.device)]
+    order = torch.argsort(torch.cat(list(chunks)))
+    return rows[order.to(rows.device, non_blocking=True)]

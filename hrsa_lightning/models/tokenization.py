@@ -77,7 +77,8 @@ class TokenizedTexts:
         within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(
             lengths.cumsum(0) - lengths, lengths
         )
-        places = (torch.repeat_interleave(starts, lengths) + within).to(self.device)
+        places = torch.repeat_interleave(starts, lengths) + within
+        places = places.to(self.device, non_blocking=True)
         return TokenizedTexts(self.input_ids[places], self.pool_mask[places], lengths)
 
     def pad(
@@ -93,10 +94,12 @@ class TokenizedTexts:
         if indices is not None:
             index = torch.as_tensor(indices, dtype=torch.long, device="cpu")
             lengths, starts = lengths[index], starts[index]
-        positions = torch.arange(int(lengths.max()) if len(lengths) else 0)
-        real = positions < lengths.unsqueeze(1)
-        places = ((starts.unsqueeze(1) + positions) * real).to(self.device)
-        real = real.to(self.device)
+        # One small copy that the host does not wait for; the rest is made where the tokens are.
+        spans = torch.stack([starts, lengths]).to(self.device, non_blocking=True)
+        starts, ends = spans.unsqueeze(2)
+        positions = torch.arange(int(lengths.max()) if len(lengths) else 0, device=self.device)
+        real = positions < ends
+        places = (starts + positions) * real
         return {
             "input_ids": self.input_ids[places].masked_fill(~real, pad_token_id),
             "attention_mask": real.long(),

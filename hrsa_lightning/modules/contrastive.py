@@ -148,17 +148,23 @@ class PairedContrastiveModule(LightningModule):
         return self._deferred.loss(total) if one_by_one else total
 
     def _log_step(self, batch: ContrastiveBatch, losses: Mapping[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self.log(f"train/loss/{name}", loss.detach(), sync_dist=True, batch_size=len(batch))
-        mean = torch.stack([loss.detach() for loss in losses.values()]).mean()
-        self.log("loss", mean, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch))
-        for name, value in self._throughput.values(self.device, self.trainer.world_size).items():
-            self.log(f"train/{name}", value, sync_dist=True, batch_size=len(batch))
+        """Log means over ranks, exchanged in one collective and without waiting for the device."""
+        loss_of_arms = torch.stack([loss.detach().float() for loss in losses.values()])
+        throughput = self._throughput.values(self.device, self.trainer.world_size)
+        # Their dtype is said, since megabytes and rates have more digits than 16 bits hold.
+        measured = torch.tensor(list(throughput.values()), dtype=torch.float32)
+        values = torch.cat([loss_of_arms, measured.to(self.device, non_blocking=True)])
+        values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        names = [*(f"loss/{name}" for name in losses), *throughput]
+        for name, value in zip(names, values, strict=True):
+            self.log(f"train/{name}", value, batch_size=len(batch))
+        mean = values[: len(losses)].mean()
+        self.log("loss", mean, prog_bar=True, logger=False, batch_size=len(batch))
 
-    def _loss_scale(self) -> float:
+    def _loss_scale(self) -> Tensor | float:
         """What mixed precision with float16 multiplies losses with, against underflow."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return 1.0 if scaler is None else float(scaler.get_scale())
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
     def named_arms(self) -> dict[str, EmbeddingModel]:
         """The embedding models by name."""
@@ -168,13 +174,10 @@ class PairedContrastiveModule(LightningModule):
         return cast(EmbeddingModel, self.arms[name])
 
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
-        # With collectives in forward passes, every rank needs as many texts, duplicates or not.
-        once = _encode_all if self._sync.collective_forward else _encode_once
-        queries, query_rows = once(batch.queries[name], batch.query_ids)
-        passages, passage_rows = once(batch.passages[name], batch.passage_ids.flatten())
+        queries, passages = cast(tuple[TokenizedTexts, TokenizedTexts], batch.tokens(name))
         embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
-        query_embeddings = embeddings[query_rows]
-        passage_embeddings = embeddings[passage_rows + len(queries)]
+        query_embeddings = embeddings[batch.query_rows]
+        passage_embeddings = embeddings[batch.passage_rows.flatten() + len(queries)]
         loss: Tensor = self.loss(
             query_embeddings,
             passage_embeddings.view(len(batch), batch.group_size, -1),
@@ -191,32 +194,39 @@ class PairedContrastiveModule(LightningModule):
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
         """Embeddings of all texts, (texts, features), with their graphs or as cached leaves."""
         arm = self._arm(name)
-        chunks = self._chunks(tokens.lengths)
-        self._throughput.count(tokens.lengths, chunks)
+        chunks, passes = self._chunks(tokens.lengths)
+        self._throughput.count(tokens.lengths, passes)
 
         def encode(number: int) -> Tensor:
-            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, chunks[number]))
+            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, passes[number]))
             return embeddings
 
         # The same numbers with and without other arms, and in any mode of computing gradients.
         key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)
         if self._budget is None:
             outputs = []
-            for number in range(len(chunks)):
+            for number in range(len(passes)):
                 with seeded(self.device, *key, number):
                     outputs.append(encode(number))
             return restore_order(outputs, chunks)
-        widths = [int(tokens.lengths[chunk].max()) for chunk in chunks]
-        cached = CachedEncoding(encode, chunks, widths, key, self._budget, arm)
+        sizes = [len(texts) for texts in passes]
+        widths = [int(tokens.lengths[texts].max()) for texts in passes]
+        cached = CachedEncoding(encode, sizes, widths, key, self._budget, arm)
         self._cached.append(cached)
-        return cached.embeddings
+        return restore_order([cached.embeddings], chunks)
 
-    def _chunks(self, lengths: Tensor) -> list[Tensor]:
-        """Chunks of texts, as many on every rank where forward passes contain collectives."""
+    def _chunks(self, lengths: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Chunks of texts, and those of all forward passes.
+
+        Where forward passes contain collectives, every rank has as many of them: a rank with too
+        few texts for as many chunks encodes its last one again.
+        """
         max_slots = self.max_tokens_per_chunk or sys.maxsize
         chunks = length_sorted_chunks(lengths, max_slots)
         wanted = self._sync.max_over_ranks(len(chunks))
-        return chunks if wanted == len(chunks) else length_sorted_chunks(lengths, max_slots, wanted)
+        if wanted > len(chunks):
+            chunks = length_sorted_chunks(lengths, max_slots, wanted)
+        return chunks, chunks + chunks[-1:] * (wanted - len(chunks))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss's own backward pass, then that of the cached chunks."""
@@ -302,22 +312,3 @@ class ContrastiveModule(PairedContrastiveModule):
 
     def __init__(self, model: EmbeddingModel, *, seed: int = 0, **options: Any) -> None:
         super().__init__({"model": model}, seeds={"model": seed}, **options)
-
-
-def _encode_all(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
-    """All texts as they are, in the form of `_encode_once`."""
-    return tokens, torch.arange(len(ids), device=ids.device)
-
-
-def _encode_once(tokens: Any, ids: Tensor) -> tuple[TokenizedTexts, Tensor]:
-    """The distinct texts by their ids, and for each text the row of its equal among them."""
-    first: dict[int, int] = {}
-    rows = []
-    keep: list[int] = []
-    for index, text_id in enumerate(ids.tolist()):
-        if text_id not in first:
-            first[text_id] = len(keep)
-            keep.append(index)
-        rows.append(first[text_id])
-    row_of_each = torch.tensor(rows, device=ids.device)
-    return (tokens if len(keep) == len(rows) else tokens.select(keep)), row_of_each

@@ -20,10 +20,12 @@ class DeferredGradients:
     def __init__(self) -> None:
         self._parameters: list[nn.Parameter] = []
         self._gradients: list[Tensor] = []
-        self._scale = 1.0
+        self._scale: Tensor | float = 1.0
 
     @contextmanager
-    def capture(self, module: nn.Module, scale: float) -> Iterator[Callable[[Tensor], None]]:
+    def capture(
+        self, module: nn.Module, scale: Tensor | float
+    ) -> Iterator[Callable[[Tensor], None]]:
         """Store what backward passes within add to the module's gradients.
 
         Args:
@@ -62,7 +64,7 @@ class _Stored(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, total: Tensor, gradients: list[Tensor], scale: float, *parameters: Tensor
+        ctx: Any, total: Tensor, gradients: list[Tensor], scale: Tensor | float, *parameters: Tensor
     ) -> Tensor:
         ctx.gradients, ctx.scale = gradients, scale
         return total.clone()

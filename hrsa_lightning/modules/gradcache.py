@@ -10,6 +10,7 @@ arXiv 2101.06983), no limit is a plain step; the gradients are the same.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import accumulate
 
 import psutil
 import torch
@@ -91,43 +92,44 @@ class CachedEncoding:
 
     Args:
         encode: Maps a chunk's number to its embeddings, (texts of the chunk, features).
-        chunks: Indices of each chunk's texts; together every text once.
+        sizes: Texts of each chunk.
         widths: Padded width of each chunk, in tokens.
         seed: Key of the random numbers; each chunk adds its number.
         budget: Which graphs are kept.
         module: The module that `encode` runs, for its device and its weights.
 
     Attributes:
-        embeddings: (texts, features), a leaf: call `backward` once its gradient is there.
+        embeddings: (texts, features), one chunk after the other, a leaf: call `backward` once its
+            gradient is there.
     """
 
     def __init__(
         self,
         encode: Callable[[int], Tensor],
-        chunks: Sequence[Tensor],
+        sizes: Sequence[int],
         widths: Sequence[int],
         seed: tuple[int, ...],
         budget: ActivationBudget,
         module: nn.Module,
     ) -> None:
         self._encode = encode
-        self._chunks = chunks
+        self._ends = list(accumulate(sizes))
         self._seed = seed
         self._parameters = list(module.parameters())
         self._device = self._parameters[0].device
         self._kept: dict[int, Tensor] = {}
-        num_texts = sum(map(len, chunks))
         # One block: small ones that stay, among large ones that come and go, scatter the memory.
-        rows = torch.empty(0)
-        for number, (chunk, width) in enumerate(zip(chunks, widths, strict=True)):
-            with budget.admit(len(chunk) * width, width, self._parameters) as keep:
+        rows: Tensor | None = None
+        for number, (size, width) in enumerate(zip(sizes, widths, strict=True)):
+            with budget.admit(size * width, width, self._parameters) as keep:
                 output = self._run(number, keep)
             if keep:
                 self._kept[number] = output
-            if number == 0:
-                rows = output.new_empty(num_texts, *output.shape[1:])
-            rows[chunk.to(rows.device)] = output.detach()
+            if rows is None:
+                rows = output.new_empty(self._ends[-1], *output.shape[1:])
+            rows[self._ends[number] - size : self._ends[number]] = output.detach()
             del output
+        assert rows is not None
         self.embeddings = rows.requires_grad_()
 
     def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
@@ -136,10 +138,10 @@ class CachedEncoding:
         Args:
             context: Makes the precision context in which chunks are computed again.
         """
-        for number in range(len(self._chunks) - 1):
+        for number in range(len(self._ends) - 1):
             pending = self._pending(number, context)
             torch.autograd.backward([pending[0]], [pending[1]])
-        return self._pending(len(self._chunks) - 1, context)
+        return self._pending(len(self._ends) - 1, context)
 
     def _pending(
         self, number: int, context: Callable[[], AbstractContextManager[object]]
@@ -149,7 +151,8 @@ class CachedEncoding:
             with context():
                 output = self._run(number, True)
         assert self.embeddings.grad is not None
-        return output, self.embeddings.grad[self._chunks[number].to(self._device)]
+        end = self._ends[number]
+        return output, self.embeddings.grad[end - len(output) : end]
 
     def _run(self, number: int, with_graph: bool) -> Tensor:
         # Autocast remembers weights that were cast without a graph, and would use them with one.

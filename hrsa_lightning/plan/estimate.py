@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.data.records import parse_pair
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import read_json_lines
+from hrsa_lightning.io import parse_pair, read_json_lines
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
 from hrsa_lightning.resources import resolve_path
 

@@ -1,7 +1,7 @@
 """Curves over steps: from plain numbers, and from the history of a run."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hrsa_lightning.plots.style import (
     plain,
     style_axes,
 )
+from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _MOST_COLUMNS = 3
 _MOST_MARKED = 25
-_SUFFIXES = ("_low", "_high")
 
 
 @dataclass(frozen=True)
@@ -125,18 +125,20 @@ def plot_values(
 
 
 def curves_figure(
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Measurement],
     *,
-    group: str = "similarity",
-    where: str | None = None,
+    title: str = "similarity",
+    probes: str = "",
+    layer: str | None = None,
     log_x: bool = False,
 ) -> "Figure":
-    """One panel per metric, one line per comparison, floors dashed, bands shaded.
+    """One panel per metric, one line per comparison, chance levels dashed, bands shaded.
 
     Args:
         history: What `read_history` returns.
-        group: First part of the tags to draw.
-        where: The place whose values are drawn; the default is `output`, or else the last one.
+        title: Begins the title of the figure.
+        probes: Probe set whose values are drawn.
+        layer: Layer whose values are drawn; the default is `output`, or else the last one.
         log_x: See `lines_figure`.
 
     Returns:
@@ -145,25 +147,25 @@ def curves_figure(
     Raises:
         ValueError: When the history holds nothing to draw.
     """
-    place, panels = _panels(history, group, where)
-    title = f"{group} {place}, by optimizer step"
+    place, panels = _panels(history, probes, layer)
     named = [(metric.replace("_", " "), lines, floors) for metric, lines, floors in panels]
-    return panels_figure(named, title=title, log_x=log_x, legend=_is_named(panels))
+    title = f"{title} {place}, by optimizer step"
+    return panels_figure(named, title=title, log_x=log_x, legend=_needs_legend(panels))
 
 
 def metric_figures(
-    history: Sequence[Mapping[str, Any]],
+    history: Sequence[Measurement],
     *,
-    group: str = "similarity",
-    where: str | None = None,
+    probes: str = "",
+    layer: str | None = None,
     log_x: bool = False,
 ) -> "Iterator[tuple[str, Figure]]":
     """The panels of `curves_figure` one by one, for places that show pictures small.
 
     Args:
         history: What `read_history` returns.
-        group: First part of the tags to draw.
-        where: See `curves_figure`.
+        probes: See `curves_figure`.
+        layer: See `curves_figure`.
         log_x: See `lines_figure`.
 
     Yields:
@@ -172,11 +174,11 @@ def metric_figures(
     Raises:
         ValueError: When the history holds nothing to draw.
     """
-    place, panels = _panels(history, group, where)
+    place, panels = _panels(history, probes, layer)
+    legend = _needs_legend(panels)
     for metric, lines, floors in panels:
         title = f"{metric.replace('_', ' ')} {place}"
-        named = _is_named(panels)
-        yield metric, lines_figure(lines, title=title, floors=floors, log_x=log_x, legend=named)
+        yield metric, lines_figure(lines, title=title, floors=floors, log_x=log_x, legend=legend)
 
 
 def panels_figure(
@@ -252,79 +254,47 @@ def draw_lines(
 
 
 def _panels(
-    history: Sequence[Mapping[str, Any]], group: str, where: str | None
+    history: Sequence[Measurement], probes: str, layer: str | None
 ) -> tuple[str, list[_Panel]]:
-    """Words for the place that is drawn, and metric, lines and floors of each panel."""
-    series = _series(history, group)
-    places = list(dict.fromkeys(place for _, _, place in series))
-    if not places:
-        raise ValueError(f"history: expected values under {group!r}, found none")
-    where = where or ("output" if "output" in places else places[-1])
-    here = [(metric, comparison) for metric, comparison, place in series if place == where]
-    metrics = list(dict.fromkeys(m for m, _ in here if not m.endswith(_SUFFIXES)))
-    comparisons = list(dict.fromkeys(c for _, c in here))
-    floors = _floors(history, group)
+    """Words for the place that is drawn, and metric, lines and chance levels of each panel."""
+    chosen = [m for m in history if m.probes == probes and not m.label]
+    if any(m.reference for m in chosen):  # properties of single models are no comparison
+        chosen = [m for m in chosen if m.reference]
+    if not chosen:
+        raise ValueError("history: expected values to draw, found none")
+    layer = layer or headline_layer(m.layer for m in chosen)
+    points: dict[str, dict[str, list[Measurement]]] = {}
+    for m in (m for m in chosen if m.layer == layer):
+        points.setdefault(m.metric, {}).setdefault(m.comparison, []).append(m)
+    names = list(dict.fromkeys(name for lines in points.values() for name in lines))
     panels: list[_Panel] = [
         (
             metric,
-            [
-                _line(series, metric, comparison, where, index)
-                for index, comparison in enumerate(comparisons)
-            ],
-            [floors.get((metric, comparison, where), math.nan) for comparison in comparisons],
+            [_line(name, index, found.get(name, [])) for index, name in enumerate(names)],
+            [_last_chance(found.get(name, [])) for name in names],
         )
-        for metric in metrics
+        for metric, found in points.items()
     ]
-    return "on held-out pairs" if where == "held_out" else f"at {where}", panels
+    return f"at {layer}" if layer else "on held-out pairs", panels
 
 
-def _is_named(panels: Sequence[_Panel]) -> bool:
-    """Whether a legend says anything: a run's only comparison has no name."""
-    return any(line.label for _, lines, _ in panels for line in lines)
+def _needs_legend(panels: Sequence[_Panel]) -> bool:
+    return any(len(lines) > 1 for _, lines, _ in panels)
 
 
-def _line(
-    series: Mapping[tuple[str, str, str], list[tuple[int, float]]],
-    metric: str,
-    comparison: str,
-    where: str,
-    index: int,
-) -> Line:
-    points = dict(series.get((metric, comparison, where), []))
-    low, high = (dict(series.get((metric + end, comparison, where), [])) for end in _SUFFIXES)
+def _line(name: str, index: int, points: Sequence[Measurement]) -> Line:
+    banded = any(m.low is not None for m in points)
     return Line(
-        comparison.replace("_vs_", " vs "),
-        list(points),
-        list(points.values()),
-        low=[low.get(step, math.nan) for step in points] if low else None,
-        high=[high.get(step, math.nan) for step in points] if high else None,
+        name.replace("_vs_", " vs "),
+        [m.step for m in points],
+        [m.value for m in points],
+        low=[math.nan if m.low is None else m.low for m in points] if banded else None,
+        high=[math.nan if m.high is None else m.high for m in points] if banded else None,
         color=COLORS[index % len(COLORS)],
         dash=DASHES[index // len(COLORS) % len(DASHES)],
     )
 
 
-def _series(
-    history: Sequence[Mapping[str, Any]], group: str
-) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
-    # Here, because it loads torch, which plain numbers do not need.
-    from hrsa_lightning.representations.history import split_tag
-
-    series: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-    for record in history:
-        for tag, value in record["values"].items():
-            head, metric, comparison, where = split_tag(tag)
-            if head == group and where:
-                series.setdefault((metric, comparison, where), []).append((record["step"], value))
-    return series
-
-
-def _floors(history: Sequence[Mapping[str, Any]], group: str) -> dict[tuple[str, str, str], float]:
-    from hrsa_lightning.representations.history import split_tag
-
-    floors = {}
-    for record in history:
-        for tag, value in record.get("floors", {}).items():
-            head, metric, comparison, where = split_tag(tag)
-            if head == group:
-                floors[(metric, comparison, where)] = value
-    return floors
+def _last_chance(points: Sequence[Measurement]) -> float:
+    known = [m.chance for m in points if m.chance is not None]
+    return known[-1] if known else math.nan

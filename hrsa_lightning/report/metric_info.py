@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["HEADLINE", "MetricInfo", "headline", "headline_tags", "info_of", "metric_order"]
+__all__ = ["HEADLINE", "MetricInfo", "headline", "info_of", "metric_order"]
 
 HEADLINE = (
     "cka",
@@ -108,19 +108,6 @@ def headline(measurements: Iterable[Measurement]) -> list[Measurement]:
         elif m.metric in HEADLINE and m.layer == "output" and not m.label:
             (drifts if m.reference == "initial" else pairs).append(m)
     return [*(pairs or drifts), *scores]
-
-
-def headline_tags(tags: Iterable[str]) -> list[str]:
-    """As `headline`, of the tags that a trainer has logged."""
-    from hrsa_lightning.representations.history import split_tag
-
-    found: dict[Measurement, str] = {}
-    for tag in (tag for tag in tags if "/" in tag):  # others log plain names such as loss
-        _, metric, comparison, where = split_tag(tag)
-        reference = "initial" if comparison.endswith("_vs_initial") else ""
-        layer = "" if where == "held_out" else where
-        found[Measurement(metric, 0.0, arm=comparison, reference=reference, layer=layer)] = tag
-    return [found[m] for m in headline(found)]
 
 
 def metric_order(metric: str) -> tuple[int, str, int]:

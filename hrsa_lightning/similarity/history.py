@@ -9,11 +9,12 @@ Undefined values, for which JSON has no number, are null. Files of version 0.1, 
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io import read_json_lines, write_text
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
 __all__ = [
@@ -150,7 +151,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     path = Path(path)
     old = _TagReader(path.stem)
     found = []
-    for number, record in _records(path):
+    for number, _, _, record in read_json_lines(path, ended_only=True):
         try:
             step, monitor = record["step"], record.get("monitor", "")
             if "values" in record:
@@ -183,7 +184,7 @@ def read_details(path: str | Path) -> list[Detail]:
     """
     path = Path(path)
     found = []
-    for number, record in _records(path):
+    for number, _, _, record in read_json_lines(path, ended_only=True):
         try:
             if "group" in record:
                 record = _old_detail(record, path.name.removesuffix(DETAILS_SUFFIX))
@@ -228,13 +229,10 @@ def cut_history(source: Path, target: Path, last_step: int) -> list[int]:
     """
     lines = source.read_text(encoding="utf-8").split("\n")[:-1] if source.is_file() else []
     kept = [(step, line) for line in lines if (step := json.loads(line)["step"]) <= last_step]
-    target.parent.mkdir(parents=True, exist_ok=True)
     if not kept:
         target.unlink(missing_ok=True)
         return []
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text("".join(f"{line}\n" for _, line in kept), encoding="utf-8")
-    partial.replace(target)
+    write_text(target, "".join(f"{line}\n" for _, line in kept))
     return [step for step, _ in kept]
 
 
@@ -246,19 +244,6 @@ def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:
         first.setdefault(m.series, m)
         last[m.series] = m
     return [SummaryRow(series, first[series], last[series]) for series in first]
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and record; a last line that a kill has cut off is left out."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
-            yield number, record
 
 
 def _measurement(step: int, fields: dict[str, Any]) -> Measurement:

@@ -1,8 +1,9 @@
 """One value of an evaluation, with everything that is known of it."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Measurement", "Series", "comparison_name"]
+__all__ = ["Measurement", "Series", "comparison_name", "headline_layer"]
 
 
 class Series(NamedTuple):
@@ -80,3 +81,14 @@ def comparison_name(arm: str, reference: str) -> str:
         ('rlvr_vs_base', 'live_vs_initial')
     """
     return f"{arm or 'live'}_vs_{reference}" if reference else arm
+
+
+def headline_layer(layers: Iterable[str]) -> str:
+    """The layer that summaries show: the output, or else the last one.
+
+    Example:
+        >>> headline_layer(["layer_0", "output", "pooler"]), headline_layer(["layer_0", "layer_1"])
+        ('output', 'layer_1')
+    """
+    names = list(layers)
+    return "output" if "output" in names else names[-1]

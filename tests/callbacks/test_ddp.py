@@ -10,9 +10,9 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from hrsa_lightning.callbacks import RetrievalMonitor, SimilarityMonitor
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.representations import read_history
 from tests.callbacks import projects
 from tests.callbacks.projects import classifier, fit, flavor, same, weights
+from tests.histories import read_tags
 
 pytestmark = pytest.mark.ddp
 
@@ -63,7 +63,7 @@ def distributed(rank, callbacks, folder, strategy="ddp", **options):
 def records(watch):
     return [
         {tag: value for tag, value in record["values"].items() if not tag.endswith("seconds")}
-        for record in read_history(watch.history_path)
+        for record in read_tags(watch.history_path)
     ]
 
 
@@ -73,7 +73,7 @@ def watch_and_compare(rank, world_size, folder):
     trainer = distributed(rank, [watch, ranking], folder / "watched")
     alone = distributed(rank, [], folder / "alone")
     seen = {tag: float(value) for tag, value in trainer.callback_metrics.items()}
-    held = sorted(watch._probing.probes[""].held)
+    held = sorted(watch.evaluator.extractor.probes[""].held)
     return same(weights(trainer), weights(alone)), seen, records(watch), records(ranking), held
 
 
@@ -116,7 +116,7 @@ class FailsOn:
 def one_rank_fails(rank, world_size, folder):
     watch = monitor(forward=FailsOn(1), on_error="warn")
     trainer = distributed(rank, [watch], folder)
-    return trainer.global_step, [r["step"] for r in read_history(watch.history_path)]
+    return trainer.global_step, [r["step"] for r in read_tags(watch.history_path)]
 
 
 def test_a_failure_on_one_rank_is_a_warning_on_all(ddp_pool, tmp_path):
@@ -126,7 +126,7 @@ def test_a_failure_on_one_rank_is_a_warning_on_all(ddp_pool, tmp_path):
 def budget(rank, world_size, folder):
     watch = monitor(every_n_train_steps=1, max_overhead=0.001)
     distributed(rank, [watch], folder)
-    return [r["step"] for r in read_history(watch.history_path)]
+    return [r["step"] for r in read_tags(watch.history_path)]
 
 
 def test_ranks_agree_on_what_the_budget_allows(ddp_pool, tmp_path):
@@ -199,7 +199,7 @@ def sharded_and_uneven(rank, world_size, folder):
         fit_sharded(rank, [against], folder)
     except ConfigError as error:
         refusal = str(error)
-    steps = [[r["step"] for r in read_history(watch.history_path)] for watch in (few, failing)]
+    steps = [[r["step"] for r in read_tags(watch.history_path)] for watch in (few, failing)]
     return records(few), *steps, refusal
 
 

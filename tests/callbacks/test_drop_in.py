@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.callbacks.base import Monitor
-from hrsa_lightning.representations import read_history
-from hrsa_lightning.representations.trace import TraceWriter
 from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.similarity.trace import TraceWriter
 from tests.callbacks import projects
 from tests.callbacks.projects import classifier, fit, flavor
+from tests.histories import read_tags
 
 PRESETS = resource_files("callbacks")
 
@@ -50,7 +50,7 @@ def project(pl):
 
 
 def tags(watch):
-    return set(read_history(watch.history_path)[-1]["values"])
+    return set(read_tags(watch.history_path)[-1]["values"])
 
 
 def test_plain_lightning(tmp_path):

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from hrsa_lightning.callbacks.base import Monitor
-from hrsa_lightning.representations.trace import TraceWriter
 from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.similarity.trace import TraceWriter
 
 PRESETS = resource_files("callbacks")
 

@@ -1,7 +1,7 @@
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from hrsa_lightning.callbacks import StepProgressBar
+from hrsa_lightning.callbacks import StepProgressBar, progress
 
 
 class _Logs(LightningModule):
@@ -65,3 +65,20 @@ def test_other_ranks_show_nothing(tmp_path, capsys):
     bar.disable()
     _fit(tmp_path, bar, max_epochs=1)
     assert capsys.readouterr().err.count("step/s") == 0
+
+
+def test_values_are_read_now_and_then(tmp_path, monkeypatch):
+    """Each reading waits for the device."""
+    readings = []
+    monkeypatch.setattr(StepProgressBar, "get_metrics", lambda *_: readings.append(1) or {})
+    _fit(tmp_path, StepProgressBar(), max_epochs=10)
+    assert len(readings) <= 5, "of 40 steps in about a second, and at the end"
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_READINGS", 0.0)
+    readings.clear()
+    _fit(tmp_path, StepProgressBar(), max_epochs=10)
+    assert len(readings) == 41
+    bar = StepProgressBar()
+    bar.disable()
+    readings.clear()
+    _fit(tmp_path, bar, max_epochs=1)
+    assert not readings

@@ -5,9 +5,10 @@ import torch
 
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import HRSAWarning
-from hrsa_lightning.representations import RepresentationTrace, read_history
+from hrsa_lightning.similarity import RepresentationTrace
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
+from tests.histories import read_tags
 
 
 def monitor(**options):
@@ -26,7 +27,7 @@ def values(watch):
     drop = "similarity/seconds"
     return {
         record["step"]: {tag: v for tag, v in record["values"].items() if tag != drop}
-        for record in read_history(watch.history_path)
+        for record in read_tags(watch.history_path)
     }
 
 

@@ -8,8 +8,8 @@ from torch import nn
 from hrsa_lightning.callbacks import RetrievalMonitor
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
 from hrsa_lightning.models import EmbeddingModel
-from hrsa_lightning.representations import read_history
 from tests.callbacks.projects import fit, same, weights
+from tests.histories import read_tags
 from tests.tiny import make_backbone
 
 PAIRS = [
@@ -61,13 +61,13 @@ def test_arms_are_scored_while_they_train(tmp_path, given):
         pairs.write_text("\n".join(json.dumps(pair) for pair in PAIRS), encoding="utf-8")
     watch = RetrievalMonitor(pairs, arms="arms", every_n_train_steps=2, ks=(1, 3), on_error="raise")
     trainer = fit([watch], tmp_path / "run", make=paired, max_steps=4)
-    records = read_history(watch.history_path)
+    records = read_tags(watch.history_path)
     assert [record["step"] for record in records] == [0, 2, 4]
     values = [record["values"] for record in records]
     assert values[-1]["retrieval/a/mrr@3"] == 1.0
     assert values[0]["retrieval/a/mrr@3"] < 1.0
     assert values[-1]["retrieval/b/ndcg@3"] == values[0]["retrieval/b/ndcg@3"]
-    assert records[0]["floors"]["retrieval/a/recall@3"] == pytest.approx(0.3), "3 of 10 passages"
+    assert records[0]["chance"]["retrieval/a/recall@3"] == pytest.approx(0.3), "3 of 10 passages"
     assert set(trainer.callback_metrics) >= set(values[0])
     assert (watch.folder / "retrieval.png").stat().st_size > 5000
     assert same(weights(trainer), weights(fit([], tmp_path, make=paired, max_steps=4)))
@@ -120,7 +120,7 @@ def test_texts_are_tokenized_once_and_scores_are_those_of_embed(tmp_path):
     fit([monitors[1]], tmp_path / "b", make=project(model), max_steps=2)
     assert halves.tokenized == 2, "queries and corpus, in three evaluations"
     once, each_time = (
-        [{t: v for t, v in r["values"].items() if "/b/" in t} for r in read_history(m.history_path)]
+        [{t: v for t, v in r["values"].items() if "/b/" in t} for r in read_tags(m.history_path)]
         for m in monitors
     )
     assert once == each_time
@@ -161,9 +161,9 @@ def test_nan_embeddings_warn_once(tmp_path):
     ("pairs", "message"),
     [
         ([], "at least one query"),
-        ([{"query": "a", "pos": []}], "record 1 needs a query and at least one pos"),
+        ([{"query": "a", "pos": []}], 'record 1: "pos" has no text'),
         ([{"query": ["a", "b", "c"], "pos": ["d"]}], "record 1"),
-        ("absent.jsonl", "no file 'absent.jsonl'"),
+        ("absent.jsonl", "absent.jsonl: no such file or folder"),
     ],
 )
 def test_mistakes_in_pairs(pairs, message):
@@ -180,5 +180,5 @@ def test_other_mistakes(tmp_path):
         fit([RetrievalMonitor(PAIRS, arms="heads")], tmp_path)
     path = tmp_path / "broken.jsonl"
     path.write_text('{"query": "a"}\n{\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken\.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"broken\.jsonl:2: not valid JSON"):
         RetrievalMonitor(path)

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
 from hrsa_lightning.functional import linear_cka
-from hrsa_lightning.representations import read_history
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, INPUTS, classifier, fit, flavor
+from tests.histories import read_tags
 
 LAYERS = ["encoder.layers.*", "output"]
 
@@ -34,7 +34,7 @@ def monitor(reference="initial", **options):
 
 
 def history(watch):
-    return read_history(watch.history_path)
+    return read_tags(watch.history_path)
 
 
 def steps(watch):
@@ -280,13 +280,13 @@ def test_a_start_that_could_not_be_measured_is_not_replaced_by_a_later_state(tmp
     assert not any(tag.startswith("similarity/cka/") for r in history(watch) for tag in r["values"])
 
 
-def test_floors_are_recorded_once(tmp_path):
+def test_chance_levels_are_recorded(tmp_path):
     watch = monitor(metrics=["cka", "knn_overlap_10"])
     fit([watch], tmp_path)
     records = history(watch)
-    assert [("floors" in record) for record in records] == [True, False, False, False]
-    floor = records[0]["floors"]["similarity/knn_overlap_10/output"]
-    assert 0 < floor < 0.3
+    levels = [record["chance"]["similarity/knn_overlap_10/output"] for record in records]
+    assert levels == pytest.approx([levels[0]] * 4)
+    assert 0 < levels[0] < 0.3
 
 
 def test_the_budget_spaces_evaluations_and_says_so(tmp_path):
@@ -325,7 +325,7 @@ def test_options_of_capture_reach_it(tmp_path):
     trainer = fit([watch], tmp_path, max_steps=2)
     values = history(watch)[-1]["values"]
     assert {"cka", "cka_low", "cka_high"} <= {tag.split("/")[1] for tag in values}
-    assert watch._probing.probes[""].num_samples == 20
+    assert watch.evaluator.extractor.probes[""].num_samples == 20
     assert trainer.global_step == 2
 
 

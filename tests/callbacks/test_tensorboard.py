@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hrsa_lightning.callbacks import SimilarityMonitor
-from hrsa_lightning.callbacks.sinks import log_settings, log_text
+from hrsa_lightning.callbacks.logging import log_settings, log_text
 from tests.browser import CHROMIUM, Browser
 from tests.callbacks import projects
 from tests.callbacks.projects import fit, flavor

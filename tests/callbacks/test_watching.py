@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
-from hrsa_lightning.representations import read_history
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, classifier, fit, flavor, same, weights
+from tests.histories import read_tags
 
 pytestmark = pytest.mark.filterwarnings("ignore::hrsa_lightning.errors.HRSAWarning")
 
@@ -61,7 +61,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path):
         return classifier(pl, projects.TwoOptimizers)
 
     assert same(*with_and_without(tmp_path, make=make, watch=watch, max_steps=12))
-    assert [r["step"] for r in read_history(watch.history_path)] == [0, 4, 6, 10, 12]
+    assert [r["step"] for r in read_tags(watch.history_path)] == [0, 4, 6, 10, 12]
 
 
 def test_weight_averaging(tmp_path):

@@ -11,10 +11,10 @@ from hrsa_lightning.config import describe_recipes, load_config, read_yaml
 from hrsa_lightning.config.build import build_callbacks, instantiate
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.plan.estimate import estimate, workload_of
-from hrsa_lightning.representations.history import read_history
 from hrsa_lightning.resources import resolve_path, resource_files
 from hrsa_lightning.train import main as train
 from tests.contrastive_runs import write_pairs
+from tests.histories import read_tags
 from tests.tiny import make_backbone
 
 RECIPES = resource_files("recipes")
@@ -122,7 +122,7 @@ def test_recipe_trains_two_steps_on_local_backbones(name, small, hub, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["steps"] == 2
     arms = list(load_config(name).arms)
     assert sorted(path.name for path in (folder / "adapters").iterdir()) == sorted(arms)
-    values = read_history(folder / "similarity.jsonl")[-1]["values"]
+    values = read_tags(folder / "similarity.jsonl")[-1]["values"]
     compared = {tag.split("/")[2] for tag in values if tag.startswith("similarity/cka/")}
     expected = {f"{arm}_vs_initial" for arm in arms} | {f"{arm}_vs_base" for arm in arms[1:]}
     assert expected <= compared
@@ -144,7 +144,7 @@ def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path):
         f"callbacks.other.reference=trace:{first / 'trace'}",
         "callbacks.other.every_n_train_steps=1",
     )
-    records = read_history(second / "against_other.jsonl")
+    records = read_tags(second / "against_other.jsonl")
     assert [record["step"] for record in records] == [0, 1, 2]
     cka = [
         value

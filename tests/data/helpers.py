@@ -44,7 +44,7 @@ class Codes:
     ids: torch.Tensor
     texts: list[object]
 
-    def to(self, device: torch.device | str) -> "Codes":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Codes":
         return Codes(self.ids.to(device), self.texts)
 
     def pin_memory(self) -> "Codes":

@@ -1,5 +1,6 @@
 import multiprocessing
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,13 +27,18 @@ class Recorder(LightningModule):
         self.seen = []
 
     def training_step(self, batch, batch_idx):
-        tokens = batch.passages["base"]
+        _, tokens = batch.tokens("base")
         assert tokens.ids.device == self.device
         self.seen.append((batch.query_ids.tolist(), batch.passage_ids.tolist()))
         return self.weight * 1.0
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def stub_trainer(rank, world_size, device="cpu"):
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
 
 
 def make_data(folder, **options):
@@ -190,7 +196,7 @@ def test_batch_size_is_checked_before_and_when_ranks_are_known(tmp_path):
     with pytest.raises(DataError, match="batch_size is 24, but there are only 23"):
         make_data(tmp_path, batch_size=24)
     data = make_data(tmp_path, batch_size=3)
-    data.trainer = type("Stub", (), {"global_rank": 0, "world_size": 2})()
+    data.trainer = stub_trainer(0, 2)
     with pytest.raises(DataError, match="multiple of their number, 2, got 3"):
         data.train_dataloader()
 
@@ -207,7 +213,7 @@ def test_ranks_together_have_the_batches_of_one_process(tmp_path, whole_run, wor
     ranks = []
     for rank in range(world_size):
         data = make_data(tmp_path)
-        data.trainer = type("Stub", (), {"global_rank": rank, "world_size": world_size})()
+        data.trainer = stub_trainer(rank, world_size)
         ranks.append(list(data.train_dataloader()))
     for batches, (query_ids, passage_ids) in zip(
         zip(*ranks, strict=True), whole_run[0][:NUM_BATCHES], strict=True

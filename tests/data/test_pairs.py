@@ -107,7 +107,9 @@ def test_no_file():
 
 def test_unknown_kind_of_file(tmp_path):
     (tmp_path / "pairs.csv").write_text("query,pos\n")
-    with pytest.raises(DataError, match=r"pairs\.csv: expected a \.jsonl, \.parquet or \.json"):
+    with pytest.raises(
+        DataError, match=r"pairs\.csv: expected a file \(\.jsonl, \.ndjson, \.parquet, \.j"
+    ):
         read_pairs([tmp_path / "pairs.csv"])
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from hrsa_lightning.data import ContrastivePair, read_pairs
-from hrsa_lightning.data.tables import DatasetPairs
+from hrsa_lightning.data.pairs import DatasetPairs
 from hrsa_lightning.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -57,6 +57,14 @@ def test_saved_tables(tmp_path, kind, form):
     (source,) = read_pairs([_save(table, kind, tmp_path)])
     assert [source[row] for row in range(len(source))] == EXPECTED[form]
     assert source.negative_counts.tolist() == [len(p.negatives) for p in EXPECTED[form]]
+
+
+@pytest.mark.parametrize("form", ["numpy", "pandas", "arrow"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_saved_format_does_not_matter(tmp_path, form):
+    table = datasets.Dataset.from_dict(AUTHORS).with_format(form)
+    (source,) = read_pairs([_save(table, "folder", tmp_path)])
+    assert [source[row] for row in range(len(source))] == EXPECTED["authors"]
 
 
 def test_bad_rows_are_listed_from_zero():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hrsa_lightning.representations import read_history
+from tests.histories import read_tags
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,7 +22,7 @@ def run(name, folder, **options):
     spec.loader.exec_module(module)
     trainer = module.main(folder=folder, **options)
     (watch,) = (c for c in trainer.callbacks if type(c).__name__ == "SimilarityMonitor")
-    return trainer, read_history(watch.history_path)
+    return trainer, read_tags(watch.history_path)
 
 
 def test_digits_cnn(tmp_path):

@@ -313,7 +313,7 @@ def _whole_and_resumed(place, folder, trainer=dict, **module_options):
         )
         trained.append({arm: trained_weights(module, arm) for arm in module.arms})
         if start is None:
-            assert newest_checkpoint(checkpoints) == checkpoints / "step_000004"
+            assert newest_checkpoint(folder) == checkpoints / "step_000004"
     return trained
 
 

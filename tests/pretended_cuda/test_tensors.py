@@ -82,6 +82,7 @@ def test_losses_give_on_a_device_what_they_give_on_the_cpu(
     name, dtype, scores_at_once, monkeypatch
 ):
     monkeypatch.setattr(candidates, "SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(candidates, "SCORES_AT_ONCE_ON_DEVICE", scores_at_once)
     loss = LOSSES[name]
 
     def with_gradients(device):

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from hrsa_lightning.report.experiments import Key, Pair, Place, group_runs, read_run
 from hrsa_lightning.report.figures import spectra_gallery, styles
-from hrsa_lightning.report.metric_info import headline, headline_tags
+from hrsa_lightning.report.metric_info import headline
 from hrsa_lightning.report.verdict import derive, pair_words, pairs_of, verdicts_of
 from hrsa_lightning.similarity.history import Evaluation, append_record, read_evaluations
 from hrsa_lightning.similarity.measurement import Measurement
@@ -174,8 +174,6 @@ def test_a_row_has_drifts_only_where_nothing_else_is_compared():
     scores = [Measurement(metric, 0.5, arm="a") for metric in ("mrr@10", "ndcg@10")]
     assert headline([*others, *scores, *drifts, *pairs]) == [*pairs, scores[0]]
     assert headline([*others, *drifts]) == drifts
-    tags = ["loss", "similarity/cka/a_vs_initial/output", "similarity/cka/a_vs_b/output"]
-    assert headline_tags(tags) == tags[2:]
 
 
 def test_a_model_alone_is_a_pair_with_its_start_and_drifts_beside_another_reference(tmp_path):

@@ -1,0 +1,383 @@
+"""`SimilarityEvaluator`: models x references x layers x metrics -> measurements, in any loop."""
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hrsa_lightning.distributed import Ranks
+from hrsa_lightning.errors import ConfigError, HRSAWarning
+from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer, variance_shares
+from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
+from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.pooling import PoolingMethod
+from hrsa_lightning.similarity.probes import Tokenizer
+from hrsa_lightning.similarity.references import (
+    INITIAL,
+    Comparison,
+    InitialReference,
+    Reference,
+    comparisons_of,
+    parse_references,
+)
+
+__all__ = ["ComparedPair", "SimilarityEvaluation", "SimilarityEvaluator"]
+
+
+class ComparedPair(NamedTuple):
+    """Both sides of one comparison on one probe set, all layers."""
+
+    probes: str
+    arm: str
+    reference: str
+    live: Snapshot
+    other: Snapshot
+
+
+class SimilarityEvaluation(NamedTuple):
+    """What one evaluation found, the same on all ranks.
+
+    Attributes:
+        measurements: All values.
+        live: Representations of the models.
+        pairs: Both sides of every comparison.
+    """
+
+    measurements: list[Measurement]
+    live: Representations
+    pairs: list[ComparedPair]
+
+
+class _Job(NamedTuple):
+    """One pair of matrices to compare."""
+
+    place: Measurement  # all but metric and value
+    x: Tensor
+    y: Tensor
+    key: tuple[Hashable, ...] | None  # of y, where the same y will come again
+
+
+class SimilarityEvaluator:
+    """Compares the representations of models in training with those of references.
+
+    It knows no trainer: call it in any loop, with or without `torch.distributed`.
+
+    ```python
+    evaluator = SimilarityEvaluator(
+        {"base": base, "rlvr": rlvr},
+        probes=probe_loader,
+        layers=["encoder.layers.*", "output"],
+        reference=["initial", "arm:base"],
+    )
+    for step, batch in enumerate(train_loader):
+        train(batch)
+        if step % 100 == 0:
+            for m in evaluator.evaluate(step):
+                print(m.metric, m.arm, m.reference, m.layer, m.value, m.chance)
+    ```
+
+    The first evaluation is the start that `"initial"` stands for. Every model makes one forward
+    pass over the probes per evaluation; references that do not train are run once.
+
+    Args:
+        models: One module, or several by name; `None` where `prepare` will get them.
+        probes: The fixed inputs: a `DataLoader` or list of batches (read once), a tensor, texts,
+            records with `text` and `label`, the path of a JSONL file of these, or a mapping from
+            names to any of these.
+        layers: Names or globs over `named_modules()`, and `"output"` (or `"output.KEY"`) for what
+            the forward call returns. `*` stays between dots, `**` crosses them.
+        reference: What to compare with: `"initial"` (the models at the first evaluation), an
+            `nn.Module`, a folder or hub id that transformers' `AutoModel` loads, a checkpoint file,
+            a folder that `RepresentationRecorder` wrote (compared step for step), and with several
+            models also `"arm:NAME"` or `"pairs"` (every model with every other); or a sequence of
+            these, or a mapping from names to these.
+        metrics: Names of HRSA metrics, or torchmetrics metrics with `update(x, y)`; the default is
+            the whole HRSA set.
+        by_label: Also compare within each label of the probes.
+        num_jackknife_groups: 5 or more gives 95 % bands by leaving out so many groups in turn.
+        reference_layers: Layers of the reference, one for each of `layers` as matched, where it
+            names them otherwise.
+        forward: `forward(module, batch)`; the default calls the module with a mapping's matching
+            keys, or with the first entries of a tuple, as many as `forward` requires.
+        pooling: `"mean"`, `"first"` (`"cls"`), `"last"`, `"flatten"`, `"none"` (tokens as rows), a
+            function of activation and mask, or a mapping from layer names to these.
+        mask: Key of the token mask in a batch, or a function of the batch; the default takes
+            `pool_mask` or `attention_mask` where there is one.
+        exclude_first_token: Leave out each sample's first token.
+        tokenizer: `tokenizer(texts) -> batch`, for text probes; the default is the models' own
+            method `probe_batch(texts, max_length)`.
+        max_length: Most tokens of a text, for models that tokenize themselves.
+        batch_size: Samples per batch, for texts and tensors.
+        label_key: Key or position of the labels in a probe batch.
+        limit_probe_batches: At most so many batches of each probe set.
+        keep_on_device: Keep representations where the models are and not on the CPU.
+
+    Attributes:
+        extractor: Models, layers and probe sets.
+        comparisons: What is compared with what.
+
+    Raises:
+        ConfigError: When an argument has no meaning, or a layer, arm or reference does not exist.
+        DataError: When a probe set holds no samples, or a trace was recorded on others.
+    """
+
+    def __init__(
+        self,
+        models: nn.Module | Mapping[str, nn.Module] | None,
+        probes: Any,
+        layers: Sequence[str] = ("output",),
+        reference: Any = INITIAL,
+        metrics: Any = None,
+        *,
+        by_label: bool = False,
+        num_jackknife_groups: int = 0,
+        reference_layers: Sequence[str] | None = None,
+        forward: Forward | None = None,
+        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        mask: str | Callable[[Any], Tensor] | None = None,
+        exclude_first_token: bool = False,
+        tokenizer: Tokenizer | None = None,
+        max_length: int = 128,
+        batch_size: int = 32,
+        label_key: str | int | None = None,
+        limit_probe_batches: int | None = None,
+        keep_on_device: bool = False,
+    ) -> None:
+        self.extractor = Extractor(
+            probes,
+            layers,
+            forward=forward,
+            pooling=pooling,
+            mask=mask,
+            exclude_first_token=exclude_first_token,
+            tokenizer=tokenizer,
+            max_length=max_length,
+            batch_size=batch_size,
+            label_key=label_key,
+            limit_batches=limit_probe_batches,
+            keep_on_device=keep_on_device,
+        )
+        self.comparisons: list[Comparison] = []
+        self._given = parse_references(reference, reference_layers)
+        self._references: list[Reference] = []
+        self._metrics = metrics
+        self._by_label = by_label
+        self._num_groups = num_jackknife_groups
+        self._comparer = Comparer(metrics, num_groups=num_jackknife_groups)
+        self._comparers: dict[str, LabeledComparer] = {}
+        self._is_first = True
+        self._has_checked_tokens = False
+        self._warned: set[str] = set()
+        self._warn: Callable[[str, str], None] = self._warn_once
+        if models is not None:
+            self.prepare(models)
+            self.start()
+
+    def prepare(
+        self,
+        models: nn.Module | Mapping[str, nn.Module],
+        *,
+        ranks: Ranks | None = None,
+        device: torch.device | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        resolve: Callable[[Any], Any] = lambda source: source,
+        holder: str = "",
+        warn: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Find layers, read the probes, and say what there is to compare.
+
+        Args:
+            models: See the class.
+            ranks: Processes that share the probes; the default is those of `torch.distributed`.
+            device: Where the models are; the default is that of their first parameter.
+            context: Makes the context of each forward pass, such as a trainer's autocast.
+            resolve: Turns what was given as a probe set into something that can be read.
+            holder: Attribute that holds the models in the module whose checkpoints may be
+                references.
+            warn: Called with what a reader has to know and its details; the default warns once.
+
+        Raises:
+            ConfigError: See the class.
+            DataError: See the class.
+        """
+        named = models if isinstance(models, Mapping) else {"": models}
+        if device is None:
+            parameters = (p for model in named.values() for p in model.parameters())
+            device = next((p.device for p in parameters), torch.device("cpu"))
+        self.extractor.prepare(
+            named,
+            ranks=ranks or Ranks(device=device),
+            device=device,
+            context=context,
+            resolve=resolve,
+            holder=holder,
+        )
+        self._warn = warn or self._warn_once
+        self._has_checked_tokens = False
+        self.comparisons = comparisons_of(self._given, list(named))
+        self._references = list(dict.fromkeys(c.reference for c in self.comparisons))
+        for reference in self._references:
+            reference.prepare(self.extractor)
+        for name, probes in self.extractor.probes.items():
+            labels, labeled = probes.labels, None
+            if (num_classes := len(set(labels or ()))) > 1:
+                labeled = Comparer(
+                    self._metrics, num_classes=num_classes, num_groups=self._num_groups
+                )
+            self._comparers[name] = LabeledComparer(
+                self._comparer, labels, labeled, by_label=self._by_label
+            )
+
+    def start(
+        self,
+        state: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+        prefix: str = "similarity",
+    ) -> None:
+        """Begin a run: the next evaluation is its first.
+
+        Args:
+            state: What `state_dict` returned before a restart.
+            folder: Keep representations of references in files there and not in memory.
+            prefix: Begins the names of the files.
+        """
+        self._is_first = True
+        for reference in self._references:
+            reference.start(folder, prefix)
+            if isinstance(reference, InitialReference) and state and state.get(INITIAL) is not None:
+                reference.restore(state[INITIAL], state["fingerprints"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to hold for `start`: the start cannot be computed again."""
+        for reference in self._references:
+            if isinstance(reference, InitialReference) and reference.state() is not None:
+                fingerprints = self.extractor.fingerprints
+                return {INITIAL: reference.state(), "fingerprints": fingerprints}
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where metrics are computed: not on MPS, which lacks the float64 that they need."""
+        device = self.extractor.device
+        return torch.device("cpu") if device.type == "mps" else device
+
+    def evaluate(self, step: int) -> list[Measurement]:
+        """Compare all models with all references; every rank has to call it.
+
+        Training state is as before afterwards: see `preserve_training_state`.
+
+        Args:
+            step: Optimizer step, for the measurements, and for references that were recorded.
+
+        Raises:
+            ConfigError: When tokens are to be compared that two tokenizers split differently.
+            DataError: When two sides have different numbers of rows, or too few.
+        """
+        with preserve_training_state(*self.extractor.models.values()):
+            return self.run(step).measurements
+
+    def run(self, step: int) -> SimilarityEvaluation:
+        """`evaluate` for callers who preserve the training state; with the representations."""
+        ranks = self.extractor.ranks
+        first, self._is_first = self._is_first, False
+        live = self.extractor.extract()
+        for reference in self._references:
+            reference.update(live, step, first=first)
+        with ranks.raise_on_all_ranks():
+            if not self._has_checked_tokens:
+                self._check_tokens()
+                self._has_checked_tokens = True
+            pairs = self._pairs(live)
+            jobs = self._jobs(pairs, step)
+            own = [self._compare(job) for job in jobs[ranks.rank :: ranks.world_size]]
+        per_rank = ranks.gather_objects(own)
+        measurements: list[Measurement] = []
+        places: dict[str, list[str]] = {}
+        for index in range(len(jobs)):
+            values, notes = per_rank[index % len(per_rank)][index // len(per_rank)]
+            measurements += values
+            for note, place in notes:
+                where = _words(place, named=len(self.comparisons) > 1)
+                places.setdefault(note, []).append(where)
+        for note, found in places.items():
+            self._warn(note, f" (at {', '.join(found)}, step {step})")
+        measurements += _variance(live, step)
+        return SimilarityEvaluation(measurements, live, pairs)
+
+    def _check_tokens(self) -> None:
+        """Refuse to compare token by token what two tokenizers split differently.
+
+        Where only one side has token ids, the number of rows has to tell.
+        """
+        for arm, reference in ((c.arm, c.reference) for c in self.comparisons):
+            if (owner := reference.owner()) is None:
+                continue
+            text = self.extractor.text_split_differently(arm, owner)
+            if text is not None:
+                raise ConfigError(
+                    "pooling: 'none' compares token by token, and the tokenizers of "
+                    f"{arm or 'the module'} and {reference.name} split {text[:40]!r} differently; "
+                    "choose another pooling, such as 'mean'"
+                )
+
+    def _pairs(self, live: Representations) -> list[ComparedPair]:
+        """Both sides of every comparison that has two now."""
+        pairs = []
+        for arm, reference in ((c.arm, c.reference) for c in self.comparisons):
+            for probes, models in live.items():
+                left, right = models[arm], reference.rows(live, probes, arm)
+                if right is None:
+                    self._warn(*reference.absence)
+                    continue
+                missing = [layer for layer in left if layer not in right]
+                if missing:
+                    self._warn(f"{reference.name!r} has no {', '.join(missing)}; left out", "")
+                pairs.append(ComparedPair(probes, arm, reference.name, left, right))
+        return pairs
+
+    def _jobs(self, pairs: Sequence[ComparedPair], step: int) -> list[_Job]:
+        """All pairs of matrices to compare, the same on every rank, place by place.
+
+        Models that are compared with the same one so come one after another, and metrics keep what
+        they found of a reference while it stays the same.
+        """
+        references = {c.reference.name: c.reference for c in self.comparisons}
+        by_place: dict[tuple[str, str], list[_Job]] = {}
+        for probes, arm, name, left, right in pairs:
+            key = references[name].key(arm)
+            for layer in (layer for layer in left if layer in right):
+                place = Measurement("", 0.0, None, probes, arm, name, layer, step=step)
+                kept = (probes, *key, layer) if key else None
+                job = _Job(place, left[layer], right[layer], kept)
+                by_place.setdefault((probes, layer), []).append(job)
+        return [job for jobs in by_place.values() for job in jobs]
+
+    def _compare(self, job: _Job) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
+        x, y = job.x.to(self.device), job.y.to(self.device)
+        return self._comparers[job.place.probes].compare(job.place, x, y, job.key)
+
+    def _warn_once(self, message: str, details: str = "") -> None:
+        if message not in self._warned and self.extractor.ranks.rank == 0:
+            self._warned.add(message)
+            warnings.warn(f"similarity: {message}{details}", HRSAWarning, stacklevel=2)
+
+
+def _variance(live: Representations, step: int) -> list[Measurement]:
+    """How much of the variance depends on one sample or one dimension, per model and layer."""
+    return [
+        Measurement(metric, value, None, probes, arm, "", layer, step=step)
+        for probes, models in live.items()
+        for arm, snapshot in models.items()
+        for layer, rows in snapshot.items()
+        for metric, value in variance_shares(rows).items()
+    ]
+
+
+def _words(place: Measurement, *, named: bool) -> str:
+    where = "/".join(part for part in (place.layer, place.label) if part)
+    return f"{where} of {place.comparison}" if named or place.arm else where

@@ -1,0 +1,327 @@
+"""Probe sets: the fixed inputs on which representations are compared, never trained on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import Problems, check_text, read_text_records
+from hrsa_lightning.similarity.isolation import preserve_training_state
+
+__all__ = [
+    "ProbeSet",
+    "Tokenizer",
+    "batch_probes",
+    "batch_size",
+    "load_probes",
+    "text_probes",
+    "tokenizer_of",
+]
+
+Tokenizer = Callable[[list[str]], Mapping[str, Any]]
+
+
+@dataclass
+class ProbeSet:
+    """Fixed inputs, cut into batches of which every shard holds its own.
+
+    Attributes:
+        order: Numbers of all batches, in the order of the samples.
+        num_samples: Number of samples over all shards.
+        fingerprint: Hash of the content, equal for equal probes.
+        labels: One label per sample, or `None`.
+        texts: All texts in the order of the samples, for probes given as texts.
+        held: Batches of this shard by number, for probes given as batches.
+        size: Samples in a batch of texts.
+    """
+
+    order: list[int]
+    num_samples: int
+    fingerprint: str
+    labels: list[str] | None = None
+    texts: list[str] | None = None
+    held: dict[int, Any] = field(default_factory=dict)
+    size: int = 32
+    _tokenized: dict[str, dict[int, Any]] = field(default_factory=dict)
+
+    def batches(
+        self, numbers: Sequence[int], owner: str, tokenize: Tokenizer | None
+    ) -> Iterator[Any]:
+        """The batches with these numbers, tokenized once per owner and kept.
+
+        Args:
+            numbers: Batch numbers, all held by this shard.
+            owner: Whose tokens these are; models with different tokenizers have different batches.
+            tokenize: Turns texts into a batch.
+
+        Raises:
+            ConfigError: For texts without a way to tokenize them.
+            DataError: When the tokenizer does not give tensors with a row for each text.
+        """
+        if self.texts is None:
+            yield from (self.held[number] for number in numbers)
+            return
+        if tokenize is None:
+            raise ConfigError(
+                f"probes: texts need tokenizer=, or a method probe_batch on {owner or 'the module'}"
+            )
+        kept = self._tokenized.setdefault(owner, {})
+        for number in numbers:
+            if number not in kept:
+                texts = self.texts[number * self.size : (number + 1) * self.size]
+                kept[number] = _checked(dict(tokenize(texts)), len(texts))
+            yield kept[number]
+
+    def text_split_differently(
+        self, owner: str, other: str, mask_of: Callable[[Any], Tensor | None]
+    ) -> str | None:
+        """The first text of which two owners have other token ids.
+
+        Args:
+            owner: See `batches`.
+            other: See `batches`.
+            mask_of: The (samples, tokens) mask of a batch, `None` where all tokens count.
+
+        Returns:
+            The text; `None` where all are equal, or where one of the two has no token ids here.
+        """
+        ours, theirs = self._tokenized.get(owner, {}), self._tokenized.get(other, {})
+        for number in sorted(ours.keys() & theirs.keys()):
+            sides = [_token_rows(kept[number], mask_of) for kept in (ours, theirs)]
+            for row, (first, second) in enumerate(zip(*sides, strict=False)):
+                if first != second and self.texts is not None:
+                    return self.texts[number * self.size + row]
+        return None
+
+
+def load_probes(
+    source: Any,
+    *,
+    size: int,
+    label_key: str | int | None,
+    limit: int | None,
+    shard: int,
+    shards: int,
+) -> ProbeSet:
+    """Make a probe set of texts, tensors or batches.
+
+    Args:
+        source: Texts, records with a `text` (also a dataset of them), the path of a JSONL file of
+            either, one tensor, or an iterable of batches such as a `DataLoader`, which is read
+            once.
+        size: Samples per batch, for texts and tensors.
+        label_key: Where a batch holds its labels: a key of a mapping or a position in a tuple.
+        limit: At most so many batches.
+        shard: Which shard this process holds.
+        shards: Number of shards.
+
+    Raises:
+        DataError: When there are no samples or a form is not understood.
+    """
+    if isinstance(source, (str, Path)):
+        source = _read_texts(source)
+    if isinstance(source, Tensor):
+        source = torch.split(source, size)
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise DataError(
+            "probes: expected texts, a path, a tensor, or an iterable of batches, "
+            f"got {type(source).__name__}"
+        )
+    if _holds_texts(source):
+        return text_probes(list(source), size=size, limit=limit)
+    return batch_probes(source, label_key=label_key, limit=limit, shard=shard, shards=shards)
+
+
+def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = None) -> ProbeSet:
+    """A probe set of texts, ordered by length so that batches hold little padding.
+
+    Args:
+        items: Strings, or mappings with `text` and optionally `label`.
+        size: Samples per batch.
+        limit: At most so many batches.
+
+    Raises:
+        DataError: When an item has no text.
+    """
+    records = [{"text": item} if isinstance(item, str) else dict(item) for item in items]
+    for position, record in enumerate(records):
+        try:
+            check_text(record.get("text"), "text")
+        except DataError as error:
+            raise DataError(f"probes: item {position + 1}: {error}") from None
+    records = records[: None if limit is None else limit * size]
+    records.sort(key=lambda record: len(record["text"]))
+    texts = [record["text"] for record in records]
+    labels = [str(record["label"]) for record in records if record.get("label") is not None]
+    return ProbeSet(
+        order=list(range(-(-len(texts) // size))),
+        num_samples=len(texts),
+        fingerprint=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        labels=labels if len(labels) == len(texts) else None,
+        texts=texts,
+        size=size,
+    )
+
+
+def batch_probes(
+    source: Iterable[Any],
+    *,
+    label_key: str | int | None = None,
+    limit: int | None = None,
+    shard: int = 0,
+    shards: int = 1,
+) -> ProbeSet:
+    """A probe set of ready batches; each shard keeps its own and the first.
+
+    Where weights are spread over ranks, a rank with fewer batches re-runs the first one, so that
+    all make the same number of forward passes.
+
+    Args:
+        source: The batches, read once.
+        label_key: A key of each mapping, or a position in each tuple, that holds labels.
+        limit: At most so many batches.
+        shard: Which shard this process holds.
+        shards: Number of shards.
+
+    Raises:
+        DataError: When there are no samples.
+    """
+    digest = hashlib.sha256()
+    held: dict[int, Any] = {}
+    labels: list[str] = []
+    total = count = 0
+    with preserve_training_state(generators=_generators(source)), _workers_released(source):
+        for count, batch in enumerate(islice(source, limit), start=1):
+            if (count - 1) % shards == shard or count == 1:
+                held[count - 1] = apply_to_collection(batch, Tensor, _keep)
+            total += batch_size(batch)
+            apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)))
+            if label_key is not None:
+                labels.extend(_labels(batch, label_key))
+    if total == 0:
+        raise DataError("probes: expected at least one batch of samples, got none")
+    return ProbeSet(
+        order=list(range(count)),
+        num_samples=total,
+        fingerprint=digest.hexdigest(),
+        labels=labels if label_key is not None else None,
+        held=held,
+    )
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples of a batch: the first dimension of its first tensor.
+
+    Raises:
+        DataError: When the batch holds no tensor with a first dimension.
+    """
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append)
+    for tensor in found:
+        if tensor.ndim > 0:
+            return len(tensor)
+    raise DataError(f"probes: expected batches of tensors, got {type(batch).__name__} without any")
+
+
+def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
+    """The module's method `probe_batch` as a tokenizer; `None` where it has none."""
+    probe_batch = getattr(module, "probe_batch", None)
+    if probe_batch is None:
+        return None
+    return lambda texts: dict(probe_batch(texts, max_length))
+
+
+def _read_texts(path: str | Path) -> list[dict[str, Any]]:
+    """Texts of a file: JSON lines (`text`, optionally `label`), or one a line of `.txt`."""
+    problems = Problems()
+    records = []
+    for number, record in read_text_records(path, problems.add):
+        try:
+            check_text(record.get("text"), "text")
+            check_text(str(record.get("label", "none")), "label")
+        except DataError as error:
+            problems.add(f"{path}:{number}", str(error))
+        records.append(record)
+    problems.raise_if_any()
+    if not records:
+        raise DataError(f"{path}: no texts in the file")
+    return records
+
+
+def _token_rows(
+    batch: Mapping[str, Any], mask_of: Callable[[Any], Tensor | None]
+) -> list[list[int]]:
+    """The ids of the tokens that count, text by text; nothing where a batch has no ids."""
+    ids, mask = batch.get("input_ids"), mask_of(batch)
+    if not isinstance(ids, Tensor):
+        return []
+    keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return [row[kept].tolist() for row, kept in zip(ids, keep, strict=True)]
+
+
+def _checked(batch: dict[str, Any], num_texts: int) -> dict[str, Any]:
+    found = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    if not found or any(len(value) != num_texts for value in found.values() if value.ndim):
+        shapes = {name: tuple(value.shape) for name, value in found.items()}
+        raise DataError(
+            f"tokenizer: expected tensors with a row for each of {num_texts} texts, got "
+            f"{shapes or 'none'}; one of transformers needs padding=True, return_tensors='pt'"
+        )
+    return batch
+
+
+def _holds_texts(source: Any) -> bool:
+    """Whether a list, or a dataset that can be indexed, holds texts or records with a text."""
+    if not (hasattr(source, "__getitem__") and hasattr(source, "__len__") and len(source)):
+        return False
+    return isinstance(source[0], str) or _is_record(source[0])
+
+
+def _is_record(item: Any) -> bool:
+    return isinstance(item, Mapping) and isinstance(item.get("text"), str)
+
+
+def _keep(tensor: Tensor) -> Tensor:
+    # A copy: loaders may reuse their memory, and users may change a list of batches in place.
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _generators(source: Any) -> list[torch.Generator]:
+    """Random generators of a loader, which training may share."""
+    holders = (source, getattr(source, "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+@contextmanager
+def _workers_released(source: Any) -> Iterator[None]:
+    """Reset a loader with persistent workers to its state before it was read."""
+    try:
+        yield
+    finally:
+        if getattr(source, "persistent_workers", False):
+            source._iterator = None
+
+
+def _labels(batch: Any, key: str | int) -> list[str]:
+    try:
+        values = batch[key]
+    except (KeyError, IndexError, TypeError):
+        raise DataError(f"label_key: the probe batches have no {key!r}") from None
+    values = values.tolist() if isinstance(values, Tensor) else list(values)
+    if len(values) != batch_size(batch):
+        raise DataError(f"label_key: {key!r} does not hold one label per sample")
+    return [str(value) for value in values]

@@ -1,0 +1,638 @@
+"""What live models are compared with; each kind of reference has the rows of its layers."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.similarity.extraction import (
+    Extractor,
+    Representations,
+    Snapshot,
+    dtype_of,
+    is_sharded,
+)
+from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.similarity.layers import LayerSelection, clean_name, select_layers
+from hrsa_lightning.similarity.measurement import comparison_name
+from hrsa_lightning.similarity.probes import Tokenizer, tokenizer_of
+from hrsa_lightning.similarity.trace import RepresentationTrace, flatten, write_representations
+from hrsa_lightning.tokenizers import read_tokenizer
+
+__all__ = [
+    "INITIAL",
+    "ArmReference",
+    "CheckpointReference",
+    "Comparison",
+    "InitialReference",
+    "ModelReference",
+    "ModuleReference",
+    "PretrainedReference",
+    "Reference",
+    "TraceReference",
+    "comparisons_of",
+    "parse_references",
+]
+
+INITIAL = "initial"
+PAIRS = "pairs"
+
+_CHECKPOINT_SUFFIXES = {".ckpt", ".pt", ".pth", ".bin", ".safetensors"}
+
+
+class Reference(ABC):
+    """Something that live models are compared with.
+
+    An evaluation calls `update` once, on all ranks, and then `rows` for every comparison.
+
+    Args:
+        name: Stands in measurements.
+
+    Attributes:
+        name: As given.
+        rank: References of a lower rank are compared first.
+        absence: Why there are no rows now, and details that change from step to step.
+    """
+
+    rank: ClassVar[int]
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.absence = ("", "")
+
+    def arms(self, arms: Sequence[str]) -> list[str]:
+        """Which of the live arms are compared with it."""
+        return list(arms)
+
+    def prepare(self, extractor: Extractor) -> None:
+        """Take note of the models and probes of a run, and check that they fit."""
+        self._extractor = extractor
+
+    def start(self, folder: Path | None, prefix: str) -> None:
+        """Begin a run.
+
+        Args:
+            folder: Keep representations in files there; `None` keeps tensors in memory.
+            prefix: Begins the file names.
+        """
+        self.absence = ("", "")
+
+    def update(self, live: Representations, step: int, *, first: bool) -> None:  # noqa: B027
+        """Get what `rows` will need, before the comparisons of a step; may hold collectives.
+
+        Args:
+            live: Representations of all arms now.
+            step: Current step.
+            first: Whether this is the first evaluation of the run.
+        """
+
+    @abstractmethod
+    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot | None:
+        """Layer to rows that an arm is compared with, `None` when there are none now."""
+
+    def key(self, arm: str) -> tuple[str, ...] | None:
+        """Names the rows where they stay the same for the whole run; arms may share them."""
+        return None
+
+    def owner(self) -> str | None:
+        """Whose tokens its rows are; `None` where it has no token ids here."""
+        return None
+
+
+class _Kept:
+    """Representations of one reference, in memory or in a file that is read layer by layer.
+
+    Args:
+        name: Of the reference; begins every key.
+        content: Tensors by key, or the file.
+    """
+
+    def __init__(self, name: str, content: dict[str, Tensor] | Path) -> None:
+        self._name = name
+        self._content = content
+
+    @classmethod
+    def of(
+        cls, name: str, representations: Representations, path: Path | None, *, write: bool
+    ) -> "_Kept":
+        """Keep representations; `write` says whether this process writes the file (rank 0)."""
+        tensors = {f"{name}|{key}": rows for key, rows in flatten(representations).items()}
+        if path is None:
+            return cls(name, tensors)
+        if write:
+            write_representations(path, tensors)
+        return cls(name, path)
+
+    def rows(self, probes: str, arm: str) -> Snapshot:
+        """Layer to rows of one arm; empty when nothing is kept for it."""
+        start = f"{self._name}|{probes}|{arm}|"
+        if isinstance(self._content, Path):
+            with safe_open(self._content, framework="pt") as file:
+                keys = [key for key in file.keys() if key.startswith(start)]  # noqa: SIM118
+                return {k.removeprefix(start): torch.as_tensor(file.get_tensor(k)) for k in keys}
+        kept = self._content.items()
+        return {key.removeprefix(start): rows for key, rows in kept if key.startswith(start)}
+
+    def state(self) -> dict[str, Tensor] | str:
+        """What a checkpoint has to hold: the tensors, or the path of the file."""
+        return str(self._content) if isinstance(self._content, Path) else self._content
+
+
+class InitialReference(Reference):
+    """The models as they were before their first training step."""
+
+    rank = 2
+
+    def __init__(self) -> None:
+        super().__init__(INITIAL)
+        self.start(None, "")
+
+    def start(self, folder: Path | None, prefix: str) -> None:
+        self._path = _file(folder, prefix, self.name)
+        self._kept: _Kept | None = None
+        super().start(folder, prefix)
+
+    def state(self) -> dict[str, Tensor] | str | None:
+        """What a checkpoint has to hold, since the start cannot be computed again."""
+        return None if self._kept is None else self._kept.state()
+
+    def restore(self, state: dict[str, Tensor] | str, fingerprints: Mapping[str, str]) -> None:
+        """Go on with the representations that a checkpoint holds.
+
+        Args:
+            state: What `state` returned before a restart.
+            fingerprints: Those of the probes then.
+        """
+        if fingerprints != self._extractor.fingerprints:
+            self._is_lost("the probes are not those of before the restart")
+        elif isinstance(state, str) and not Path(state).is_file():
+            self._is_lost(f"{state} is gone")
+        else:
+            self._kept = _Kept(self.name, Path(state) if isinstance(state, str) else state)
+
+    def update(self, live: Representations, step: int, *, first: bool) -> None:
+        if self._kept is not None or self.absence[0]:
+            return
+        if not first:
+            self._is_lost("the evaluation before the first step failed")
+            return
+        ranks = self._extractor.ranks
+        with ranks.raise_on_all_ranks():
+            self._kept = _Kept.of(self.name, live, self._path, write=ranks.rank == 0)
+
+    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot | None:
+        return None if self._kept is None else self._kept.rows(probes, arm)
+
+    def key(self, arm: str) -> tuple[str, ...]:
+        return (self.name, arm)
+
+    def _is_lost(self, why: str) -> None:
+        self.absence = (f"comparisons with the start are left out: {why}", "")
+
+
+class ArmReference(Reference):
+    """Another model of the same training run, as it is now.
+
+    Args:
+        name: Of the arm.
+        only: The arm that is compared with it; by default all others are.
+
+    Raises:
+        ConfigError: The arm is called `initial`.
+    """
+
+    rank = 1
+
+    def __init__(self, name: str, only: str | None = None) -> None:
+        super().__init__(_new_name(name))
+        self._only = only
+
+    def arms(self, arms: Sequence[str]) -> list[str]:
+        if self.name not in arms:
+            listed = ", ".join(arm for arm in arms if arm) or "no arms"
+            raise ConfigError(f"reference: no arm {self.name!r}; the module has {listed}")
+        if self._only is not None:
+            return [self._only]
+        return [arm for arm in arms if arm != self.name]
+
+    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot:
+        return live[probes][self.name]
+
+    def owner(self) -> str:
+        return self.name
+
+
+class ModelReference(Reference):
+    """A model that does not train: it is run once and let go.
+
+    Args:
+        name: See `Reference`.
+        layers: Its layers where it names them otherwise than the live models.
+    """
+
+    rank = 3
+    per_arm: ClassVar[bool] = False
+    """Whether each arm has a reference of its own."""
+
+    def __init__(self, name: str, layers: Sequence[str] | None = None) -> None:
+        super().__init__(_new_name(name))
+        self._layers = layers
+        self._kept: _Kept | None = None
+        self._fingerprints: dict[str, str] = {}
+        self._has_tokenizer = False
+        self._path: Path | None = None
+
+    @abstractmethod
+    def opened(
+        self, live: nn.Module, device: torch.device, prefix: str
+    ) -> AbstractContextManager[nn.Module]:
+        """Hold the model on `device` for the length of a block.
+
+        Args:
+            live: The live model that it is compared with.
+            device: Where to run it.
+            prefix: What the names of `live` begin with in checkpoints.
+        """
+
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        """Its own way to tokenize texts, if it has one; asked for while it is open."""
+        return None
+
+    def start(self, folder: Path | None, prefix: str) -> None:
+        self._path = _file(folder, prefix, self.name)
+        if self._fingerprints != self._extractor.fingerprints:
+            self._kept = None
+        self._fingerprints = self._extractor.fingerprints
+
+    def update(self, live: Representations, step: int, *, first: bool) -> None:
+        if self._kept is not None:
+            return
+        representations, ranks = self._run(), self._extractor.ranks
+        with ranks.raise_on_all_ranks():
+            self._kept = _Kept.of(self.name, representations, self._path, write=ranks.rank == 0)
+
+    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot | None:
+        assert self._kept is not None
+        return self._kept.rows(probes, arm if self.per_arm else "")
+
+    def key(self, arm: str) -> tuple[str, ...]:
+        return ("model", self.name, *([arm] if self.per_arm else []))
+
+    def owner(self) -> str:
+        return f"reference {self.name}"
+
+    def _run(self) -> Representations:
+        """One forward pass, or one with the weights of each arm."""
+        extractor = self._extractor
+        arms = list(extractor.models) if self.per_arm else [next(iter(extractor.models))]
+        found: dict[str, dict[str, Snapshot]] = {}
+        for arm in arms:
+            live = extractor.models[arm]
+            prefix = f"{extractor.holder}.{arm}." if extractor.holder else ""
+            with (
+                extractor.ranks.raise_on_all_ranks(),
+                self.opened(live, extractor.device, prefix) as module,
+                preserve_training_state(module),
+            ):
+                layers = self._layers_of(module, extractor.layers[arm])
+                own = self.tokenizer(extractor.max_length)
+                owner = self.owner() if own else arm
+                tokenize = own or extractor.tokenizer_for(live)
+                shares = extractor.share(module, layers, owner, tokenize)
+            found[arm if self.per_arm else ""] = extractor.gather(shares)
+        return {
+            probes: {arm: snapshots[probes] for arm, snapshots in found.items()}
+            for probes in extractor.probes
+        }
+
+    def _layers_of(self, module: nn.Module, live: LayerSelection) -> LayerSelection:
+        """Its layers, under the names that they have in the live model."""
+        owner = f"reference {self.name!r}"
+        if self._layers is None:
+            patterns = self._extractor.patterns
+            return select_layers(module, patterns, relative=True, owner=owner)
+        found = select_layers(module, self._layers, owner=owner)
+        if len(found.modules) != len(live.modules) or len(found.outputs) != len(live.outputs):
+            raise ConfigError(
+                f"reference_layers: expected one for each of {len(live.names)} layers of the live "
+                f"model, got {len(found.names)} layers of {owner}"
+            )
+        return LayerSelection(
+            dict(zip(live.modules, found.modules.values(), strict=True)),
+            dict(zip(live.outputs, found.outputs.values(), strict=True)),
+        )
+
+
+class ModuleReference(ModelReference):
+    """A module that the user made; it goes back to the device it came from, and is let go."""
+
+    def __init__(self, name: str, module: nn.Module, layers: Sequence[str] | None = None) -> None:
+        super().__init__(name, layers)
+        self._module: nn.Module | None = module
+
+    @contextmanager
+    def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
+        module = self._module
+        if module is None:
+            raise ConfigError(
+                f"reference {self.name!r}: the module was let go once it had been run; for other "
+                "probes, make a new monitor"
+            )
+        home = next((p.device for p in module.parameters()), device)
+        try:
+            yield module.to(device)
+        finally:
+            module.to(home)
+        self._module = None
+
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        return None if self._module is None else tokenizer_of(self._module, max_length)
+
+
+class PretrainedReference(ModelReference):
+    """A folder or hub id that transformers' `AutoModel` loads, safetensors only.
+
+    It runs in the dtype of the live model, whatever its file has, so that rounding is no difference
+    between the two.
+
+    Raises:
+        ConfigError: When `path` looks like a folder and is none with a `config.json`, or later,
+            when there is no such model.
+    """
+
+    def __init__(self, name: str, path: str, layers: Sequence[str] | None = None) -> None:
+        super().__init__(name, layers)
+        local = Path(path).expanduser()
+        looks_local = path.startswith((".", "~", "/")) or path.count("/") > 1
+        if (looks_local or local.exists()) and not (local / "config.json").is_file():
+            raise ConfigError(
+                "reference: expected a folder with a config.json, a checkpoint file or a trace, "
+                f"got {path!r}"
+            )
+        self._source = str(local) if local.exists() else path
+
+    @contextmanager
+    def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
+        from transformers import AutoModel
+
+        try:
+            model = AutoModel.from_pretrained(
+                self._source, use_safetensors=True, dtype=dtype_of(live)
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"reference: {self._source!r} cannot be loaded: {reason}") from error
+        yield model.to(device)
+
+    def tokenizer(self, max_length: int) -> Tokenizer | None:
+        tokenizer = read_tokenizer(self._source)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return lambda texts: dict(
+            tokenizer(
+                texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+            )
+        )
+
+
+class CheckpointReference(ModelReference):
+    """Weights from a file, run in the live model's own code, without a second model.
+
+    A file may hold a part of the weights, such as adapters only; the rest is as in the live model.
+
+    Raises:
+        ConfigError: When there is no such file, it does not fit the live model, or the weights of
+            the live model are spread over ranks, which hold them in more than one place.
+    """
+
+    per_arm = True
+
+    def __init__(self, name: str, path: str) -> None:
+        super().__init__(name)
+        self._file = Path(path).expanduser()
+        if not self._file.is_file():
+            raise ConfigError(f"reference: no checkpoint file {path!r}")
+
+    @contextmanager
+    def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
+        file = str(self._file)
+        if is_sharded(live):
+            raise ConfigError(
+                f"reference: {file!r} cannot take the place of weights that are spread "
+                "over ranks; give the model as a module or a folder"
+            )
+        weights = {clean_name(name): value for name, value in _read_weights(self._file).items()}
+        if any(name.startswith(prefix) for name in weights):
+            weights = {
+                name.removeprefix(prefix): value
+                for name, value in weights.items()
+                if name.startswith(prefix)
+            }
+        targets = {
+            clean_name(name): tensor
+            for name, tensor in (*live.named_parameters(), *live.named_buffers())
+        }
+        shared = sorted(targets.keys() & weights.keys())
+        if not shared:
+            raise ConfigError(f"reference: {file!r} holds no weight of the live model")
+        for name in shared:
+            if targets[name].shape != weights[name].shape:
+                raise ConfigError(
+                    f"reference: {name} in {file!r} has the shape "
+                    f"{tuple(weights[name].shape)}, in the live model {tuple(targets[name].shape)}"
+                )
+        # Storage is exchanged, not copied, so that the live weights come back bit for bit.
+        own = {name: targets[name].data for name in shared}
+        try:
+            for name in shared:
+                targets[name].data = weights[name].to(own[name])
+            yield live
+        finally:
+            for name in shared:
+                targets[name].data = own[name]
+
+
+class TraceReference(Reference):
+    """Representations that another run recorded, step for step."""
+
+    rank = 4
+
+    def __init__(self, name: str, trace: RepresentationTrace) -> None:
+        super().__init__(_new_name(name))
+        self._trace = trace
+        self._recording: Representations | None = None
+
+    def prepare(self, extractor: Extractor) -> None:
+        super().prepare(extractor)
+        self._trace.check_probes(extractor.fingerprints)
+        for arm in extractor.models:
+            self._trace.arm_for(arm)
+
+    def update(self, live: Representations, step: int, *, first: bool) -> None:
+        with self._extractor.ranks.raise_on_all_ranks():
+            self._recording = self._trace.at(step)
+        self.absence = (f"{self.name!r} has nothing for some steps", f" ({step})")
+
+    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot | None:
+        if self._recording is None:
+            return None
+        return self._recording[probes][self._trace.arm_for(arm)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One live arm against one reference."""
+
+    arm: str
+    reference: Reference
+
+    @property
+    def name(self) -> str:
+        """Such as `rlvr_vs_base`."""
+        return comparison_name(self.arm, self.reference.name)
+
+
+def parse_references(reference: Any, layers: Sequence[str] | None = None) -> list[Reference | str]:
+    """Understand the `reference=` of an evaluator.
+
+    Args:
+        reference: `"initial"`, `"pairs"`, `"arm:NAME"`, `"trace:FOLDER"`, a checkpoint file, a
+            folder or hub id of transformers, a module, a `RepresentationTrace`, a `Reference`, a
+            sequence of these, or a mapping from names to these.
+        layers: Layers of models where they name them otherwise than the live models.
+
+    Returns:
+        The references, and `"pairs"` as it is.
+
+    Raises:
+        ConfigError: On anything else, when a file or folder is missing, or two have one name.
+    """
+    if isinstance(reference, Mapping):
+        named: list[tuple[str | None, Any]] = [*reference.items()]
+    elif isinstance(reference, Sequence) and not isinstance(reference, str):
+        named = [(None, item) for item in reference]
+    else:
+        named = [(None, reference)]
+    if not named:
+        raise ConfigError("reference: expected at least one, got none")
+    found: list[Reference | str] = []
+    modules = 0
+    for name, item in named:
+        if isinstance(item, str) and item == PAIRS:
+            found.append(item)
+        elif isinstance(item, nn.Module):
+            found.append(ModuleReference(name or f"reference{modules or ''}", item, layers))
+            modules += 1
+        else:
+            found.append(_parse(name, item, layers))
+    names = [each.name for each in found if isinstance(each, (ModelReference, TraceReference))]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"reference: two are called {name!r}; name them with a mapping of names to "
+                "references"
+            )
+    return found
+
+
+def comparisons_of(references: Sequence[Reference | str], arms: Sequence[str]) -> list[Comparison]:
+    """All comparisons, arms against arms first.
+
+    Args:
+        references: What `parse_references` returned.
+        arms: Names of the live models.
+
+    Raises:
+        ConfigError: When a named arm does not exist, or two comparisons have one name.
+    """
+    found: list[Comparison] = []
+    if PAIRS in references:
+        found += [
+            Comparison(live, ArmReference(base, live)) for base, live in combinations(arms, 2)
+        ]
+    given = [reference for reference in references if isinstance(reference, Reference)]
+    for reference in sorted(given, key=lambda reference: reference.rank):
+        for arm in reference.arms(arms):
+            pair = {arm, reference.name}
+            if isinstance(reference, ArmReference) and any(
+                {c.arm, c.reference.name} == pair for c in found
+            ):
+                continue  # the same two arms, seen from the other side
+            found.append(Comparison(arm, reference))
+    names = [comparison.name for comparison in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"reference: two comparisons are called {name!r}; rename an arm, or name the "
+                "references with a mapping of names to references"
+            )
+    return found
+
+
+def _parse(name: str | None, item: Any, layers: Sequence[str] | None) -> Reference:
+    if isinstance(item, Reference):
+        return item
+    if isinstance(item, RepresentationTrace):
+        return TraceReference(name or _plain(item.folder.name), item)
+    if not isinstance(item, (str, Path)):
+        raise ConfigError(
+            "reference: expected 'initial', 'pairs', 'arm:NAME', a path, a hub id, a module or a "
+            f"trace, got {type(item).__name__}"
+        )
+    text = str(item)
+    if text == INITIAL:
+        return InitialReference()
+    if text.startswith("arm:"):
+        return ArmReference(text.removeprefix("arm:"))
+    path = Path(text.removeprefix("trace:")).expanduser()
+    if text.startswith("trace:") or (path / "trace.json").is_file():
+        return TraceReference(name or _plain(path.name), RepresentationTrace(path))
+    if path.suffix in _CHECKPOINT_SUFFIXES:
+        return CheckpointReference(name or _plain(path.stem), text)
+    return PretrainedReference(name or _plain(path.name), text, layers)
+
+
+def _new_name(name: str) -> str:
+    if name == INITIAL:
+        raise ConfigError(
+            f"reference: expected another name than {INITIAL!r}, which is that of the models "
+            "before training, for an arm or a named reference"
+        )
+    return name
+
+
+def _plain(text: str) -> str:
+    """A name that every logger takes in a tag."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) or "reference"
+
+
+def _file(folder: Path | None, prefix: str, name: str) -> Path | None:
+    return None if folder is None else folder / f"{prefix}_reference_{name}.safetensors"
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ConfigError(
+            f"reference: {str(path)!r} holds more than tensors and plain values, which would have "
+            "to be executed; save its state_dict as .safetensors"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ConfigError(f"reference: {str(path)!r} holds no state_dict")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,102 @@
+"""Runs that are stopped: no rank hangs, and the same command goes on to the same weights."""
+
+import random
+import signal
+import time
+
+import pytest
+
+from tests.journeys.checks import check_all_ended_well, check_files, check_weights, run_of, steps_of
+from tests.journeys.processes import train
+
+pytestmark = pytest.mark.ddp
+
+WITHIN = 60.0
+"""Seconds after the death of one rank in which the others end."""
+
+
+def _at_step(folder, step):
+    """Whether the checkpoint of a step is there, or a later one."""
+    found = folder.glob("runs/*/*/checkpoints/step_*/state.json")
+    return any(int(path.parent.name.removeprefix("step_")) >= step for path in found)
+
+
+def _check_the_rest(launcher, folder, settings, expected):
+    """The same command once more: it goes on, and ends as an undisturbed run does."""
+    with train(launcher, 2, folder, *settings) as ranks:
+        ended = ranks.wait()
+    check_all_ended_well(ended)
+    assert "going on from step_00000" in ended[0].text
+    run = run_of(folder)
+    check_files(run)
+    check_weights(run, expected)
+    assert steps_of(run) == steps_of(expected)
+
+
+def test_sigterm_to_the_first_process_stops_all_after_the_same_step(
+    settings, two_processes, tmp_path
+):
+    with train("lightning", 2, tmp_path, *settings) as ranks:
+        ranks.wait_until(lambda: _at_step(tmp_path, 1))
+        ranks.processes[0].send_signal(signal.SIGTERM)
+        (ended,) = ranks.wait()
+    assert ended.code == 128 + signal.SIGTERM, ended.text
+    assert "Traceback" not in ended.text
+    assert "the same command goes on from step" in ended.text
+    _check_the_rest("lightning", tmp_path, settings, two_processes)
+
+
+def test_slurms_signal_to_one_rank_queues_the_job_again(
+    settings, two_processes, tmp_path, monkeypatch
+):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=":")
+    with train("slurm", 2, tmp_path, *settings) as ranks:
+        ranks.wait_until(lambda: _at_step(tmp_path, 1))
+        ranks.processes[1].send_signal(signal.SIGUSR1)
+        ended = ranks.wait()
+    assert [rank.code for rank in ended] == [128 + signal.SIGUSR1] * 2, str(ranks)
+    assert "Traceback" not in str(ranks)
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert asked.startswith("requeue 77")
+    _check_the_rest("slurm", tmp_path, settings, two_processes)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_others_do_not_outlive_a_rank_that_is_killed(killed, settings, two_processes, tmp_path):
+    with train("torchrun", 2, tmp_path, *settings) as ranks:
+        ranks.wait_until(lambda: _at_step(tmp_path, 2))
+        ranks.processes[killed].kill()
+        ended = ranks.wait(WITHIN)
+    assert ended[killed].code == -signal.SIGKILL
+    assert ended[1 - killed].code == 1, str(ranks)
+    assert "another process of this run has ended" in ended[1 - killed].text
+    assert "Traceback" not in str(ranks)
+    if killed == 0:
+        _check_the_rest("torchrun", tmp_path, settings, two_processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_ten_signals_at_random_moments_change_nothing(launcher, settings, two_processes, tmp_path):
+    draw = random.Random(launcher)
+    stops = 0
+    for number in range(100):
+        folder = tmp_path / str(number)
+        while not list(folder.glob("runs/*/*/report/report.html")):
+            with train(launcher, 2, folder, *settings) as ranks:
+                if stops < 10:
+                    time.sleep(draw.uniform(5, 45))  # from the imports to the report
+                    ranks.send(signal.SIGTERM)
+                ended = ranks.wait()
+            codes = {rank.code for rank in ended}
+            assert codes <= {0, 1, 128 + signal.SIGTERM, -signal.SIGTERM}, str(ranks)
+            stops += codes != {0}
+        runs = [path.parents[1] for path in folder.glob("runs/*/*/report/report.html")]
+        assert len(runs) == 1
+        check_weights(runs[0], two_processes)
+        if stops >= 10:
+            return

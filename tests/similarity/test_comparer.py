@@ -1,0 +1,172 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
+
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.functional import jackknife, knn_overlap, linear_cka
+from hrsa_lightning.functional.knn import chance_overlap
+from hrsa_lightning.metrics import KNNOverlap
+from hrsa_lightning.similarity.comparer import Comparer, variance_shares
+
+X = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
+Y = X @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2)) + 0.5 * torch.randn(80, 6)
+
+
+def test_the_hrsa_set_agrees_with_the_functions():
+    result = Comparer().compare(X, Y)
+    assert result.values["cka"] == pytest.approx(linear_cka(X, Y).item(), abs=1e-6)
+    assert result.values["knn_overlap_10"] == pytest.approx(knn_overlap(X, Y, k=10).item())
+    assert result.chance["cka"] == 0.0
+    assert result.notes == []
+
+
+def test_names_choose_and_keep_their_order():
+    result = Comparer(["knn_overlap_5", "cka", "procrustes_residual"]).compare(X, Y)
+    assert list(result.values) == ["knn_overlap_5", "cka", "procrustes_residual"]
+    with pytest.raises(ConfigError, match="no 'ckaa'; there are cka, cka_plain"):
+        Comparer(["ckaa"])
+
+
+def test_other_metrics():
+    expected = (X - Y).abs().mean().item()
+    for metrics in (MeanAbsoluteError(), [MeanAbsoluteError()], {"mae": MeanAbsoluteError()}):
+        (value,) = Comparer(metrics).compare(X, Y).values.values()
+        assert value == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluations_do_not_add_up():
+    comparer = Comparer(MeanAbsoluteError())
+    comparer.compare(X, Y + 9)
+    assert comparer.compare(X, X).values == {"MeanAbsoluteError": 0.0}
+
+
+def test_metrics_that_need_equal_widths_are_left_out_and_named():
+    result = Comparer().compare(X, Y[:, :4])
+    assert "cka" in result.values
+    assert not any(key.startswith("dimension_correlation") for key in result.values)
+    assert any("dimension_correlation needs equal widths" in note for note in result.notes)
+    with pytest.raises(DataError, match="6 against 4 features"):
+        Comparer(MeanAbsoluteError()).compare(X, Y[:, :4])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_give_nan_for_all_metrics_and_one_note(bad):
+    spoiled = X.clone()
+    spoiled[3, 2] = bad
+    result = Comparer().compare(spoiled, Y)
+    assert result.values.keys() == Comparer().compare(X, Y).values.keys()
+    assert all(math.isnan(value) for value in result.values.values())
+    assert len(result.notes) == 1
+    assert "not finite" in result.notes[0]
+
+
+def test_a_degenerate_layer_is_nan_with_a_reason():
+    result = Comparer(["cka"]).compare(torch.ones(80, 6), Y)
+    assert math.isnan(result.values["cka"])
+    assert any("NaN" in note for note in result.notes)
+
+
+def test_the_band_holds_the_value_and_narrows_with_samples():
+    widths = []
+    for n in (40, 400):
+        x = torch.randn(n, 6)
+        y = x + torch.randn(n, 6)
+        result = Comparer(["cka"], num_groups=10).compare(x, y)
+        low, high = result.bands["cka"]
+        assert low < result.values["cka"] < high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+def test_the_band_covers_the_truth_about_as_often_as_it_says():
+    """CKA of a joint Gaussian: the true value comes from a very large sample."""
+    mix = torch.randn(4, 4)
+    truth = linear_cka(*_draw(20_000, mix)).item()
+    comparer, covered = Comparer(["cka"], num_groups=10), 0
+    for _ in range(20):
+        low, high = comparer.compare(*_draw(100, mix)).bands["cka"]
+        covered += low <= truth <= high
+    assert covered >= 16
+
+
+def _draw(n, mix):
+    x = torch.randn(n, 4)
+    return x, x @ mix + 0.7 * torch.randn(n, 4)
+
+
+def test_labels_reach_the_probe():
+    labels = (X[:, 0] > 0).long()
+    values = Comparer(num_classes=2).compare(X, Y, labels).values
+    assert values["probe_ceiling_accuracy"] > 0.7
+    assert not any(key.startswith("probe") for key in Comparer().compare(X, Y).values)
+
+
+def test_labels_and_other_widths_leave_out_what_needs_equal_ones():
+    labels = (X[:, 0] > 0).long()
+    result = Comparer(num_classes=2).compare(X, Y[:, :4], labels)
+    assert result.values["cka"] == pytest.approx(linear_cka(X, Y[:, :4]).item(), abs=1e-6)
+    assert not any(key.startswith(("probe", "dimension")) for key in result.values)
+    for name in ("probe_transfer", "dimension_correlation"):
+        note = f"{name} needs equal widths and is left out (6 against 4 features)"
+        assert result.notes.count(note) == 1
+    with pytest.raises(DataError, match="probe_transfer needs equal widths"):
+        Comparer(["probe_transfer_accuracy"], num_classes=2).compare(X, Y[:, :4], labels)
+
+
+def test_chance_levels_have_the_keys_of_the_values_and_no_others():
+    result = Comparer(["procrustes_residual", "knn_overlap_5"]).compare(X, Y)
+    assert result.chance.keys() == result.values.keys()
+    result = Comparer({"mine": KNNOverlap(5)}).compare(X, Y)
+    assert result.chance == {"mine": pytest.approx(chance_overlap(5, len(X)))}
+    collection = MetricCollection({"knn": KNNOverlap((5, 9))}, prefix="a_")
+    for y in (Y, Y[:, :4]):
+        result = Comparer(collection).compare(X, y)
+        assert set(result.values) == set(result.chance) == {"a_knn_overlap_5", "a_knn_overlap_9"}
+
+
+def test_a_band_of_fewer_samples_than_groups():
+    x, y = X[:6], Y[:6]
+    result = Comparer(["cka_plain"], num_groups=10).compare(x, y)
+    error = jackknife(
+        partial(linear_cka, debiased=False), x, y, num_groups=6, y_ids=torch.arange(6)
+    )
+    half = float(error.standard_error) * stats.t.ppf(0.975, 5)
+    assert result.bands["cka_plain"][1] - result.values["cka_plain"] == pytest.approx(
+        half, rel=1e-4
+    )
+
+
+def test_variance_shares():
+    x = torch.zeros(10, 5)
+    x[0, 3] = 100.0
+    assert variance_shares(x)["variance_share_dimension"] == pytest.approx(1.0)
+    assert variance_shares(x)["variance_share_sample"] == pytest.approx(0.9)
+    assert math.isnan(variance_shares(torch.ones(4, 2))["variance_share_sample"])
+
+
+class Vector(Metric):
+    def update(self, x, y):
+        pass
+
+    def compute(self):
+        return torch.ones(2)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(DataError, match=r"80 rows against 79.*same tokenizer"):
+        Comparer().compare(X, Y[:-1])
+    with pytest.raises(DataError, match="at least 11 samples, got 3"):
+        Comparer().compare(X[:3], Y[:3])
+    with pytest.raises(
+        DataError, match=r"metric Vector: expected one number, got the shape \(2,\)"
+    ):
+        Comparer(Vector()).compare(X, Y)
+    with pytest.raises(ConfigError, match="num_jackknife_groups"):
+        Comparer(num_groups=4)
+    for metrics in (3, [], "cka", [3]):
+        with pytest.raises(ConfigError, match="metrics: expected"):
+            Comparer(metrics)

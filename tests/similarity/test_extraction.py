@@ -1,0 +1,217 @@
+from collections import OrderedDict, namedtuple
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from hrsa_lightning.distributed import Ranks
+from hrsa_lightning.errors import DataError
+from hrsa_lightning.similarity import preserve_training_state
+from hrsa_lightning.similarity.extraction import Extractor, call_module
+
+CPU = torch.device("cpu")
+
+
+def run(module, batch, patterns, context=nullcontext, **options):
+    extractor = Extractor([batch], patterns, **options)
+    extractor.prepare({"": module}, ranks=Ranks(1, 0), device=CPU, context=context)
+    with preserve_training_state(module):
+        return extractor.extract()[""][""]
+
+
+class Returns(nn.Module):
+    """Wraps the result of a linear layer in another form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.form = form
+
+    def forward(self, x):
+        return self.form(self.linear(x))
+
+
+Pair = namedtuple("Pair", "loss states")
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        (lambda out: out, "output"),
+        (lambda out: (out, None), "output"),
+        (lambda out: [torch.tensor(0.1), out], "output"),
+        (lambda out: Pair(out.mean(), out), "output"),
+        (lambda out: {"logits": out, "loss": out.mean()}, "output"),
+        (lambda out: {"other": out + 1, "last_hidden_state": out}, "output"),
+        (lambda out: OrderedDict(first=out + 1, latent=out), "output.latent"),
+    ],
+)
+def test_outputs_of_any_form(form, pattern):
+    module, x = Returns(form), torch.randn(4, 3)
+    torch.testing.assert_close(run(module, x, [pattern])[pattern], module.linear(x).detach())
+
+
+def test_layers_of_any_form_and_hooks_are_gone():
+    module = nn.Sequential(Returns(lambda out: (out, {"cache": None})), Returns(lambda t: t[0]))
+    module[1].linear = nn.Identity()
+    x = torch.randn(4, 3)
+    snapshot = run(module, x, ["0", "0.linear"])
+    assert torch.equal(snapshot["0"], snapshot["0.linear"])
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_a_layer_is_seen_as_it_was_though_the_next_one_works_in_place():
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
+    x = torch.randn(5, 3)
+    snapshot = run(module, x, ["0", "output"], pooling="flatten")
+    torch.testing.assert_close(snapshot["0"], module[0](x).detach())
+    assert bool((snapshot["0"] < 0).any())
+    assert bool((snapshot["output"] >= 0).all())
+
+
+def test_pooling_is_in_full_precision_under_autocast():
+    def autocast():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    batch = {"input_ids": torch.randint(9, (3, 50)), "attention_mask": torch.ones(3, 50)}
+    module = Tokens()
+    found = run(module, batch, ["embed"], context=autocast)["embed"]
+    torch.testing.assert_close(found, module.embed(batch["input_ids"]).mean(1).detach())
+
+
+def test_of_a_layer_that_is_called_several_times_the_last_call_counts():
+    module = nn.ModuleDict({"shared": nn.Linear(3, 3)})
+
+    def forward(net, x):
+        return net["shared"](net["shared"](x[0]).expand(4, 3) + x)
+
+    x = torch.randn(4, 3)  # the first call has one row for four samples
+    found = run(module, x, ["shared"], forward=forward)["shared"]
+    torch.testing.assert_close(found, forward(module, x).detach())
+
+
+def test_what_cannot_be_pooled_is_told_when_the_forward_pass_is_over():
+    passes = []
+
+    def forward(net, x):
+        out = net(x)
+        passes.append(1)
+        return out
+
+    def pooling(activation, mask):
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(nn.Linear(3, 2), torch.randn(4, 3), ["output"], forward=forward, pooling=pooling)
+    net = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(net, torch.randn(4, 3), ["0"], forward=forward, pooling=pooling)
+    assert passes == [1, 1]
+
+
+def test_hooks_are_gone_after_an_error():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            self.linear(x)
+            raise RuntimeError("on purpose")
+
+    module = Broken()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run(module, torch.randn(4, 3), ["linear"])
+    assert not module.linear._forward_hooks
+
+
+class Keywords(nn.Module):
+    def forward(self, input_ids, attention_mask=None):
+        return input_ids.float().unsqueeze(1)
+
+
+class Whole(nn.Module):
+    def forward(self, batch):
+        return batch["pixels"]
+
+
+class TwoInputs(nn.Module):
+    def forward(self, first, second, flag=None):
+        assert flag is None
+        return first + second
+
+
+def test_the_modules_own_call():
+    ids = torch.arange(3)
+    batch = {"input_ids": ids, "attention_mask": torch.ones(3), "labels": ids}
+    assert call_module(Keywords(), batch).shape == (3, 1)
+    assert torch.equal(call_module(Whole(), {"pixels": ids}), ids)
+    assert torch.equal(call_module(TwoInputs(), (ids, ids, ids)), 2 * ids)
+    assert torch.equal(call_module(nn.Identity(), [ids, ids]), ids)
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+
+    def forward(self, input_ids, attention_mask):
+        return self.embed(input_ids)
+
+
+def test_the_mask_of_a_batch_is_found_and_can_be_told():
+    module = Tokens()
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "pool_mask": torch.tensor([[0, 1, 1], [0, 0, 0]]),
+    }
+    states = module.embed(ids).detach()
+    found = run(module, batch, ["embed"])["embed"]
+    # The second text has no token to pool, so all that it has are.
+    torch.testing.assert_close(found, torch.stack([states[0, 1:].mean(0), states[1, :2].mean(0)]))
+    found = run(module, batch, ["embed"], mask="attention_mask")["embed"]
+    torch.testing.assert_close(found[0], states[0].mean(0))
+    found = run(module, batch, ["embed"], exclude_first_token=True)["embed"]
+    torch.testing.assert_close(found, torch.stack([states[0, 2], states[1, 1]]))
+    found = run(module, batch, ["embed"], pooling={"emb*": "none"})["embed"]
+    assert found.shape == (4, 4)
+
+
+@dataclass
+class Record:
+    x: torch.Tensor
+
+
+def test_a_forward_of_ones_own_and_batches_of_any_kind():
+    module = nn.Linear(3, 2)
+    batch = Record(torch.randn(4, 3))
+    found = run(module, batch, ["output"], forward=lambda net, record: net(record.x))["output"]
+    torch.testing.assert_close(found, module(batch.x).detach())
+
+
+def test_inputs_follow_weights_in_true_half_precision():
+    module = nn.Linear(3, 2).bfloat16()
+    assert run(module, torch.randn(4, 3), ["output"])["output"].dtype == torch.float32
+
+
+def test_mistakes_are_named():
+    unused = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2)})
+    with pytest.raises(DataError, match="idle took no part"):
+        run(unused, torch.randn(4, 3), ["idle"], forward=lambda net, x: net["used"](x))
+    with pytest.raises(DataError, match=r"output\.latent.*\['logits'\]"):
+        run(Returns(lambda out: {"logits": out}), torch.randn(4, 3), ["output.latent"])
+    with pytest.raises(DataError, match="floating-point"):
+        run(Returns(lambda out: out.argmax(1)), torch.randn(4, 3), ["output"])
+    with pytest.raises(DataError, match=r"layer 0: expected a row for each of 4 .* got 8 rows"):
+        run(
+            nn.Sequential(nn.Unflatten(1, (2, 2))),
+            torch.randn(4, 4),
+            ["0"],
+            pooling=lambda activation, mask: activation.flatten(0, 1),
+        )
+    with pytest.raises(DataError, match="batches of tensors"):
+        run(nn.Identity(), ["text"], ["output"], forward=lambda net, b: torch.ones(1, 1))
