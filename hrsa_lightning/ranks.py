@@ -132,12 +132,12 @@ class Peers:
                 continue
 
     def outlive_rank_0(self, seconds: float) -> bool:
-        """Leave, and on other ranks than 0 wait until that has ended; whether it has.
+        """Wait until rank 0 has ended, on the other ranks; whether it has.
 
         Lightning's launcher kills rank 0 in the midst of its last words when another process ends
         with an error before it does.
         """
-        self.leave()
+        self._left = True
         return not self.is_first and self._gone.wait(seconds)
 
     def lost(self, seconds: float) -> bool:

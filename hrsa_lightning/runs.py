@@ -125,8 +125,10 @@ def _lock(folder: Path) -> bool:
     try:  # a record lock, which workers do not inherit
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
+        file.close()
         return False
     except OSError:  # a file system without locks
+        file.close()
         return True
     _locks.append(file)
     return True

@@ -184,6 +184,7 @@ def _stop(trainer: "Trainer", run: "Run", peers: "Peers", end: SystemExit) -> in
         if signum not in (signal.SIGINT, signal.SIGTERM):
             requeue()
     if isinstance(end, Stopped):
+        peers.leave()
         peers.outlive_rank_0(seconds=60)
     return 128 + signum
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.lora import add_lora
+from hrsa_lightning.models.lora import add_lora, cast_frozen_linears
 from hrsa_lightning.models.paths import resolve_backbone
 
 __all__ = ["KNOWN", "Backbone", "backbone_config", "measure_backbone"]
@@ -125,7 +125,7 @@ def measure_backbone(
         width: Tokens of a row.
         autocast: Dtype of automatic mixed precision.
     """
-    model = _build_empty(config, dtype, lora)
+    model = _build_empty(config, dtype, lora, autocast)
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
     one, two = (_kept_bytes(model, texts, width, autocast) for texts in (1, 2))
@@ -144,7 +144,10 @@ def measure_backbone(
 
 
 def _build_empty(
-    config: PretrainedConfig, dtype: torch.dtype, lora: Mapping[str, Any] | None
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    lora: Mapping[str, Any] | None,
+    autocast: torch.dtype | None,
 ) -> PreTrainedModel:
     """The model in training mode, its tensors on the meta device, where they take no memory."""
     config = type(config).from_dict(config.to_dict())
@@ -154,6 +157,8 @@ def _build_empty(
         model: Any = auto.from_config(config, attn_implementation="sdpa", dtype=dtype)
         if lora is not None:
             model = add_lora(model, **lora)
+            if autocast is not None:
+                cast_frozen_linears(model, autocast)
     if isinstance(model, PeftModel):
         model = model.get_base_model()
     nn.Module.train(model)

@@ -16,6 +16,7 @@ import torch
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import parse_pair, read_json_lines
+from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
 from hrsa_lightning.resources import resolve_path
 
@@ -36,7 +37,6 @@ CHARACTERS_PER_TOKEN = 4
 
 _SAMPLE = 400
 _DEFAULT_PROBES = 512
-_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _SHARDING = ("fsdp", "modelparallel", "model_parallel", "deepspeed", "fullysharded")
@@ -206,7 +206,7 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
                 dtype=_weight_dtype(config),
                 lora=lora,
                 width=width,
-                autocast=_MIXED.get(config.trainer.precision),
+                autocast=AUTOCAST_DTYPES.get(config.trainer.precision),
             )
         arms[name] = measured[key]
     return arms

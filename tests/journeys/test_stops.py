@@ -1,6 +1,7 @@
 """Runs that are stopped: no rank hangs, and the same command goes on to the same weights."""
 
 import random
+import re
 import signal
 import time
 
@@ -21,9 +22,14 @@ def _at_step(folder, step):
     return any(int(path.parent.name.removeprefix("step_")) >= step for path in found)
 
 
-def _check_the_rest(launcher, folder, settings, expected):
+def _evaluated(folder, step):
+    """Whether similarity was evaluated at a step."""
+    return any(step in steps_of(path.parent) for path in folder.glob("runs/*/*/similarity.jsonl"))
+
+
+def _check_the_rest(launcher, folder, settings, expected, devices=2):
     """The same command once more: it goes on, and ends as an undisturbed run does."""
-    with train(launcher, 2, folder, *settings) as ranks:
+    with train(launcher, devices, folder, *settings) as ranks:
         ended = ranks.wait()
     check_all_ended_well(ended)
     assert "going on from step_00000" in ended[0].text
@@ -46,9 +52,20 @@ def test_sigterm_to_the_first_process_stops_all_after_the_same_step(
     _check_the_rest("lightning", tmp_path, settings, two_processes)
 
 
-def test_slurms_signal_to_one_rank_queues_the_job_again(
-    settings, two_processes, tmp_path, monkeypatch
-):
+def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(settings, one_process, tmp_path):
+    rarely = (*settings, "checkpoint.every_n_train_steps=5")
+    with train("lightning", 1, tmp_path, *rarely) as ranks:
+        ranks.wait_until(lambda: _evaluated(tmp_path, 2))
+        ranks.processes[0].send_signal(signal.SIGINT)
+        (ended,) = ranks.wait()
+    assert ended.code == 128 + signal.SIGINT, ended.text
+    assert "stopping after this step" in ended.text
+    stopped_at = int(re.search(r"stopped at step (\d)", ended.text)[1])
+    assert f"goes on from step {stopped_at} in" in ended.text
+    _check_the_rest("lightning", tmp_path, rarely, one_process, devices=1)
+
+
+def test_slurms_signal_to_one_rank_queues_the_job_again(settings, tmp_path, monkeypatch):
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
@@ -62,7 +79,7 @@ def test_slurms_signal_to_one_rank_queues_the_job_again(
     assert "Traceback" not in str(ranks)
     (asked,) = (tmp_path / "asked").read_text().splitlines()
     assert asked.startswith("requeue 77")
-    _check_the_rest("slurm", tmp_path, settings, two_processes)
+    assert _at_step(tmp_path, 2)
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -81,22 +98,41 @@ def test_the_others_do_not_outlive_a_rank_that_is_killed(killed, settings, two_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_ten_signals_at_random_moments_change_nothing(launcher, settings, two_processes, tmp_path):
+def test_five_signals_at_random_moments_change_nothing(launcher, settings, two_processes, tmp_path):
     draw = random.Random(launcher)
+    begun, complete = (
+        (two_processes / name).stat().st_mtime for name in ("config.yaml", "report/report.html")
+    )
     stops = 0
     for number in range(100):
         folder = tmp_path / str(number)
-        while not list(folder.glob("runs/*/*/report/report.html")):
+        while not _complete(folder):
             with train(launcher, 2, folder, *settings) as ranks:
-                if stops < 10:
-                    time.sleep(draw.uniform(5, 45))  # from the imports to the report
+                if stops < 5:
+                    _wait_for_start(ranks, folder, skip=stops == 0)
+                    time.sleep(draw.uniform(0, complete - begun))
                     ranks.send(signal.SIGTERM)
                 ended = ranks.wait()
             codes = {rank.code for rank in ended}
             assert codes <= {0, 1, 128 + signal.SIGTERM, -signal.SIGTERM}, str(ranks)
             stops += codes != {0}
-        runs = [path.parents[1] for path in folder.glob("runs/*/*/report/report.html")]
-        assert len(runs) == 1
-        check_weights(runs[0], two_processes)
-        if stops >= 10:
+        (report,) = _complete(folder)
+        check_weights(report.parents[1], two_processes)
+        assert steps_of(report.parents[1]) == steps_of(two_processes)
+        if stops == 5:
             return
+
+
+def _complete(folder):
+    return list(folder.glob("runs/*/*/report/report.html"))
+
+
+def _wait_for_start(ranks, folder, *, skip):
+    """Wait until the ranks have met and rank 0 has decided, or not at all."""
+    now = time.time()
+    if not skip:
+        ranks.wait_until(
+            lambda: any(
+                path.stat().st_mtime >= now for path in folder.glob("runs/*/*/environment.json")
+            )
+        )

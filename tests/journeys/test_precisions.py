@@ -1,0 +1,29 @@
+"""The train command in every precision, on two ranks, with both monitors."""
+
+import pytest
+
+from tests.journeys.checks import check_files, losses, run_of
+from tests.journeys.processes import train
+
+pytestmark = pytest.mark.ddp
+
+
+@pytest.mark.parametrize(
+    ("precision", "warning"),
+    [
+        ("bf16-true", ""),
+        ("bf16-mixed", ""),
+        ("16-mixed", "AMP with fp16 is not supported on CPU. Using `precision='bf16-mixed'`"),
+    ],
+)
+def test_losses_are_close_to_those_of_float32(precision, warning, settings, one_process, tmp_path):
+    with train("lightning", 2, tmp_path, *settings, f"trainer.precision={precision}") as ranks:
+        (ended,) = ranks.wait()
+    assert ended.code == 0, ended.text
+    assert "Traceback" not in ended.text
+    assert "no values at step" not in ended.text, ended.text
+    assert warning in ended.text
+    run = run_of(tmp_path)
+    check_files(run)
+    for arm, expected in losses(one_process).items():
+        assert losses(run)[arm] == pytest.approx(expected, rel=0.05), arm
