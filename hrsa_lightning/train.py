@@ -113,7 +113,7 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     try:
         code = _carry_out(config, pairs, callbacks, run, ranks)
     except HRSAError:
-        if ranks.wait_for_rank_0(seconds=5):
+        if ranks.wait_for_rank_0(seconds=10):
             return 2  # all ranks make the same mistake, and rank 0 has named it
         raise
     except Exception:
