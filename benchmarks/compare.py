@@ -87,7 +87,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     part("prepare", *(f"--{name}={value}" for name, value in sizes.items()))
     imports = part("imports")
     authors = {name: part(name).above(imports) for name in METRICS}
-    ours_imports = run(arguments.threads, "-c", "import hrsa_lightning.comparison.results")
+    ours_imports = run(arguments.threads, "-c", "import hrsa_lightning.compare.results")
     models = [str(folder / "a"), str(folder / "b"), "--texts", str(folder / "texts.jsonl")]
     command = ["-m", "hrsa_lightning.compare", *models, "--max-length", str(MAX_LENGTH)]
     ours = {}

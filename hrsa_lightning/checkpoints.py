@@ -55,7 +55,7 @@ class SafetensorsCheckpointIO(CheckpointIO):
             write_adapter(partial / "adapters" / arm, peft_config, weights)
         tensors: dict[str, torch.Tensor] = {}
         structure = _encode(content, tensors)
-        save_file(tensors, partial / _TENSORS)
+        save_file(_without_sharing(tensors), partial / _TENSORS)
         (partial / _STATE).write_text(json.dumps(structure), encoding="utf-8")
         _flush(partial)
         if target.exists():
@@ -131,12 +131,23 @@ def _flush(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def _without_sharing(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of views and of tied weights, which safetensors refuses; all else as it is."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        shares = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+        seen.add(storage.data_ptr())
+        result[name] = tensor.clone() if shares else tensor
+    return result
+
+
 def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """Plain JSON for `value`; tensors move to `tensors`, other containers are tagged by kind."""
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
-        # A clone: safetensors refuses tensors that share memory, and tied weights do.
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
         pairs = [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from hrsa_lightning.errors import HRSAError
 
@@ -57,19 +57,50 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def whole(tensor: Any) -> Any:
-    """All of a tensor whose parts lie on several ranks (a `DTensor`), on the CPU.
+def gather_on_rank_zero(tensor: Any) -> Any:
+    """The full tensor of a `DTensor` on rank 0's CPU, and `None` on every other rank.
 
-    All ranks have to call it. Anything else is returned as it is.
+    All ranks have to call it. Ranks other than 0 only send their shard: calling it tensor by tensor
+    for a whole model takes them no more memory than one shard.
+
+    Args:
+        tensor: Sharded along dimension 0 over a one-dimensional mesh, as by FSDP2; anything else is
+            returned as it is, on all ranks.
     """
-    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    assert tensor.placements == (Shard(0),)
+    group, size = tensor.device_mesh.get_group(), tensor.device_mesh.size()
+    num_rows, *rest = tensor.shape
+    # Shards are those of `torch.chunk`: the last ones may be shorter, or empty.
+    rows = -(-num_rows // size)
+    shard = tensor.to_local().detach().contiguous()
+    if len(shard) < rows:
+        shard = torch.cat([shard, shard.new_zeros(rows - len(shard), *rest)])
+    if rank() > 0:
+        dist.gather(shard, dst=0, group=group)
+        return None
+    full = shard.new_empty(size, rows, *rest)
+    dist.gather(shard, list(full.unbind()), dst=0, group=group)
+    return full.flatten(0, 1)[:num_rows].cpu()
 
 
-def shared_out(value: Any, like: Tensor) -> Any:
-    """A whole tensor distributed over ranks as `like` is; anything of another shape as it came."""
+def shard_like(value: Any, like: Tensor) -> Any:
+    """This rank's shard of a full tensor, as a `DTensor` sharded as `like` is.
+
+    Every rank copies its own rows and touches no others, so that a tensor mapped from a file is
+    read once by all ranks together. Anything of another shape is returned as it is.
+    """
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    assert like.placements == (Shard(0),)
+    local = like.to_local()
+    mesh = like.device_mesh
+    start = min(len(value), mesh.get_local_rank() * -(-len(value) // mesh.size()))
+    shard = value[start : start + len(local)].to(local.device, copy=True)
+    return DTensor.from_local(
+        shard, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
 
 
 class _Gather(torch.autograd.Function):

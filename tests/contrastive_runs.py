@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.distributed.tensor import DTensor
 
 from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.data import ContrastiveDataModule
-from hrsa_lightning.distributed import whole
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
 from tests.tiny import make_backbone
@@ -29,6 +29,11 @@ WORDS = [
     "quiet",
     "engine",
 ]
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, also where ranks have a shard each; all of them have to call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def write_pairs(path: Path, num_pairs: int = 24, seed: int = 0) -> Path:

@@ -4,6 +4,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -58,6 +59,15 @@ def test_folder_holds_json_and_safetensors_only(tmp_path):
         "step_000001/adapters/base/adapter_model.safetensors",
     }
     assert json.loads((tmp_path / "step_000001/adapters/base/adapter_config.json").read_text())
+
+
+def test_a_checkpoint_is_read_where_it_is_used(tmp_path):
+    plugin = SafetensorsCheckpointIO()
+    plugin.save_checkpoint({"a": torch.ones(2**24), "b": torch.ones(2)}, tmp_path / "step_1")
+    resident = psutil.Process().memory_info().rss
+    checkpoint = plugin.load_checkpoint(tmp_path / "step_1")
+    assert checkpoint["a"][:2].sum() == 2
+    assert psutil.Process().memory_info().rss - resident < 8 * 2**20  # of 64
 
 
 def test_tensors_that_share_memory_are_saved(tmp_path):

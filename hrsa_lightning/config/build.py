@@ -29,6 +29,7 @@ from hrsa_lightning.losses import (
     SIGRegLoss,
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.modules import PairedContrastiveModule
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from hrsa_lightning.ranks import EndingFitLoop, StepCheckpoint
@@ -109,13 +110,17 @@ def _resolve(value: Any) -> Any:
 def build_arms(config: Config, device: torch.device | None = None) -> dict[str, EmbeddingModel]:
     """Load every arm's backbone and put the recipe's adapters and pooling on it.
 
+    In mixed precision, frozen weights are kept in the dtype that they are multiplied in.
+
     Args:
         config: The recipe.
         device: Where this process trains, for what cannot be loaded on the CPU.
     """
     model: Any = config.model  # its words were checked against the same choices
-    return {
-        name: EmbeddingModel.from_pretrained(
+    dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
+    arms = {}
+    for name, arm in config.arms.items():
+        arms[name] = EmbeddingModel.from_pretrained(
             arm.backbone,
             revision=arm.revision,
             lora=dataclasses.asdict(model.lora) if model.lora else None,
@@ -125,8 +130,9 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
             device=device,
             **config.model.loading_options(),
         )
-        for name, arm in config.arms.items()
-    }
+        if dtype is not None and model.quantization is None:
+            arms[name].cast_frozen_weights(dtype)
+    return arms
 
 
 def arm_seed(config: Config, name: str) -> int:
@@ -192,6 +198,13 @@ def build_data(
         sources: What `check_pairs` opened; default: the files are read and checked here.
     """
     data = config.data
+    for name, arm in arms.items():
+        for key in ("query_length", "passage_length"):
+            if arm.max_positions is not None and getattr(data, key) > arm.max_positions:
+                raise ConfigError(
+                    f"data.{key}: expected at most {arm.max_positions}, the positions of "
+                    f"arms.{name}, got {getattr(data, key)}"
+                )
     return ContrastiveDataModule(
         sources or [resolve_path(path) for path in data.train],
         tokenizers={name: arm.tokenizer for name, arm in arms.items()},

@@ -320,6 +320,7 @@ def check_together(config: Config) -> None:
     if len(config.optimizer.betas) != 2:
         raise ConfigError(f"optimizer.betas: expected two values, got {config.optimizer.betas}")
     _check_half_precision(config)
+    _check_strategy(config.trainer.strategy)
     if model.quantization and model.lora is None:
         raise ConfigError("model.quantization: trains adapters only; expected model.lora, got null")
     if not data.train:
@@ -354,6 +355,24 @@ def _check_half_precision(config: Config) -> None:
         raise ConfigError(
             f"optimizer.eps: expected at least {least:.1g} for float16 weights (moments vanish"
             f" below), got {optimizer.eps:g}; bf16-true and 16-mixed take any"
+        )
+
+
+_SHARDED_OTHERWISE = ("deepspeed", "fsdp", "modelparallel", "xlafsdp")
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Refuse strategies that shard weights in another way than `fsdp2`.
+
+    They write checkpoints of their own, which a run could not resume from, and clip gradients of
+    all arms together.
+    """
+    target = strategy.get("_target_", "") if isinstance(strategy, dict) else strategy
+    name = str(target).rpartition(".")[2].lower().replace("_", "")
+    if name != "fsdp2" and name.startswith(_SHARDED_OTHERWISE):
+        raise ConfigError(
+            f"trainer.strategy: expected fsdp2 to shard weights, got {target}, whose checkpoints"
+            " cannot be resumed here"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from hrsa_lightning.distributed import shared_out
+from hrsa_lightning.distributed import shard_like
 from hrsa_lightning.models.embedder import EmbeddingModel
 
 AdapterState = tuple[dict[str, Any], dict[str, Tensor]]
@@ -49,7 +49,7 @@ def load_adapter_state(model: EmbeddingModel, weights: dict[str, Tensor]) -> Non
         raise ValueError(f"the adapter in the checkpoint is another one (such as at {odd})")
     with torch.no_grad():
         for name, weight in own.items():  # what peft returns shares its memory with the model
-            weight.copy_(shared_out(weights[name], weight))
+            weight.copy_(shard_like(weights[name], weight))
 
 
 def _plain(value: Any) -> Any:

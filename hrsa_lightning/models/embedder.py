@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -9,7 +10,8 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hrsa_lightning.distributed import rank, whole
+from hrsa_lightning.distributed import gather_on_rank_zero, rank
+from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.attention import Attention, decoder_layers
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
@@ -19,7 +21,7 @@ from hrsa_lightning.models.backbone import (
     load_tokenizer,
 )
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
-from hrsa_lightning.models.lora import add_lora, load_lora
+from hrsa_lightning.models.lora import add_lora, cast_frozen_linears, load_lora
 from hrsa_lightning.models.pooling import POOLINGS, l2_normalize
 from hrsa_lightning.models.tokenization import (
     EmbeddingTokenizer,
@@ -61,6 +63,7 @@ class EmbeddingModel(nn.Module):
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.normalize = normalize
+        self._frozen_dtype: torch.dtype | None = None
 
     @classmethod
     def from_pretrained(
@@ -122,6 +125,13 @@ class EmbeddingModel(nn.Module):
             quantization=quantization,
             device=device,
         )
+        rows = cast(nn.Embedding, transformer.get_input_embeddings()).num_embeddings
+        largest = max(tokenizer.tokenizer.get_vocab().values())
+        if largest >= rows:
+            raise BackboneError(
+                f"backbone {os.fspath(path)!r}: its tokenizer has ids up to {largest}, and its "
+                f"embedding table {rows} rows"
+            )
         if quantization is not None:
             transformer = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
                 transformer, use_gradient_checkpointing=False
@@ -150,6 +160,15 @@ class EmbeddingModel(nn.Module):
     @property
     def embedding_dim(self) -> int:
         return int(self.transformer.config.hidden_size)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens of a text, where positions are looked up in a table; else `None`."""
+        limit: int = getattr(self.transformer.config, "max_position_embeddings", None) or 0
+        tables = [m for m in self.transformer.modules() if isinstance(m, nn.Embedding)]
+        others = [m for m in tables if m is not self.transformer.get_input_embeddings()]
+        # Some families put a few rows for padding in front.
+        return limit if any(0 <= table.num_embeddings - limit <= 2 for table in others) else None
 
     @property
     def num_layers(self) -> int:
@@ -189,14 +208,37 @@ class EmbeddingModel(nn.Module):
         """
         # The transformer is called directly: peft's wrapper would pass by its forward hooks, and
         # one of them makes the 4-D mask where `ensure_attention` found that it takes one.
-        hidden_states = self.transformer(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        with self._autocast():
+            hidden_states = self.transformer(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
         mask = attention_mask.bool()
         if pool_mask is not None and self.pooling in ("mean", "weighted_mean"):
             mask = torch.where(pool_mask.any(1, keepdim=True), pool_mask, mask)
         embeddings = POOLINGS[self.pooling](hidden_states, mask)
         return l2_normalize(embeddings) if self.normalize else embeddings
+
+    def cast_frozen_weights(self, dtype: torch.dtype) -> None:
+        """Keeps the frozen weights of linear layers in `dtype`, for training LoRA with autocast.
+
+        In mixed precision autocast casts them anyway: loss and gradients are the same to the bit,
+        but the weights take half of the memory and no copy of them is saved with every chunk of
+        texts whose graph is kept. Trained weights stay in float32. Outside of autocast the model
+        then computes with autocast of this dtype. For the full precision of the backbone, merge a
+        saved adapter into a freshly loaded backbone, as `export` does.
+
+        Args:
+            dtype: That of autocast. Without LoRA nothing is frozen, and nothing happens.
+        """
+        if isinstance(self.backbone, PeftModel) and cast_frozen_linears(self.backbone, dtype):
+            self._frozen_dtype = dtype
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Autocast where `cast_frozen_weights` makes it necessary and the caller has none."""
+        device = self.device.type
+        if self._frozen_dtype is None or torch.is_autocast_enabled(device):
+            return nullcontext()
+        return torch.autocast(device, self._frozen_dtype)
 
     def encode_texts(
         self, tokens: TokenizedTexts, max_tokens_per_chunk: int | None = None
@@ -256,7 +298,7 @@ class EmbeddingModel(nn.Module):
         backbone = self.backbone
         with_adapter = isinstance(backbone, PeftModel)
         state = {
-            name: whole(weight)
+            name: gather_on_rank_zero(weight)
             for name, weight in backbone.named_parameters()
             if weight.requires_grad or not with_adapter
         }

@@ -22,6 +22,14 @@ from transformers import PreTrainedModel
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
+AUTOCAST_DTYPES = {
+    "bf16-mixed": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "16": torch.float16,
+}
+"""What autocast computes in, by Lightning's names of mixed precision."""
+
 
 def add_lora(
     model: PreTrainedModel,
@@ -98,6 +106,29 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
             f"them, such as {odd[0]!r}"
         )
     return loaded
+
+
+def cast_frozen_linears(model: nn.Module, dtype: torch.dtype) -> int:
+    """Keeps the frozen weights of linear layers in the dtype that autocast computes them in.
+
+    Autocast casts them in every forward pass and saves the copy for the backward pass; products are
+    the same to the bit. Trained weights, embeddings and norms stay as they are.
+
+    Args:
+        model: changed in place.
+        dtype: that of autocast, such as `torch.bfloat16`.
+
+    Returns:
+        The number of weights that were cast.
+    """
+    count = 0
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            for weight in layer.parameters(recurse=False):
+                if not weight.requires_grad and weight.dtype == torch.float32:
+                    weight.data = weight.data.to(dtype)
+                    count += 1
+    return count
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
-from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
@@ -56,8 +55,7 @@ class PairedContrastiveModule(LightningModule):
         max_tokens_per_chunk: Bound on padded tokens per forward pass; queries and passages are
             sorted by length together. `None` encodes the whole batch in one pass.
         activation_budget: Bytes of activations that may be kept until the backward pass, or
-            `"auto"`: the rest is computed twice (see `gradcache`). `None` keeps all, and is the
-            only choice under strategies other than a single device, DDP and FSDP2.
+            `"auto"`: the rest is computed twice (see `gradcache`). `None` keeps all.
     """
 
     def __init__(
@@ -110,25 +108,16 @@ class PairedContrastiveModule(LightningModule):
         """Find out how this strategy averages gradients.
 
         Raises:
-            ConfigError: The strategy cannot do with several backward passes per step.
+            ConfigError: The strategy shards weights in another way than FSDP2.
         """
         assert self.trainer.model is not None
         self._sync = gradient_sync(self.trainer.model)
-        if self._budget is None:
-            return
-        self._budget.agree = self._sync.all_ranks
-        if not self._sync.deferrable:
-            name = type(self.trainer.strategy).__name__
-            raise ConfigError(
-                f"activation_budget: {name} runs one backward pass per step; expected null there,"
-                f" got {self._budget.limit}"
-            )
+        if self._budget is not None:
+            self._budget.agree = self._sync.all_ranks
 
     def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
-        one_by_one = (
-            len(self.arms) > 1 and self._sync.deferrable and not self._sync.collective_forward
-        )
+        one_by_one = len(self.arms) > 1 and not self._sync.collective_forward
         if self._budget is not None or one_by_one:
             self._sync.disable()
         self._cached.clear()

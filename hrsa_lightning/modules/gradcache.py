@@ -118,6 +118,7 @@ class CachedEncoding:
         self._parameters = list(module.parameters())
         self._device = self._parameters[0].device
         self._kept: dict[int, Tensor] = {}
+        self._casts_have_graphs = False
         # One block: small ones that stay, among large ones that come and go, scatter the memory.
         rows: Tensor | None = None
         for number, (size, width) in enumerate(zip(sizes, widths, strict=True)):
@@ -155,8 +156,11 @@ class CachedEncoding:
         return output, self.embeddings.grad[end - len(output) : end]
 
     def _run(self, number: int, with_graph: bool) -> Tensor:
-        # Autocast remembers weights that were cast without a graph, and would use them with one.
-        torch.clear_autocast_cache()
+        # Autocast caches weights that were cast without a graph, and would use them with one. Casts
+        # with a graph stay: all kept chunks share one copy of the weights.
+        if with_graph and not self._casts_have_graphs:
+            torch.clear_autocast_cache()
+        self._casts_have_graphs = with_graph
         with torch.set_grad_enabled(with_graph), seeded(self._device, *self._seed, number):
             return self._encode(number)
 

@@ -14,11 +14,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel as FirstFSDP
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from hrsa_lightning.distributed import shared_out, whole
+from hrsa_lightning.distributed import gather_on_rank_zero, shard_like
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models.embedder import EmbeddingModel
 
 
@@ -27,11 +29,9 @@ class GradientSync:
 
     Attributes:
         collective_forward: Forward passes contain collectives: every rank must run the same number.
-        deferrable: `disable` and `enable` work, so that a step may have several backward passes.
     """
 
     collective_forward = False
-    deferrable = True
 
     def disable(self) -> None:
         """Let backward passes accumulate gradients on this rank alone."""
@@ -46,12 +46,6 @@ class GradientSync:
     def all_ranks(self, decision: bool) -> bool:
         """Whether all ranks decided so with `collective_forward`, else this rank's decision."""
         return decision
-
-
-class UndeferrableSync(GradientSync):
-    """A strategy with a backward pass of its own, such as DeepSpeed: one pass a step."""
-
-    deferrable = False
 
 
 class DDPSync(GradientSync):
@@ -104,13 +98,21 @@ class ShardedSync(GradientSync):
 
 
 def gradient_sync(model: nn.Module) -> GradientSync:
-    """How the gradients of `model`, as wrapped by its strategy, are averaged."""
+    """How the gradients of `model`, as wrapped by its strategy, are averaged.
+
+    Raises:
+        ConfigError: By DeepSpeed or the first FSDP, which know neither several backward passes a
+            step nor the gradients of one arm.
+    """
+    if type(model).__module__.startswith("deepspeed.") or isinstance(model, FirstFSDP):
+        raise ConfigError(
+            f"trainer.strategy: expected fsdp2 (`FullyShardedStrategy`) to shard weights, got the"
+            f" one of {type(model).__name__}"
+        )
     if isinstance(model, DistributedDataParallel):
         return DDPSync(model)
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         return ShardedSync(model)
-    if type(model).__module__.startswith("deepspeed."):
-        return UndeferrableSync()
     return GradientSync()
 
 
@@ -137,10 +139,11 @@ def shard(arm: EmbeddingModel, mesh: DeviceMesh) -> None:
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all ranks, with checkpoints of whole tensors written by rank 0.
+    """FSDP2 over all ranks, with checkpoints of full tensors written by rank 0.
 
     It takes any `CheckpointIO`, and its checkpoints can be resumed on any number of ranks and
-    under any other strategy. The module shards itself in `configure_model`.
+    under any other strategy. Tensors are gathered one by one on rank 0; to resume, each rank reads
+    its own shard of each. The module shards itself in `configure_model`.
 
     Args:
         **options: Of `ModelParallelStrategy`, such as `timeout`.
@@ -160,14 +163,16 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Trained weights only: gathering frozen ones would be for nothing."""
+        """Trained weights only, on rank 0 only: gathering frozen ones would be for nothing."""
         assert self.lightning_module is not None
         named = self.lightning_module.named_parameters()
-        return {name: whole(weight) for name, weight in named if weight.requires_grad}
+        trained = ((name, weight) for name, weight in named if weight.requires_grad)
+        gathered = {name: gather_on_rank_zero(weight) for name, weight in trained}
+        return {name: weight for name, weight in gathered.items() if weight is not None}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         state: dict[str, Any] = tree_map(
-            whole, super(ParallelStrategy, self).optimizer_state(optimizer)
+            gather_on_rank_zero, super(ParallelStrategy, self).optimizer_state(optimizer)
         )
         return state
 
@@ -185,14 +190,14 @@ class FullyShardedStrategy(ModelParallelStrategy):
         assert self.lightning_module is not None
         weights = dict(self.lightning_module.named_parameters())
         for name, value in checkpoint["state_dict"].items():
-            weights[name].detach().copy_(shared_out(value, weights[name]))
+            weights[name].detach().copy_(shard_like(value, weights[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             moments = {
                 number: {
-                    name: shared_out(value, parameters[number]) for name, value in of_one.items()
+                    name: shard_like(value, parameters[number]) for name, value in of_one.items()
                 }
                 for number, of_one in state["state"].items()
             }

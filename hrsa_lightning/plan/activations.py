@@ -90,7 +90,7 @@ def measure_backbone(
     dropped = dropout_bytes if lora is not None and lora.get("lora_dropout", 0.1) else 0
     lora = None if lora is None else {**lora, "lora_dropout": 0.0}
     layers = int(config.num_hidden_layers)
-    one, two = (_counts(config, number, dtype, lora) for number in (1, 2))
+    one, two = (_counts(config, number, dtype, lora, autocast) for number in (1, 2))
     dropped_text = dropped * width * (two[4] - one[4])
     sizes = [a + (layers - 1) * (b - a) for a, b in zip(one, two, strict=True)]
     saved = {
@@ -120,10 +120,14 @@ def measure_backbone(
 
 
 def _counts(
-    config: PretrainedConfig, num_layers: int, dtype: torch.dtype, lora: Mapping[str, Any] | None
+    config: PretrainedConfig,
+    num_layers: int,
+    dtype: torch.dtype,
+    lora: Mapping[str, Any] | None,
+    autocast: torch.dtype | None,
 ) -> list[int]:
     """Weights, trained weights, bytes of both, and inputs of all adapters."""
-    model = build_empty(config, num_layers, dtype, lora)
+    model = build_empty(config, num_layers, dtype, lora, autocast)
     parameters = list(model.parameters())
     first = [p for name, p in model.named_parameters() if ".lora_A." in name]
     trained = [p for p in parameters if p.requires_grad]
@@ -146,7 +150,7 @@ def _saved(
     autocast: torch.dtype | None,
 ) -> int:
     """Bytes that autograd keeps of one forward pass, the weights themselves left out."""
-    model = build_empty(config, num_layers, dtype, lora)
+    model = build_empty(config, num_layers, dtype, lora, autocast)
     mode = FakeTensorMode()
     materialize_fake(model, mode)
     weights = {id(p.untyped_storage()): p for p in model.parameters()}

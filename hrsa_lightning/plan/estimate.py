@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hrsa_lightning.config.schema import Config
+from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.activations import Backbone, measure_backbone
 from hrsa_lightning.plan.monitoring import Monitoring, monitoring_of
 from hrsa_lightning.plan.shapes import backbone_config
@@ -30,7 +31,6 @@ NF4_BITS = 4.127
 AUTO_SHARE = 0.5
 """What `activation_budget: auto` takes of what weights, gradients and optimizer leave free."""
 
-_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _DTYPES = {
     "float32": torch.float32,
@@ -119,8 +119,7 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
         budget=config.activation_budget,
         forwards=forwards,
         flops=flops,
-        loading=sum(arm.weight_bytes for arm in arms.values())
-        * (workload.gpus / config.trainer.num_nodes),
+        loading=_loading_bytes(config, arms) * workload.gpus / config.trainer.num_nodes,
         disk=_disk(config, workload, arms, monitoring),
     )
 
@@ -141,7 +140,7 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
                 dtype=dtype,
                 lora=lora,
                 width=width,
-                autocast=_MIXED.get(precision),
+                autocast=AUTOCAST_DTYPES.get(precision),
                 dropout_bytes=1 + size,
             )
         arms[name] = measured[key]
@@ -150,6 +149,13 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
 
 def _weight_dtype(config: Config) -> torch.dtype:
     return _TRUE.get(config.trainer.precision, _DTYPES[config.model.dtype])
+
+
+def _loading_bytes(config: Config, arms: dict[str, Backbone]) -> float:
+    """Each backbone is read in its own dtype before its frozen weights are cast."""
+    size = _weight_dtype(config).itemsize
+    uncast = max(arm.num_weights * size - arm.weight_bytes for arm in arms.values())
+    return sum(arm.weight_bytes for arm in arms.values()) + max(0, uncast)
 
 
 def _weight_bytes(config: Config, arm: Backbone) -> float:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.lora import add_lora
+from hrsa_lightning.models.lora import add_lora, cast_frozen_linears
 from hrsa_lightning.models.paths import resolve_backbone
 
 __all__ = ["KNOWN", "backbone_config", "build_empty", "materialize_fake"]
@@ -70,6 +70,7 @@ def build_empty(
     num_layers: int,
     dtype: torch.dtype,
     lora: Mapping[str, Any] | None,
+    autocast: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """The model with fewer layers and without memory: its tensors are on the meta device."""
     settings = {**config.to_dict(), "num_hidden_layers": num_layers}
@@ -82,6 +83,8 @@ def build_empty(
         model: Any = auto.from_config(small, attn_implementation="sdpa", dtype=dtype)
         if lora is not None:
             model = add_lora(model, **lora)
+            if autocast is not None:
+                cast_frozen_linears(model, autocast)
     if isinstance(model, PeftModel):
         model = model.get_base_model()
     nn.Module.train(model)

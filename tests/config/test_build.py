@@ -1,10 +1,11 @@
 """From the recipe's `loss` and `trainer.strategy` to objects, and the answers to what cannot be."""
 
 import pytest
+import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hrsa_lightning.config import load_config, to_yaml
-from hrsa_lightning.config.build import build_loss, build_trainer
+from hrsa_lightning.config.build import build_arms, build_loss, build_trainer
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, MatryoshkaLoss, SIGRegLoss
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
@@ -99,14 +100,45 @@ def test_what_cannot_be_is_answered_in_one_line(overrides, message):
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ("trainer.strategy=fsdp3", "trainer: "),
-        ("trainer.strategy=deepspeed_stage_2", "DeepSpeed"),
+        ("trainer.strategy=ddd", "trainer: "),
         ("trainer.strategy.timeout=3", "trainer.strategy: expected a name or a mapping with _targ"),
     ],
 )
 def test_strategies_that_cannot_be_had(tmp_path, strategy, message):
     with pytest.raises(ConfigError, match=message):
         build_trainer(_config(strategy), tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "trainer.strategy=deepspeed",
+        "trainer.strategy=deepspeed_stage_2",
+        "trainer.strategy=deepspeed_stage_3_offload",
+        "trainer.strategy._target_=lightning.pytorch.strategies.DeepSpeedStrategy",
+        "trainer.strategy=fsdp",
+        "trainer.strategy=fsdp_cpu_offload",
+        "trainer.strategy._target_=lightning.pytorch.strategies.FSDPStrategy",
+        "trainer.strategy._target_=pytorch_lightning.strategies.ModelParallelStrategy",
+    ],
+)
+def test_other_sharding_is_refused_with_the_recipe(strategy):
+    with pytest.raises(ConfigError, match=r"trainer\.strategy: expected fsdp2 to shard") as caught:
+        _config(strategy)
+    assert strategy.partition("=")[2] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-mixed", torch.bfloat16), ("16", torch.float16), ("32-true", torch.float32)],
+)
+def test_frozen_weights_have_the_dtype_they_are_multiplied_in(precision, dtype):
+    config = load_config("quickstart", [f"trainer.precision={precision}"])
+    for arm in build_arms(config).values():
+        named = dict(arm.named_parameters())
+        assert {p.dtype for n, p in named.items() if "base_layer.weight" in n} == {dtype}
+        assert {p.dtype for n, p in named.items() if "lora_" in n} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from transformers import AutoModel
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models import EmbeddingModel
 from hrsa_lightning.models.attention import attention_problem
+from hrsa_lightning.modules.gradcache import _saved_bytes
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "init_lora_weights": False}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 TEXTS = [
     "return value",
     ("Find the function.", "Add two numbers."),
@@ -129,6 +131,43 @@ def test_sixteen_bit_backbone_gives_float32_embeddings(load: Any) -> None:
     embeddings = _embed(load(dtype="bfloat16"))
     assert embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(embeddings)))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma"])
+def test_frozen_weights_in_the_dtype_of_autocast_change_no_bit(load: Any, family: str) -> None:
+    found = []
+    for cast in (False, True):
+        model = load(family, lora=LORA, seed=3)
+        if cast:
+            model.cast_frozen_weights(torch.bfloat16)
+        torch.manual_seed(0)
+        with (
+            torch.autocast("cpu", torch.bfloat16),
+            _saved_bytes(list(model.parameters())) as saved,
+        ):
+            embeddings = model.encode_texts(model.tokenize(TEXTS, 24))
+        embeddings[:, 0].sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        found.append((sum(saved.values()), [embeddings, *gradients]))
+    (plain_bytes, plain), (cast_bytes, same) = found
+    assert all(torch.equal(a, b) for a, b in zip(plain, same, strict=True))
+    assert {gradient.dtype for gradient in same} == {torch.float32}
+    linears = [m.base_layer.weight for m in model.modules() if hasattr(m, "base_layer")]
+    assert {weight.dtype for weight in linears} == {torch.bfloat16}
+    # A 16-bit copy of each was saved beside the activations, where its input needs a gradient.
+    first = model.transformer.layers[0].self_attn
+    unsaved = sum(getattr(first, name).base_layer.weight.nbytes for name in _PROJECTIONS)
+    assert plain_bytes - cast_bytes == sum(weight.nbytes for weight in linears) - unsaved
+
+
+def test_cast_weights_compute_outside_of_autocast_too(load: Any) -> None:
+    model = load(lora=LORA, seed=3)
+    expected = _embed(model)
+    model.cast_frozen_weights(torch.bfloat16)
+    torch.testing.assert_close(_embed(model), expected, rtol=0, atol=0.02)
+    whole = load()
+    whole.cast_frozen_weights(torch.bfloat16)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
 
 
 def test_layer_names_lead_to_the_layers(load: Any) -> None:

@@ -1,18 +1,22 @@
 import math
 import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from safetensors.torch import load_file
 
 from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
+from tests.allocations import peak_bytes
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
+from tests.tiny import make_backbone
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,21 @@ def test_bf16_mixed_precision_agrees_between_modes(place, tmp_path):
     assert torch.cosine_similarity(a, b, dim=0) > 0.999
 
 
+def test_frozen_weights_in_bfloat16_train_the_same_adapters(place, tmp_path):
+    trained = []
+    for cast in (False, True):
+        module = _module(place)
+        for arm in module.named_arms().values():
+            if cast:
+                arm.cast_frozen_weights(torch.bfloat16)
+        fit(module, place / "pairs.jsonl", tmp_path, precision="bf16-mixed")
+        module.arms["base"].save_adapter(tmp_path / f"adapter{cast}")
+        trained.append(load_file(tmp_path / f"adapter{cast}" / "adapter_model.safetensors"))
+    plain, same = trained
+    assert {weight.dtype for weight in same.values()} == {torch.float32}
+    assert all(torch.equal(plain[name], same[name]) for name in plain)
+
+
 class _PoolEnvironment(ClusterEnvironment):
     """Processes that exist already and are joined already."""
 
@@ -243,6 +262,26 @@ def test_sharded_ranks_give_the_gradient_of_one_process(ddp_pool, place, tmp_pat
     expected = _gradients(place, tmp_path, dropout=0.0, **own)[0]
     for found in ddp_pool.run(_gradients_on_rank, place, tmp_path, options, 1, "fsdp2"):
         assert _worst_difference(expected, found) < 1e-4
+
+
+def _bf16_gradients(place, folder, trainer):
+    log = GradientLog()
+    module = _module(place, dropout=0.0, arms=("base",))
+    module.arms["base"].cast_frozen_weights(torch.bfloat16)
+    options = {"max_steps": 1, "precision": "bf16-mixed", **trainer}
+    fit(module, place / "pairs.jsonl", folder, callbacks=(log,), **options)
+    return torch.cat([value.flatten() for value in log.steps[0].values()])
+
+
+def _bf16_gradients_on_rank(rank, world_size, place, folder):
+    return _bf16_gradients(place, folder, _pool_strategy("fsdp2", rank, world_size))
+
+
+@pytest.mark.ddp
+def test_sharded_ranks_take_frozen_weights_in_bfloat16(ddp_pool, place, tmp_path):
+    expected = _bf16_gradients(place, tmp_path, {})
+    for found in ddp_pool.run(_bf16_gradients_on_rank, place, tmp_path):
+        assert torch.cosine_similarity(expected, found, dim=0) > 0.999
 
 
 def test_clipping_is_per_arm(place, tmp_path):
@@ -354,6 +393,42 @@ def test_sharded_runs_resume_to_the_weights_of_an_undisturbed_run(ddp_pool, plac
     found = trained_weights(module, "base")
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+
+
+class _CheckpointMemory(Callback):
+    """Bytes that saving and resuming take beside the training state, and sizes to compare with."""
+
+    def on_train_end(self, trainer, module):
+        path = Path(trainer.default_root_dir) / "measured"
+        self.saving = peak_bytes(lambda: trainer.save_checkpoint(path))
+        checkpoint = trainer.strategy.load_checkpoint(path)  # maps the file, see test_checkpoints
+        self.loading = peak_bytes(lambda: self._load(trainer, checkpoint))
+        weights = list(module.parameters())
+        self.largest = max(weight.nbytes for weight in weights)
+        self.share = sum(weight.to_local().nbytes for weight in weights)
+
+    def _load(self, trainer, checkpoint):
+        trainer.strategy.load_model_state_dict(checkpoint)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+
+
+def _checkpoint_memory_on_rank(rank, world_size, place, folder):
+    memory = _CheckpointMemory()
+    module = ContrastiveModule(make_arm(folder / "backbone", lora=None))
+    strategy = _pool_strategy("fsdp2", rank, world_size)
+    fit(module, place / "pairs.jsonl", folder, callbacks=(memory,), max_steps=1, **strategy)
+    return {name: getattr(memory, name) for name in ("saving", "loading", "largest", "share")}
+
+
+@pytest.mark.ddp
+def test_sharded_checkpoints_take_a_rank_its_share_and_one_tensor(ddp_pool, place, tmp_path):
+    make_backbone(tmp_path / "backbone", hidden=64, layers=4)
+    first, other = ddp_pool.run(_checkpoint_memory_on_rank, place, tmp_path)
+    assert other["share"] > 1.5 * other["largest"]  # or it would prove nothing
+    assert other["saving"] < 1.1 * other["largest"]
+    assert other["loading"] < 2 * other["share"] + 1.1 * other["largest"]  # the moments come anew
+    # Rank 0 holds what it writes, weights and two moments of both ranks, once.
+    assert first["saving"] < 3.1 * (first["share"] + other["share"]) + first["largest"]
 
 
 def test_full_fine_tuning_saves_every_weight(place, tmp_path):

@@ -1,9 +1,11 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from hrsa_lightning.modules import PairedContrastiveModule, contrastive, gradcache
-from hrsa_lightning.modules.gradcache import ActivationBudget, _saved_bytes
+from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, _saved_bytes
 from hrsa_lightning.modules.gradient_sync import GradientSync
 from tests.contrastive_runs import fit, make_arm, write_pairs
 
@@ -49,6 +51,29 @@ def test_inputs_of_checkpointed_layers_are_counted(tmp_path):
     inputs = arm.num_layers * ids.numel() * arm.embedding_dim * 4
     assert inputs <= counted[True] < 3 * inputs
     assert counted[False] > 5 * inputs
+
+
+@pytest.mark.parametrize("limit", [10**9, 0])
+def test_chunks_share_one_cast_of_trained_weights(limit):
+    layer = torch.nn.Linear(64, 64, bias=False)
+    texts = torch.randn(4, 64, requires_grad=True)
+    budget = ActivationBudget(limit)
+    budget.reset(torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16), _saved_bytes([layer.weight]) as saved:
+        cached = CachedEncoding(
+            lambda number: layer(texts[number : number + 1]).float(),
+            [1] * 4,
+            [1] * 4,
+            (0,),
+            budget,
+            layer,
+        )
+        cached.embeddings.grad = torch.ones(4, 64)
+        last, gradient = cached.backward(nullcontext)
+        last.backward(gradient)
+    assert list(saved.values()).count(2 * 64 * 64) == 1
+    expected = torch.ones(4, 64).bfloat16().T @ texts.detach().bfloat16()
+    torch.testing.assert_close(layer.weight.grad, expected.float(), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(("collective_forward", "expected"), [(False, 2), (True, 1)])

@@ -65,6 +65,8 @@ def backbone(tmp_path_factory):
 def test_counted_activations_are_those_of_a_real_chunk(backbone, lora, autocast):
     """To 4 %: pooling and normalization are not counted, which weigh little beside layers."""
     model = EmbeddingModel.from_pretrained(backbone, lora=lora, seed=0)
+    if autocast is not None:
+        model.cast_frozen_weights(autocast)
     tokens = torch.ones(TEXTS, WIDTH, dtype=torch.long)
     mask = torch.ones_like(tokens)
     mask[0, WIDTH // 2 :] = 0
