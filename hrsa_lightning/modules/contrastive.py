@@ -147,8 +147,9 @@ class PairedContrastiveModule(LightningModule):
         names = [*(f"loss/{name}" for name in losses), *throughput]
         for name, value in zip(names, values, strict=True):
             self.log(f"train/{name}", value, batch_size=len(batch))
+        # Not with `prog_bar`: Lightning reads such values in every step, on every rank.
         mean = values[: len(losses)].mean()
-        self.log("loss", mean, prog_bar=True, logger=False, batch_size=len(batch))
+        self.log("loss", mean, logger=False, batch_size=len(batch))
 
     def _loss_scale(self) -> Tensor | float:
         """What mixed precision with float16 multiplies losses with, against underflow."""
@@ -187,8 +188,7 @@ class PairedContrastiveModule(LightningModule):
         self._throughput.count(tokens.lengths, passes)
 
         def encode(number: int) -> Tensor:
-            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, passes[number]))
-            return embeddings
+            return arm.encode_chunk(tokens, passes[number])
 
         # The same numbers with and without other arms, and in any mode of computing gradients.
         key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)

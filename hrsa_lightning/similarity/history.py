@@ -58,25 +58,6 @@ class Evaluation(NamedTuple):
     time: float = math.nan
     seconds: float = math.nan
 
-    def record(self) -> dict[str, Any]:
-        """The line of the history."""
-        fields = Measurement._field_defaults
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "time": self.time,
-            "seconds": self.seconds,
-            "monitor": self.monitor,
-            "measurements": [
-                {
-                    name: _finite(value)
-                    for name, value in m._asdict().items()
-                    if name != "step" and (name not in fields or value != fields[name])
-                }
-                for m in self.measurements
-            ],
-        }
-
 
 class Detail(NamedTuple):
     """A map of all layers against all layers, or a spectrum of an alignment.
@@ -106,15 +87,6 @@ class Detail(NamedTuple):
     rows: Sequence[str] = ()
     columns: Sequence[str] = ()
     monitor: str = ""
-
-    def record(self) -> dict[str, Any]:
-        """The line of the file of details."""
-        fields = Detail._field_defaults
-        return {
-            name: _finite(value)
-            for name, value in self._asdict().items()
-            if name not in fields or value != fields[name]
-        }
 
 
 class SummaryRow(NamedTuple):
@@ -210,9 +182,12 @@ def details_path(history: Path) -> Path:
 
 def append_record(path: Path, record: Evaluation | Detail) -> None:
     """Add one line to a history or a file of details."""
+    fields = _own_fields(record)
+    if isinstance(record, Evaluation):  # which says the step once
+        fields["measurements"] = [_own_fields(m._replace(step=0)) for m in record.measurements]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.record()) + "\n")
+        file.write(json.dumps(fields) + "\n")
 
 
 def cut_history(source: Path, target: Path, last_step: int) -> list[int]:
@@ -251,6 +226,16 @@ def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
         if name in fields:
             fields[name] = _number(fields[name])
     return Measurement(**fields, step=step)
+
+
+def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
+    """Fields that differ from their defaults."""
+    defaults = record._field_defaults
+    return {
+        name: _finite(value)
+        for name, value in record._asdict().items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def _number(value: Any) -> float:
