@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.data import ContrastiveDataModule
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
 from tests.tiny import make_backbone
 
 WORDS = [

@@ -6,9 +6,9 @@ from pathlib import Path
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.export.folder import Form
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.runs import HISTORIES
-from hrsa_lightning.sources import Arm
-from hrsa_lightning.summary import summary_lines
+from hrsa_lightning.runs.directory import HISTORIES
+from hrsa_lightning.runs.resolve import Arm
+from hrsa_lightning.runs.summary import summary_lines
 
 __all__ = ["write_card"]
 

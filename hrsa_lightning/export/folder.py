@@ -13,8 +13,7 @@ from torch import nn
 
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
-from hrsa_lightning.sources import Arm
-from hrsa_lightning.sources.naming import EXPORT_SETTINGS, EXPORTED_ADAPTER
+from hrsa_lightning.runs.resolve import EXPORT_SETTINGS, EXPORTED_ADAPTER, Arm
 
 __all__ = ["Form", "write_description", "write_model", "write_tokenizer"]
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.runs import SUMMARY
-from hrsa_lightning.sources import Arm, Source, find_arms, is_run
+from hrsa_lightning.runs.directory import SUMMARY
+from hrsa_lightning.runs.resolve import Arm, Source, find_arms, is_run
 
 __all__ = ["find_trained", "holds_transformer"]
 

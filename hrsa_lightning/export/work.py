@@ -25,8 +25,8 @@ from hrsa_lightning.export.merging import Method, interpolate, merge_adapter
 from hrsa_lightning.export.source import find_trained, holds_transformer
 from hrsa_lightning.models.backbone import load_backbone
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.sources import Arm, Source
-from hrsa_lightning.sources.loading import check_source, load_model
+from hrsa_lightning.runs.loading import check_source, load_model
+from hrsa_lightning.runs.resolve import Arm, Source
 
 __all__ = ["TOLERANCE", "Mixing", "export"]
 

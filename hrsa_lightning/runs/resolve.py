@@ -1,4 +1,17 @@
-"""From what a user writes to folders, adapters and settings. Imports no torch."""
+"""Which model is meant: one name for backbones, adapters, runs, checkpoints and exports.
+
+A model is named by one of
+
+- a hub id, or `ID@REVISION`;
+- a backbone's folder, or a folder that `SentenceTransformer` loads, such as an export;
+- `embedded:NAME`, which is shipped with the package;
+- the folder of a LoRA adapter in peft's format;
+- a run's folder or a checkpoint `step_N` of one, which stand for all arms; or one of these and
+  `:ARM`.
+
+`find_sources` turns a name into `Source`s and imports no torch, so that a command can answer a
+mistake at once. `runs.loading` loads them.
+"""
 
 import hashlib
 import json
@@ -125,7 +138,7 @@ def find_sources(text: str, base: str | None = None) -> list[Source]:
     """What a name stands for.
 
     Args:
-        text: See `hrsa_lightning.sources`.
+        text: See `hrsa_lightning.runs.resolve`.
         base: Backbone of an adapter; by default the one that its own config names.
 
     Returns:

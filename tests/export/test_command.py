@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from hrsa_lightning.encoders import find_model
 from hrsa_lightning.export.__main__ import main
+from hrsa_lightning.runs.encoder import find_model
 from tests.export.runs import make_run, make_whole_checkpoint
 from tests.tiny import make_backbone
 
