@@ -90,6 +90,23 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="such as cuda:1")
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown, its columns aligned; the first row is the head.
+
+    Example:
+        >>> print("\\n".join(markdown_table([["arm", "mean"], ["a", "0.5"]])))
+        | arm | mean |
+        |-----|------|
+        | a   | 0.5  |
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())

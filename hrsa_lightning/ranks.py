@@ -1,7 +1,8 @@
-"""Several processes, one run: they meet, stop at the same step, and do not outlive each other.
+"""The processes of one run: connecting them, stopping after the same step, noticing a dead one.
 
 Every launcher is treated alike: Lightning's own, torchrun's variables and SLURM's. Whatever has to
-be the same on all ranks (the run's folder, the checkpoint) is decided by rank 0 once they have met.
+be the same on all ranks (the run's folder, the checkpoint) is decided by rank 0 once they are
+connected.
 """
 
 import os
@@ -26,7 +27,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 
 T = TypeVar("T")
 
-MEETING_SECONDS = "HRSA_MEETING_SECONDS"
+CONNECT_SECONDS = "HRSA_CONNECT_SECONDS"
 """Environment variable: how long ranks that were started from outside wait for each other."""
 
 LOST = "error: another process of this run has ended before its time, and so does this one"
@@ -35,11 +36,11 @@ _GRACE = 2.0
 """Seconds in which a process may end by itself, with its own message, after another one has."""
 
 
-def meet(trainer: Trainer) -> "Peers":
+def connect_ranks(trainer: Trainer) -> "RankGroup":
     """Start the other processes, where that is Lightning's task, and connect all of them.
 
-    Everything that can be wrong with the settings should have been looked at before. `trainer.fit`
-    finds the processes started and the process group initialized.
+    Check the settings before. `trainer.fit` of a later trainer finds the processes started and the
+    process group initialized.
 
     Args:
         trainer: Of the settings of the run; only its strategy is used.
@@ -51,17 +52,17 @@ def meet(trainer: Trainer) -> "Peers":
     launcher = strategy.launcher
     spawns = launcher is not None and not isinstance(launcher, _SubprocessScriptLauncher)
     if not isinstance(strategy, ParallelStrategy) or spawns:
-        return Peers()
+        return RankGroup()
     assert strategy.cluster_environment is not None
     strategy.connect(LightningModule())  # some strategies ask for one; `fit` brings the true one
     starts_others = not strategy.cluster_environment.creates_processes_externally
     # Lightning's launcher watches over the processes it starts.
-    with _time_limit(None if starts_others else float(os.environ.get(MEETING_SECONDS, 60))):
+    with _time_limit(None if starts_others else float(os.environ.get(CONNECT_SECONDS, 60))):
         if launcher is None:
             strategy.setup_environment()
         else:
             launcher.launch(strategy.setup_environment, trainer=trainer)
-    return Peers(strategy)
+    return RankGroup(strategy)
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
         return
     message = (
         f"error: the other processes have not started within {seconds:g} s"
-        f" ({MEETING_SECONDS}=… waits longer)"
+        f" ({CONNECT_SECONDS}=… waits longer)"
     )
     timer = threading.Timer(seconds, _end, [message])
     timer.daemon = True
@@ -89,8 +90,8 @@ def _end(message: str) -> None:
     os._exit(1)
 
 
-class Peers:
-    """Connections of rank 0 with every other rank, by which each learns of another's death.
+class RankGroup:
+    """Connections of rank 0 with every other rank, on which the death of one shows.
 
     A rank that dies in a collective makes the others wait for it: under NCCL until a timeout that
     has to be long enough for the slowest checkpoint. The kernel, on the other hand, closes the
@@ -98,12 +99,12 @@ class Peers:
     0 loses one, it ends, and with it all others.
 
     Args:
-        strategy: Its processes have met; `None` stands for a single process.
+        strategy: With its process group initialized; `None` stands for a single process.
     """
 
     def __init__(self, strategy: ParallelStrategy | None = None) -> None:
         self._strategy = strategy
-        self._left = False
+        self._ended = False
         self._gone = threading.Event()
         self._lost = threading.Event()
         self._connections: list[socket.socket] = []
@@ -113,34 +114,34 @@ class Peers:
             threading.Thread(target=self._watch, args=[connection], daemon=True).start()
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_0(self) -> bool:
         """Whether this is rank 0."""
         return self._strategy is None or self._strategy.global_rank == 0
 
     def decide(self, decision: Callable[[], T]) -> T:
         """What rank 0 decides; called on all ranks."""
-        decided = decision() if self.is_first else None
+        decided = decision() if self.is_rank_0 else None
         return cast(T, decided if self._strategy is None else self._strategy.broadcast(decided))
 
-    def leave(self) -> None:
-        """Say that this process ends as it should."""
-        self._left = True
+    def end(self) -> None:
+        """Announce that this process ends as it should."""
+        self._ended = True
         for connection in self._connections:
             try:
                 connection.sendall(b".")
             except OSError:  # the other one has ended already
                 continue
 
-    def outlive_rank_0(self, seconds: float) -> bool:
+    def wait_for_rank_0(self, seconds: float) -> bool:
         """Wait until rank 0 has ended, on the other ranks; whether it has.
 
         Lightning's launcher kills rank 0 in the midst of its last words when another process ends
         with an error before it does.
         """
-        self._left = True
-        return not self.is_first and self._gone.wait(seconds)
+        self._ended = True
+        return not self.is_rank_0 and self._gone.wait(seconds)
 
-    def lost(self, seconds: float) -> bool:
+    def has_lost_one(self, seconds: float) -> bool:
         """Whether another process has died, or does so within some seconds."""
         return bool(self._connections) and self._lost.wait(seconds)
 
@@ -156,14 +157,14 @@ class Peers:
             return
         self._lost.set()
         time.sleep(_GRACE)
-        if not self._left:
+        if not self._ended:
             _end(LOST)
 
 
 def _connect(strategy: ParallelStrategy) -> list[socket.socket]:
     """Rank 0's connections to all others; on these, the one to rank 0."""
     assert strategy.cluster_environment is not None
-    patience = 60.0  # all have met, and are about to connect
+    patience = 60.0  # seconds; the process group is up, so all of them are about to connect
     if strategy.global_rank > 0:
         address = (strategy.cluster_environment.main_address, strategy.broadcast(0))
         connections = [socket.create_connection(address, timeout=patience)]
@@ -196,11 +197,11 @@ class Stopped(SystemExit):
 
 
 class StopSignals(_SignalConnector):
-    """Takes note of SIGTERM, Ctrl-C and SLURM's requeue signal while the trainer runs.
+    """Records SIGTERM, Ctrl-C and SLURM's requeue signal while the trainer runs.
 
     Lightning's own handlers communicate (SIGTERM broadcasts, the requeue signal saves a checkpoint)
     although signals reach ranks at different places: one waits in the broadcast and another one in
-    a gradient's all-reduce. Here a handler only takes note.
+    a gradient's all-reduce. Here a handler only records the signal.
 
     Attributes:
         received: The signal; 0 for none.
@@ -217,9 +218,9 @@ class StopSignals(_SignalConnector):
         if isinstance(environment, SLURMEnvironment) and environment.requeue_signal is not None:
             signals.append(environment.requeue_signal)
         for signum in signals:
-            self._register_signal(signum, self._take_note)
+            self._register_signal(signum, self._note)
 
-    def _take_note(self, signum: int, frame: Any) -> None:
+    def _note(self, signum: int, frame: Any) -> None:
         if signum == self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = max(self.received, signum)

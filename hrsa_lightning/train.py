@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hrsa_lightning.data import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
-    from hrsa_lightning.ranks import Peers
+    from hrsa_lightning.ranks import RankGroup
     from hrsa_lightning.runs import Run
 
 _USED_KEYS = """\
@@ -102,26 +102,26 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     from lightning.pytorch import seed_everything
 
     from hrsa_lightning.config import build
-    from hrsa_lightning.ranks import LOST, meet
+    from hrsa_lightning.ranks import LOST, connect_ranks
     from hrsa_lightning.runs import take_run
 
     seed_everything(config.seed, verbose=False)
     callbacks = build.build_callbacks(config)
     # This trainer answers wrong settings before other processes start, and knows how to start them.
-    peers = meet(build.build_trainer(config, Path(config.output_dir), callbacks))
-    run = peers.decide(lambda: take_run(config))
+    ranks = connect_ranks(build.build_trainer(config, Path(config.output_dir), callbacks))
+    run = ranks.decide(lambda: take_run(config))
     try:
-        code = _carry_out(config, pairs, callbacks, run, peers)
+        code = _carry_out(config, pairs, callbacks, run, ranks)
     except HRSAError:
-        if peers.outlive_rank_0(seconds=5):
+        if ranks.wait_for_rank_0(seconds=10):
             return 2  # all ranks make the same mistake, and rank 0 has named it
         raise
     except Exception:
-        if not peers.lost(seconds=2):
+        if not ranks.has_lost_one(seconds=2):
             raise
         print(LOST, file=sys.stderr)  # instead of what a collective says of a closed connection
         return 1
-    peers.leave()
+    ranks.end()
     return code
 
 
@@ -130,14 +130,14 @@ def _carry_out(
     pairs: "list[PairSource]",
     callbacks: "list[Callback]",
     run: "Run",
-    peers: "Peers",
+    ranks: "RankGroup",
 ) -> int:
     """Train and summarize, from wherever the run is; returns the exit code."""
     from hrsa_lightning.checkpoints import step_of
     from hrsa_lightning.config import build
     from hrsa_lightning.runs import discard, record_environment
 
-    if peers.is_first:
+    if ranks.is_rank_0:
         print(f"recipe {config.name} -> {run.folder}")
         record_environment(run.folder)
     if not run.trained:
@@ -146,14 +146,14 @@ def _carry_out(
         try:
             _fit(config, pairs, trainer, run)
         except HRSAError:
-            if peers.is_first and trainer.global_step == 0:
+            if ranks.is_rank_0 and trainer.global_step == 0:
                 discard(run)
             raise
         except SystemExit as end:  # how Lightning ends a fit that the user interrupted
-            return _stop(trainer, run, peers, end)
-        if peers.is_first:
+            return _stop(trainer, run, ranks, end)
+        if ranks.is_rank_0:
             _summarize(config, run.folder, trainer, time.perf_counter() - started)
-    if peers.is_first:
+    if ranks.is_rank_0:
         _report(run.folder)
     return 0
 
@@ -171,21 +171,21 @@ def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Ru
     trainer.fit(module, data, ckpt_path=run.checkpoint)
 
 
-def _stop(trainer: "Trainer", run: "Run", peers: "Peers", end: SystemExit) -> int:
+def _stop(trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit) -> int:
     """Say where a stopped run goes on; returns the exit code, 128 more than the signal."""
     from hrsa_lightning.checkpoints import newest_checkpoint, step_of
     from hrsa_lightning.ranks import Stopped, requeue
 
     signum = end.signum if isinstance(end, Stopped) else signal.SIGINT
-    if peers.is_first:
+    if ranks.is_rank_0:
         saved = step_of(newest_checkpoint(run.folder))
         then = f"goes on from step {saved} in {run.folder}" if saved else "begins anew"
         print(f"stopped at step {trainer.global_step}; the same command {then}", flush=True)
         if signum not in (signal.SIGINT, signal.SIGTERM):
             requeue()
     if isinstance(end, Stopped):
-        peers.leave()
-        peers.outlive_rank_0(seconds=60)
+        ranks.end()
+        ranks.wait_for_rank_0(seconds=60)
     return 128 + signum
 
 

@@ -26,7 +26,7 @@ PACKAGES = [
     "similarity",
     "sources",
 ]
-INNER = {"comparison", "evaluate", "export", "plan"}
+INNER = {"compare", "evaluate", "export", "plan"}
 """Packages that offer their modules to the others and no names of their own."""
 
 

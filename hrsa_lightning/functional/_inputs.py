@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hrsa_lightning.functional._numerics import in_units, unit_of
+
 SampleIds: TypeAlias = Tensor | Sequence[int] | Sequence[str]
 
 NUMBERS_AT_ONCE = 2**20
@@ -43,8 +45,12 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _logical_shift(z, 31)
 
 
-def check_matrix(value: object, name: str) -> Tensor:
-    """Return ``value`` detached if it is a floating (n, d) matrix, else raise."""
+def check_matrix(value: object, name: str, gradients: bool = False) -> Tensor:
+    """Return ``value`` if it is a floating (n, d) matrix, else raise; detached without gradients.
+
+    Backward through a detached value is an error of torch's own; its function transforms instead
+    would take it for a constant, with a gradient of zero.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"Expected `{name}` to be a torch.Tensor, got {type(value).__name__}.")
     if not value.is_floating_point():
@@ -52,6 +58,13 @@ def check_matrix(value: object, name: str) -> Tensor:
     if value.ndim != 2 or value.shape[1] == 0:
         raise ValueError(
             f"Expected `{name}` to have shape (samples, features), got {tuple(value.shape)}."
+        )
+    if gradients:
+        return value
+    if torch._C._functorch.is_gradtrackingtensor(value):
+        raise TypeError(
+            f"Expected `{name}` without gradients of torch.func: of these functions `linear_cka` "
+            f"alone is differentiable."
         )
     return value.detach()
 
@@ -62,7 +75,12 @@ def compute_dtype(*values: Tensor) -> torch.dtype:
 
 
 def check_pair(
-    x: object, y: object, *, min_samples: int = 0, equal_width: bool = False
+    x: object,
+    y: object,
+    *,
+    min_samples: int = 0,
+    equal_width: bool = False,
+    gradients: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Check two representation matrices and bring them to one compute dtype.
 
@@ -71,15 +89,16 @@ def check_pair(
         y: expected (n, d_y), floating point, on the device of ``x``.
         min_samples: smallest n for which the metric is defined.
         equal_width: whether the metric needs d_x = d_y.
+        gradients: whether to keep them.
 
     Returns:
-        ``x`` and ``y``, detached, both float32 or both float64.
+        ``x`` and ``y``, detached without ``gradients``, both float32 or both float64.
 
     Raises:
         TypeError: if an input is no floating point tensor.
         ValueError: if shapes or devices do not fit the metric.
     """
-    x, y = check_matrix(x, "x"), check_matrix(y, "y")
+    x, y = check_matrix(x, "x", gradients), check_matrix(y, "y", gradients)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"Expected `x` and `y` to hold the same samples, "
@@ -201,3 +220,26 @@ def halves(keys: Tensor) -> Tensor:
         probability 1/2, so that the halves differ in size by about sqrt(n).
     """
     return keys < 0
+
+
+def split_halves(y: Tensor, ids: list[int | str] | None) -> Tensor:
+    """`halves` by ids; without, every second sample along a fixed direction, equal rows together.
+
+    Neither depends on the order of the samples, nor on scale or offset of ``y``.
+    """
+    if ids is not None:
+        return halves(sample_keys(y, ids))
+    _, group = torch.unique(sample_keys(in_units(y, unit_of(y)), None), return_inverse=True)
+    place = projections(y)
+    first = torch.full_like(place, torch.inf).scatter_reduce(0, group, place, "amin")
+    rank = torch.empty_like(group).scatter_(0, first.argsort(), torch.arange(len(y)).to(group))
+    return rank[group] % 2 == 1
+
+
+def projections(x: Tensor) -> Tensor:
+    """Where each row lies along a fixed direction without symmetries, float64 (n,)."""
+    unit = unit_of(x)
+    columns = torch.arange(x.shape[1], dtype=torch.int64, device=x.device)
+    direction = _mix(columns).double() / 2.0**63
+    parts = torch.split(x, max(1, NUMBERS_AT_ONCE // x.shape[1]))
+    return torch.cat([(in_units(rows.double(), unit) * direction).sum(1) for rows in parts])

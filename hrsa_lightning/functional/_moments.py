@@ -8,6 +8,9 @@ for float64 input), and their sums are kept in float64. That is what keeps the m
 float32 rounding when the mean is a thousand times the standard deviation. The few rows whose norm
 towers above the others (massive activations) are multiplied in float64, because debiased CKA
 subtracts their squares again.
+
+Sums are of rows divided by a power of two, the unit. It is 1 unless rows are so large or so small
+that products of them would leave the range of float32.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from hrsa_lightning.functional._numerics import row_chunks, slices
+from hrsa_lightning.functional._numerics import in_units, row_chunks, slices, unit_of
 
 MASSIVE = 16.0
 """A row is multiplied in float64 when its squared norm is this many times the median."""
@@ -32,14 +35,21 @@ CENTER_ROWS = 256
 """A center is found from about this many rows of a batch."""
 
 
+SUMS = ("count", "sum_x", "sum_y", "trace", "cross", "self_x", "self_y", "quartic", "weighted_x",
+        "weighted_y")  # fmt: skip
+"""Fields of `PairMoments` that are added up over samples."""
+
+
 @dataclass
 class PairMoments:
     """Sums over samples of x and y around a center, with k = |x|^2 and l = |y|^2 per row.
 
     Attributes:
         count: (h,) samples.
-        center_x: (d_x,) subtracted from every row of x.
-        center_y: (d_y,) subtracted from every row of y.
+        rounding: () eps of the dtype of the rows, the largest where it changed.
+        unit: (2,) powers of two that rows of x and y, and their centers, were divided by.
+        center_x: (d_x,) subtracted from every row of x, in its unit.
+        center_y: (d_y,) subtracted from every row of y, in its unit.
         sum_x: (h, d_x) of x.
         sum_y: (h, d_y) of y.
         trace: (2, h) of k and l.
@@ -52,6 +62,8 @@ class PairMoments:
     """
 
     count: Tensor
+    rounding: Tensor
+    unit: Tensor
     center_x: Tensor
     center_y: Tensor
     sum_x: Tensor
@@ -80,6 +92,8 @@ class PairMoments:
         h, own_x, own_y = num_halves, d_x * own, d_y * own
         shapes = {
             "count": (h,),
+            "rounding": (),
+            "unit": (2,),
             "center_x": (d_x,),
             "center_y": (d_y,),
             "sum_x": (h, d_x),
@@ -92,9 +106,9 @@ class PairMoments:
             "weighted_x": (2, own_x),
             "weighted_y": (2, own_y),
         }
-        return cls(
-            **{k: torch.zeros(s, dtype=torch.float64, device=device) for k, s in shapes.items()}
-        )
+        sums = {k: torch.zeros(s, dtype=torch.float64, device=device) for k, s in shapes.items()}
+        sums["unit"] += torch.finfo(torch.float64).tiny  # less than that of any rows
+        return cls(**sums)
 
     def half(self, index: int) -> "PairMoments":
         """A view of one half, without quartic sums; x x' and y y' stay those of all samples."""
@@ -113,6 +127,33 @@ class PairMoments:
     def widths(self) -> tuple[int, int]:
         """(d_x, d_y)."""
         return self.center_x.shape[0], self.center_y.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows: float32 or float64."""
+        double = torch.finfo(torch.float64).eps
+        return torch.float64 if float(self.rounding) == double else torch.float32
+
+    def change_unit(self, unit: Tensor) -> None:
+        """Divide by another unit, not smaller than before, in place and exactly.
+
+        Args:
+            unit: (2,) powers of two, for x and y.
+        """
+        factor = self.unit / unit
+        if bool((factor == 1).all()):
+            return
+        a, b = factor
+        for name, by in (
+            ("center_x", a), ("center_y", b), ("sum_x", a), ("sum_y", b), ("cross", a * b),
+            ("self_x", a * a), ("self_y", b * b), ("trace", factor[:, None].square()),
+            ("quartic", torch.stack((a**4, b**4, (a * b) ** 2))),
+            ("weighted_x", a * factor[:, None].square()),
+            ("weighted_y", b * factor[:, None].square()),
+        ):  # fmt: skip
+            if getattr(self, name).numel() and bool(self.count.any()):
+                getattr(self, name).mul_(by)
+        self.unit.copy_(unit)
 
     def recenter(self, center_x: Tensor, center_y: Tensor) -> None:
         """Move the center in place; the sums become those of the rows shifted to the new one."""
@@ -169,7 +210,7 @@ class PairMoments:
         return self.sum_x.sum(0) / n, self.sum_y.sum(0) / n
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Means of x and of y."""
+        """Means of x and of y, in their units."""
         offset_x, offset_y = self.mean_offsets()
         return self.center_x + offset_x, self.center_y + offset_y
 
@@ -209,13 +250,16 @@ class PairMoments:
 
     def merge(self, other: "PairMoments") -> None:
         """Add the samples of another set of moments in place; ``other`` is moved to our center."""
+        unit = torch.maximum(self.unit, other.unit)
+        self.change_unit(unit)
+        other.change_unit(unit)
+        self.rounding.copy_(torch.maximum(self.rounding, other.rounding))
         if not self.count.any():
             self.center_x.copy_(other.center_x)
             self.center_y.copy_(other.center_y)
         other.recenter(self.center_x, self.center_y)
-        for name in self.names():
-            if not name.startswith("center"):
-                getattr(self, name).add_(getattr(other, name))
+        for name in SUMS:
+            getattr(self, name).add_(getattr(other, name))
 
     def add(
         self,
@@ -241,16 +285,20 @@ class PairMoments:
         if x.shape[0] == 0:
             return
         dtype = x.dtype if dtype is None else dtype
+        new = torch.tensor([unit_of(x), unit_of(y)], dtype=torch.float64, device=x.device)
+        self.change_unit(torch.maximum(self.unit, new))
+        self.rounding.clamp_(min=torch.finfo(x.dtype).eps)
         self._choose_center(x, y)
         if known_y is not None:
             self.center_y.copy_(known_y.center_y)
         bytes_per_row = 2 * sum(self.widths) * dtype.itemsize
+        unit_x, unit_y = self.unit.tolist()
         parts = row_chunks(x, bytes_per_row, chunk_bytes, ROWS_AT_ONCE)
         shifted_x, shifted_y = (x.new_empty(parts[0].stop, d, dtype=dtype) for d in self.widths)
         for part in parts:
             self._add_chunk(
-                _shifted(x[part], self.center_x, shifted_x),
-                _shifted(y[part], self.center_y, shifted_y),
+                _shifted(x[part], unit_x, self.center_x, shifted_x),
+                _shifted(y[part], unit_y, self.center_y, shifted_y),
                 None if judged is None else judged[part],
                 known_y is None,
             )
@@ -261,7 +309,8 @@ class PairMoments:
 
     def _choose_center(self, x: Tensor, y: Tensor) -> None:
         n = self.count.sum()
-        new = (location(x), location(y))
+        unit_x, unit_y = self.unit.tolist()
+        new = (location(x, unit_x), location(y, unit_y))
         if n == 0:
             self.center_x.copy_(new[0])
             self.center_y.copy_(new[1])
@@ -325,9 +374,12 @@ def _add_self_product(total: Tensor, x: Tensor) -> None:
         total[rows.stop :, rows] += block[:, rows.stop - rows.start :].mT
 
 
-def _shifted(rows: Tensor, center: Tensor, room: Tensor) -> Tensor:
-    """``rows - center`` in the first rows of ``room``, which has the dtype to compute in."""
-    return room[: rows.shape[0]].copy_(rows).sub_(center.to(rows.dtype))
+def _shifted(rows: Tensor, unit: float, center: Tensor, room: Tensor) -> Tensor:
+    """``rows / unit - center`` in the first rows of ``room``, which has the dtype to compute in."""
+    shifted = room[: rows.shape[0]].copy_(rows)
+    if unit != 1:
+        shifted *= 1 / unit
+    return shifted.sub_(center.to(rows.dtype))
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -336,16 +388,16 @@ def row_norms(x: Tensor) -> Tensor:
     return norms.double().square()
 
 
-def location(x: Tensor) -> Tensor:
+def location(x: Tensor, unit: float = 1) -> Tensor:
     """A center for rows: the mean of a few, or their median when massive rows pull the mean.
 
     Measured from one row, so that a constant feature is centered to exactly zero, and rounded to
     the dtype of ``x``, so that the shift itself adds no error for rows near it.
 
     Returns:
-        (d,), float64.
+        (d,), float64, in the given unit.
     """
-    few = x[:: max(1, x.shape[0] // CENTER_ROWS)]
+    few = in_units(x[:: max(1, x.shape[0] // CENTER_ROWS)], unit)
     origin = few[0]
     few = few - origin
     mean = few.mean(0)

@@ -20,8 +20,21 @@ FLOAT64_AT_ONCE = 2**18
 """Numbers that `float64_chunks` copies at once on a CPU: about what its caches hold."""
 
 
+LEAST, MOST = 2.0**-8, 2.0**16
+"""Rows whose largest magnitude is in between are computed with as they are: fourth powers of such
+values and of their rounding, and sums of millions of them, stay within the range of float32."""
+
+USUAL = 8
+"""Other rows are divided by a power of two that makes their largest magnitude about 2^8."""
+
+
 class SimilarityWarning(UserWarning):
-    """A metric has no meaningful value for its input and is NaN; the message says why."""
+    """A metric is NaN for its input, or means little; the message says why."""
+
+
+def warn(message: str) -> None:
+    """Give a `SimilarityWarning`."""
+    warnings.warn(message, SimilarityWarning, stacklevel=3)
 
 
 def warn_nan(metric: str, reason: str) -> None:
@@ -30,15 +43,18 @@ def warn_nan(metric: str, reason: str) -> None:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Run float32 products in float32: no TF32, no bf16 shortcuts, no autocast, no gradients.
+def full_precision(device: torch.device, gradients: bool = False) -> Iterator[None]:
+    """Run float32 products in float32: no TF32, no bf16 shortcuts, no autocast.
+
+    Without gradients, unless they are asked for and on around it.
 
     The settings of the caller are restored on the way out, whatever happens inside.
     """
     before = _get_precision()
     try:
         _set_precision(_EXACT)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        gradients = gradients and torch.is_grad_enabled()
+        with torch.set_grad_enabled(gradients), torch.autocast(device.type, enabled=False):
             yield
     finally:
         _set_precision(before)
@@ -67,6 +83,37 @@ else:
 
     def _set_precision(precision: list[str]) -> None:
         torch.set_float32_matmul_precision(precision[0])
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all values are finite, without a copy of them."""
+    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x)).isfinite().all())
+
+
+def unit_of(x: Tensor) -> float:
+    """A power of two to divide rows by, so that no product of them leaves the range of their dtype.
+
+    Dividing by it is exact. It is 1 for ordinary rows and for those that are empty or not finite,
+    and the least possible for zeros, so that they leave it to other rows.
+
+    Args:
+        x: (n, d), float32 or float64.
+    """
+    if x.numel() == 0:
+        return 1.0
+    low, high = torch.aminmax(x)
+    largest = float(torch.maximum(-low, high))
+    if LEAST <= largest <= MOST or not math.isfinite(largest):
+        return 1.0
+    # Its inverse must be a normal number of the dtype as well.
+    most = 126 if x.dtype == torch.float32 else 1022
+    exponent = math.frexp(largest)[1] - USUAL if largest else -most
+    return math.ldexp(1.0, max(-most, exponent))
+
+
+def in_units(x: Tensor, unit: float) -> Tensor:
+    """``x / unit`` for a power of two; ``x`` itself where that is 1."""
+    return x if unit == 1 else x * (1 / unit)
 
 
 def rows_per_chunk(bytes_per_row: int, chunk_bytes: int) -> int:
@@ -100,13 +147,19 @@ def float64_chunks(x: Tensor, width: int, chunk_bytes: int) -> list[slice]:
     return row_chunks(x, FLOAT64_COPIES * 8 * width, chunk_bytes, FLOAT64_AT_ONCE // width)
 
 
-def float64_mean(x: Tensor, chunk_bytes: int) -> Tensor:
-    """Mean of the rows, float64 (d,), measured from the first, so that constants are exact."""
-    first = x[0].double()
+def float64_mean(x: Tensor, unit: float, chunk_bytes: int) -> Tensor:
+    """Mean of rows over their unit, float64 (d,), from the first, so that constants are exact."""
+    first = in_units(x[0].double(), unit)
     total = torch.zeros_like(first)
     for part in float64_chunks(x, x.shape[1], chunk_bytes):
-        total += (x[part] - first).sum(0)
+        total += (in_units(x[part], unit) - first).sum(0)
     return first + total / x.shape[0]
+
+
+def is_constant(mean: Tensor, squares: Tensor, num_samples: int, dtype: torch.dtype) -> Tensor:
+    """Whether the deviation of features is zero or may be rounding of values of this dtype."""
+    noise = 8 * torch.finfo(dtype).eps * mean
+    return squares <= num_samples * noise.square()
 
 
 def scalar_nan(like: Tensor) -> Tensor:

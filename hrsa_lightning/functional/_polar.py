@@ -55,16 +55,22 @@ def quick_polar(cross: Tensor, num_samples: int) -> Polar | None:
     return Polar(rotation, True, s * scale)
 
 
-def polar_factor(cross: Tensor, num_samples: int) -> Polar:
-    """Polar factor of a cross moment; directions it leaves open are zero."""
-    unique = _has_full_rank(cross, num_samples)
+def polar_factor(cross: Tensor, num_samples: int, eps: float) -> Polar:
+    """Polar factor of a cross moment; directions it leaves open are zero.
+
+    Args:
+        cross: (d_x, d_y), float64.
+        num_samples: that it is the sum over.
+        eps: of the dtype of the data.
+    """
+    unique = _has_full_rank(cross, num_samples, eps)
     if 2 * num_samples < min(cross.shape):
         u, s, v = _low_rank_svd(cross, num_samples)
     else:
         u, s, v = torch.linalg.svd(cross, full_matrices=False)
     if not unique:
         s[num_samples - 1 :] = 0
-        settled = s > s[0] * torch.finfo(torch.float32).eps
+        settled = s > s[0] * eps
         u, s = u * settled, s[settled]
     return Polar(u @ v, unique, s)
 
@@ -89,12 +95,12 @@ def settles_all(widths: Sequence[int], num_samples: int) -> bool:
     return d_x == d_y and num_samples - 1 >= d_x
 
 
-def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
+def _has_full_rank(cross: Tensor, num_samples: int, eps: float) -> bool:
     """Whether every direction of a square cross moment stands out of the rounding of its data.
 
     Judged by the smallest singular value after rows and columns are brought to unit norm, so that
     a massive feature does not make the others look like rounding, against the effect of rounding
-    the data to float32.
+    the data.
     """
     if not settles_all(cross.shape, num_samples):
         return False
@@ -110,5 +116,5 @@ def _has_full_rank(cross: Tensor, num_samples: int) -> bool:
         vector = torch.linalg.lu_solve(factor, pivots, vector / vector.norm())
         norm = vector.norm()
         vector = torch.linalg.lu_solve(factor, pivots, vector / norm, adjoint=True)
-    rounding = 2 * torch.finfo(torch.float32).eps * math.sqrt(2 * d / num_samples)
+    rounding = 2 * eps * math.sqrt(2 * d / num_samples)
     return bool(1 / torch.minimum(norm, vector.norm()) > rounding)

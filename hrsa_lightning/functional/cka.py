@@ -14,12 +14,17 @@ from hrsa_lightning.functional._moments import (
 )
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
+    float64_chunks,
+    float64_mean,
     full_precision,
+    in_units,
+    is_constant,
     scalar_nan,
+    unit_of,
     warn_nan,
 )
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES, linear_cka_heatmaps
-from hrsa_lightning.functional.reference import Reference, unwrap
+from hrsa_lightning.functional.reference import Reference
 
 SMALL_WIDTH = 128
 """Features whose product with themselves is not worth halving."""
@@ -44,6 +49,9 @@ def linear_cka(
     places; its value for unrelated representations is 0 on average, so it may be slightly
     negative. Both are 1 for equal representations and do not change under rotation, isotropic
     scaling, translation and reordering of the samples.
+
+    Where an input requires gradients (and they are on) the value has them, in both forms, so that
+    it can be part of a loss. The graph holds what autograd keeps, not bounded by ``chunk_bytes``.
 
     Args:
         x: (n, d_x) representations, floating point.
@@ -73,11 +81,16 @@ def linear_cka(
         0.0152
     """
     reference = y if isinstance(y, Reference) and not standardize else None
-    x, y = check_pair(x, unwrap(y)[0], min_samples=MIN_SAMPLES)
+    rows = y.rows if isinstance(y, Reference) else y
+    x, y = check_pair(x, rows, min_samples=MIN_SAMPLES, gradients=True)
     check_ids(x_ids, y_ids, x.shape[0])
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        with full_precision(x.device, gradients=True):
+            return _cka_with_gradients(x, y, debiased, standardize, chunk_bytes)
+    x, y = x.detach(), y.detach()
     with full_precision(x.device):
         if standardize:
-            x, y = standardized(x), standardized(y)
+            x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
         if x.shape[0] < x.shape[1] + y.shape[1]:
             plain, unbiased = linear_cka_heatmaps([x], [y], chunk_bytes=chunk_bytes)
             return (unbiased if debiased else plain)[0, 0]
@@ -118,6 +131,37 @@ def _cka_at_once(x: Tensor, y: Tensor, debiased: bool, chunk_bytes: int) -> Tens
     return value
 
 
+def _cka_with_gradients(
+    x: Tensor, y: Tensor, debiased: bool, standardize: bool, chunk_bytes: int
+) -> Tensor:
+    """`linear_cka` by operations that autograd knows, in the smaller of its two forms."""
+    n = x.shape[0]
+    sides = []
+    for whole in (x, y):
+        unit = unit_of(whole.detach())
+        rows = in_units(whole, unit) - location(whole.detach(), unit).to(whole.dtype)
+        rows = rows - rows.mean(0)
+        if standardize:
+            mean = float64_mean(whole.detach(), unit, chunk_bytes)
+            variance = rows.square().mean(0)
+            constant = is_constant(mean, n * variance.detach(), n, whole.dtype)
+            rows = rows / variance.masked_fill(constant, torch.inf).sqrt()
+        sides.append(rows)
+    k, ell = (rows.double().square().sum(1) for rows in sides)
+    if n < x.shape[1] + y.shape[1]:
+        left, right = (rows @ rows.mT for rows in sides)
+        products = [left * left, right * right, left * right]
+    else:
+        left, right = sides
+        products = [(a.mT @ b).square() for a, b in ((left, left), (right, right), (left, right))]
+    xx, yy, xy = (product.sum(dtype=torch.float64) for product in products)
+    if debiased:
+        xx = hsic_unbiased(xx, k.dot(k), k.sum(), k.sum(), n)
+        yy = hsic_unbiased(yy, ell.dot(ell), ell.sum(), ell.sum(), n)
+        xy = hsic_unbiased(xy, k.dot(ell), k.sum(), ell.sum(), n)
+    return _ratio(xx, yy, xy, bool((k.sum() > 0) & (ell.sum() > 0)))
+
+
 def _centered(x: Tensor) -> Tensor:
     """Rows around their mean, taken out in two steps so that a large one costs no digits.
 
@@ -125,7 +169,8 @@ def _centered(x: Tensor) -> Tensor:
     """
     d = x.shape[1]
     missing = -d % _num_parts(d)
-    centered = x - location(x).to(x.dtype)
+    unit = unit_of(x)
+    centered = in_units(x, unit) - location(x, unit).to(x.dtype)
     centered.sub_(centered.mean(0))
     return torch.nn.functional.pad(centered, (0, missing)) if missing else centered
 
@@ -165,14 +210,18 @@ def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMome
     return reference.keep(("moments", y.dtype), compute)
 
 
-def standardized(x: Tensor) -> Tensor:
+def standardized(x: Tensor, chunk_bytes: int) -> Tensor:
     """Features centered and divided by their standard deviation; constant ones become 0."""
-    mean = x.mean(0)
-    x = x - mean
-    scale = torch.linalg.vector_norm(x, dim=0) / x.shape[0] ** 0.5
-    constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()
-    scaled: Tensor = x.div_(scale.masked_fill(constant, torch.inf))
-    return scaled
+    unit = unit_of(x)
+    mean = float64_mean(x, unit, chunk_bytes)
+    scaled, squares = torch.empty_like(x), torch.zeros_like(mean)
+    for part in float64_chunks(x, x.shape[1], chunk_bytes):
+        rows = in_units(x[part], unit) - mean
+        squares += torch.linalg.vector_norm(rows, dim=0).square_()
+        scaled[part] = rows
+    constant = is_constant(mean, squares, len(x), x.dtype)
+    deviation = (squares / len(x)).sqrt().masked_fill(constant, torch.inf)
+    return scaled.div_(deviation.to(x.dtype))
 
 
 def hsic_unbiased(
@@ -192,20 +241,27 @@ def hsic_unbiased(
 
 def cka_from_moments(moments: PairMoments, debiased: bool) -> Tensor:
     """Linear CKA of streamed moments; see `linear_cka`."""
-    if not bool(torch.isfinite(moments.trace).all()):
-        warn_nan("linear CKA", "an input is not finite")
-        return scalar_nan(moments.trace)
     xx, yy, xy = moments.centered_square_norms()
+    k, ell = moments.centered_trace()
     if debiased:
-        n, (k, ell) = moments.count.sum(), moments.centered_trace()
+        n = moments.count.sum()
         kk, ll, kl = moments.centered_quartic()
         xx, yy = hsic_unbiased(xx, kk, k, k, n), hsic_unbiased(yy, ll, ell, ell, n)
         xy = hsic_unbiased(xy, kl, k, ell, n)
-    if not bool((xx > 0) & (yy > 0)):
-        warn_nan("linear CKA", "a representation has no variance")
-        return scalar_nan(xy)
-    value: Tensor = xy / (xx.sqrt() * yy.sqrt())
-    return value
+    return _ratio(xx, yy, xy, bool((k > 0) & (ell > 0)))
+
+
+def _ratio(xx: Tensor, yy: Tensor, xy: Tensor, varies: bool) -> Tensor:
+    """CKA from three HSIC; ``varies`` tells whether both representations have variance."""
+    if bool((xx > 0) & (yy > 0)):
+        value: Tensor = xy / (xx.sqrt() * yy.sqrt())
+        return value
+    reason = "an input is not finite"
+    if bool((xx + yy).isfinite()):
+        few = "the unbiased HSIC of a representation with itself is negative, for too few samples"
+        reason = few if varies else "a representation has no variance"
+    warn_nan("linear CKA", reason)
+    return scalar_nan(xy)
 
 
 def chance_cka(moments: PairMoments) -> Tensor:

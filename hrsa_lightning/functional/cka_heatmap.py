@@ -21,6 +21,7 @@ from hrsa_lightning.functional._numerics import (
     rows_per_chunk,
     scalar_nan,
     slices,
+    unit_of,
     warn_nan,
 )
 
@@ -89,8 +90,10 @@ def linear_cka_heatmaps(
         sums = _gram_sums(left, right, chunk_bytes)
         plain = _ratio(_hsic_biased(sums), len(left))
         unbiased = _ratio(_hsic_unbiased(sums), len(left))
-    if not bool(torch.isfinite(plain).all()):
-        warn_nan("linear CKA", "a layer is not finite or has no variance")
+    if not bool((plain + unbiased).isfinite().all()):
+        finite = bool(sums.diagonal.isfinite().all())
+        what = "a representation has no variance" if finite else "an input is not finite"
+        warn_nan("linear CKA", what)
     return plain, unbiased
 
 
@@ -176,9 +179,15 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
 
     def centered(index: int, rows: slice, buffer: Tensor) -> Tensor:
         block = layers[index][rows]
-        return torch.sub(block, centers[index], out=buffer[: block.numel()].view(block.shape))
+        room = buffer[: block.numel()].view(block.shape)
+        if units[index] != 1:
+            block = torch.mul(block.to(dtype), 1 / units[index], out=room)
+        return torch.sub(block, centers[index], out=room)
 
-    centers = [location(layer.to(dtype)).to(dtype) for layer in layers]
+    units = [unit_of(layer) for layer in layers]
+    centers = [
+        location(layer.to(dtype), unit).to(dtype) for layer, unit in zip(layers, units, strict=True)
+    ]
     totals = [
         torch.stack([centered(index, rows, above).sum(0) for rows in blocks]).sum(0)
         for index in range(num)

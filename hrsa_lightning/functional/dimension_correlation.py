@@ -12,14 +12,15 @@ from hrsa_lightning.functional._numerics import (
     float64_chunks,
     float64_mean,
     full_precision,
+    in_units,
+    is_constant,
     scalar_nan,
+    unit_of,
     warn_nan,
 )
 
 MIN_SAMPLES = 2
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
-CONSTANT = 8 * torch.finfo(torch.float32).eps
-"""A dimension is degenerate when its standard deviation is below this share of its mean."""
 
 
 class DimensionCorrelationResult(NamedTuple):
@@ -79,42 +80,44 @@ def dimension_correlation(
     x, y = check_pair(x, y, min_samples=MIN_SAMPLES, equal_width=True)
     check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        mean_x, mean_y = float64_mean(x, chunk_bytes), float64_mean(y, chunk_bytes)
+        unit_x, unit_y = unit_of(x), unit_of(y)
+        mean_x = float64_mean(x, unit_x, chunk_bytes)
+        mean_y = float64_mean(y, unit_y, chunk_bytes)
         squares_x, squares_y, cross = torch.zeros_like(mean_x).repeat(3, 1)
         for part in float64_chunks(x, x.shape[1], chunk_bytes):
-            left, right = x[part] - mean_x, y[part] - mean_y
+            left, right = in_units(x[part], unit_x) - mean_x, in_units(y[part], unit_y) - mean_y
             squares_x += torch.linalg.vector_norm(left, dim=0).square_()
             squares_y += torch.linalg.vector_norm(right, dim=0).square_()
             cross += left.mul_(right).sum(0)
-        return summarize_correlation(cross, squares_x, squares_y, mean_x, mean_y, x.shape[0])
+        constant = is_constant(mean_x, squares_x, len(x), x.dtype)
+        constant |= is_constant(mean_y, squares_y, len(y), y.dtype)
+        return summarize_correlation(cross, squares_x, squares_y, constant)
 
 
 def correlation_from_moments(moments: PairMoments) -> DimensionCorrelationResult:
     """Dimension-wise correlation of streamed moments; see `dimension_correlation`."""
-    sum_x, sum_y = moments.sum_x.sum(0), moments.sum_y.sum(0)
+    sum_x, sum_y, n = moments.sum_x.sum(0), moments.sum_y.sum(0), int(moments.count.sum())
     offset_x, offset_y = moments.mean_offsets()
-    return summarize_correlation(
-        moments.cross.diagonal(dim1=1, dim2=2).sum(0) - sum_x * offset_y,
-        moments.self_x.diagonal() - sum_x * offset_x,
-        moments.self_y.diagonal() - sum_y * offset_y,
-        *moments.means(),
-        int(moments.count.sum()),
-    )
+    squares_x = moments.self_x.diagonal() - sum_x * offset_x
+    squares_y = moments.self_y.diagonal() - sum_y * offset_y
+    cross = moments.cross.diagonal(dim1=1, dim2=2).sum(0) - sum_x * offset_y
+    mean_x, mean_y = moments.means()
+    constant = is_constant(mean_x, squares_x, n, moments.dtype)
+    constant |= is_constant(mean_y, squares_y, n, moments.dtype)
+    return summarize_correlation(cross, squares_x, squares_y, constant)
 
 
 def summarize_correlation(
-    cross: Tensor, squares_x: Tensor, squares_y: Tensor, mean_x: Tensor, mean_y: Tensor, n: int
+    cross: Tensor, squares_x: Tensor, squares_y: Tensor, constant: Tensor
 ) -> DimensionCorrelationResult:
     """Correlation per dimension and its summary, from centered sums per dimension (d,)."""
-    finite = torch.isfinite(squares_x) & torch.isfinite(squares_y)
-    flat_x = squares_x <= n * (CONSTANT * mean_x).square()
-    flat_y = squares_y <= n * (CONSTANT * mean_y).square()
+    finite = bool((squares_x + squares_y).isfinite().all())
     nan = scalar_nan(cross)
-    values = torch.where(flat_x | flat_y, nan, cross / (squares_x.sqrt() * squares_y.sqrt()))
-    kept = values[~(flat_x | flat_y)]
-    share = (flat_x | flat_y).double().mean()
-    if not bool(finite.all()) or kept.numel() == 0:
-        reason = "every dimension is constant" if bool(finite.all()) else "an input is not finite"
+    values = torch.where(constant, nan, cross / (squares_x.sqrt() * squares_y.sqrt()))
+    kept = values[~constant]
+    share = constant.double().mean()
+    if not finite or kept.numel() == 0:
+        reason = "every dimension is constant" if finite else "an input is not finite"
         warn_nan("dimension correlation", reason)
         return DimensionCorrelationResult(values, nan, nan, nan.expand(len(QUANTILES)), share)
     levels = torch.tensor(QUANTILES, dtype=torch.float64, device=cross.device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -14,13 +14,17 @@ from hrsa_lightning.functional._inputs import (
     check_pair,
     sample_keys,
 )
-from hrsa_lightning.functional._moments import location, row_norms
+from hrsa_lightning.functional._moments import CENTER_ROWS, location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
+    in_units,
+    is_finite,
     rows_per_chunk,
     scalar_nan,
     slices,
+    unit_of,
+    warn,
     warn_nan,
 )
 from hrsa_lightning.functional.reference import Reference, unwrap
@@ -35,6 +39,15 @@ ROUNDING = 8.0
 
 SPARE = 8
 """Candidates beyond the k nearest that are compared in float64 before all rows are."""
+
+WIDE = 2.0**60
+"""Squared norms of rows up to this, and down to its inverse, do as they are."""
+
+COLLAPSED = 8.0
+"""Unit vectors whose features differ by no more than so many roundings have one direction."""
+
+MANY_TIES = 0.5
+"""A warning tells when more than this share of the rows have ties at rank k."""
 
 ROWS_PER_PRODUCT = 256
 
@@ -87,7 +100,8 @@ def knn_overlap(
     r"""Mean overlap of the k nearest neighbors of each sample in two representations.
 
     The neighbors are exact, a sample is never its own, and ties go to the lower row in both
-    spaces. Similarities too close to call in float32 are decided in float64.
+    spaces, also those of unequal rows of small integers or bits. Similarities too close to call in
+    float32 are decided in float64. A warning tells when many rows have ties at rank k.
 
     Args:
         x: (n, d_x) representations, floating point.
@@ -103,7 +117,7 @@ def knn_overlap(
 
     Returns:
         float64 scalar for an int ``k``, else a dict by k. NaN, with a warning, if an input is not
-        finite.
+        finite or all its rows are equal (for cosine: have one direction).
 
     Raises:
         ValueError: if shapes or ids do not match, an option is unknown, or k is not in [1, n - 1].
@@ -123,16 +137,11 @@ def knn_overlap(
     check_neighbor_counts(ks, x.shape[0])
     check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        if bool(torch.isfinite(x.sum()) & torch.isfinite(rows_y.sum())):
-            near_x = nearest_neighbors(x, ks, similarity, chunk_bytes)
-            near_y = reference.keep(
-                ("neighbors", ks, similarity),
-                lambda: nearest_neighbors(rows_y, ks, similarity, chunk_bytes),
-            )
-            values = overlap_of_neighbors(near_x, near_y, ks, overlap)
-        else:
-            warn_nan("k-NN overlap", "an input is not finite")
+        found = neighbors_of_both("k-NN overlap", x, rows_y, reference, ks, similarity, chunk_bytes)
+        if found is None:
             values = {size: scalar_nan(x) for size in ks}
+        else:
+            values = overlap_of_neighbors(*found, ks, overlap)
     return values[k] if isinstance(k, int) else values
 
 
@@ -151,55 +160,169 @@ def check_neighbor_counts(ks: Sequence[int], num_samples: int | None = None) -> 
             )
 
 
+class Neighbors(NamedTuple):
+    """Nearest other rows of each row.
+
+    Attributes:
+        indices: (n, max(ks)) int64; for each k the first k of a row are its k nearest.
+        tied: share of the rows whose k-th neighbor is as near as the next one, for each k.
+        collapsed: whether all rows are equal (for cosine: have one direction).
+    """
+
+    indices: Tensor
+    tied: Tensor
+    collapsed: bool
+
+
+def neighbors_of_both(
+    metric: str,
+    x: Tensor,
+    y: Tensor,
+    reference: Reference,
+    ks: Sequence[int],
+    similarity: Similarity,
+    chunk_bytes: int,
+) -> tuple[Tensor, Tensor] | None:
+    """Neighbor lists of ``x`` and of ``y``, (n, max(ks)); None, with a warning, if one has none.
+
+    Those of ``y`` are kept in its reference.
+    """
+    if not all(is_finite(rows) for rows in (x, y)):
+        warn_nan(metric, "an input is not finite")
+        return None
+    near = (
+        nearest_neighbors(x, ks, similarity, chunk_bytes),
+        reference.keep(
+            ("neighbors", tuple(ks), similarity),
+            lambda: nearest_neighbors(y, ks, similarity, chunk_bytes),
+        ),
+    )
+    if near[0].collapsed or near[1].collapsed:
+        what = "the rows of a representation are equal"
+        warn_nan(metric, what if similarity == "euclidean" else f"{what} up to their norm")
+        return None
+    tied, place = torch.maximum(near[0].tied, near[1].tied).max(0)
+    if bool(tied > MANY_TIES):
+        warn(
+            f"{metric}: {float(tied):.0%} of the rows have neighbors of one distance at "
+            f"k = {ks[int(place)]}; which of them count follows the order of the rows."
+        )
+    return near[0].indices, near[1].indices
+
+
 def nearest_neighbors(
     x: Tensor, ks: Sequence[int], similarity: Similarity, chunk_bytes: int
-) -> Tensor:
+) -> Neighbors:
     """Nearest other rows of each row, ties by index.
 
     Args:
-        x: (n, d), float32 or float64.
+        x: (n, d), float32 or float64, finite.
         ks: numbers of neighbors.
         similarity: see `knn_overlap`.
-        chunk_bytes: bound of the working memory for similarities.
-
-    Returns:
-        (n, max(ks)), int64. For each k in ``ks`` the first k of a row are its k nearest.
+        chunk_bytes: bound of the working memory for similarities (and for a copy of rows whose
+            products would leave the range of their dtype).
     """
-    k = max(ks)
+    k, n = max(ks), len(x)
+    x = _in_range(x, similarity)
     rows, norms, half_norms = _centered_rows(x, similarity)
-    values, found = _search(rows, half_norms, min(k + SPARE, len(x)), chunk_bytes)
+    if _is_one_point(rows, similarity):
+        everything = torch.ones(len(ks), dtype=torch.float64, device=x.device)
+        return Neighbors(torch.zeros(n, k, dtype=torch.int64, device=x.device), everything, True)
+    values, found = _search(rows, half_norms, min(k + SPARE, n), chunk_bytes)
     # What rounding to float32 may have moved: rows, their products, and half norms.
     room = norms + norms[found[:, :k]].max(1).values
     room *= ROUNDING * torch.finfo(rows.dtype).eps
-    borders = torch.stack([values[:, size - 1] - values[:, size] for size in ks], dim=1)
+    places = torch.tensor(ks, device=x.device) - 1
+    borders = values[:, places] - values[:, (places + 1).clamp(max=n - 1)]
     doubtful = (borders <= room[:, None]).any(1)
     settled = values[:, -1] < values[:, k - 1] - room  # no row beside the candidates comes into it
     near = found[:, :k].clone()
-    if not bool(doubtful.any()):
-        return near
-    between, among_all = ((doubtful & rest).nonzero()[:, 0] for rest in (settled, ~settled))
-    candidates = found[between]
-    del rows, values, found
-    center = x.mean(0, dtype=torch.float64) if similarity == "euclidean" else None
-    step = rows_per_chunk(4 * candidates.shape[1] * x.shape[1] * 8, -(-chunk_bytes // 4))
-    for part, some in zip(torch.split(between, step), torch.split(candidates, step), strict=True):
-        near[part] = _decide(x, part, some, center)[:, :k]
-    if len(among_all):
-        near[among_all] = _exact_neighbors(x, among_all, k, center, chunk_bytes)
-    return near
+    tied = torch.zeros(n, len(ks), dtype=torch.bool, device=x.device)
+    if bool(doubtful.any()):
+        between, among_all = ((doubtful & rest).nonzero()[:, 0] for rest in (settled, ~settled))
+        candidates = found[between]
+        del rows, values, found
+        center = _element_center(x) if similarity == "euclidean" else None
+        step = rows_per_chunk(4 * candidates.shape[1] * x.shape[1] * 8, -(-chunk_bytes // 4))
+        for part, some in zip(
+            torch.split(between, step), torch.split(candidates, step), strict=True
+        ):
+            near[part], tied[part] = _decide(x, part, some, center, places)
+        if len(among_all):
+            near[among_all], tied[among_all] = _exact_neighbors(
+                x, among_all, places, center, chunk_bytes
+            )
+    return Neighbors(near, tied.double().mean(0), False)
 
 
-def _decide(x: Tensor, chosen: Tensor, candidates: Tensor, center: Tensor | None) -> Tensor:
-    """Candidates of some rows in the order of their float64 similarity, ties by index."""
+def _in_range(x: Tensor, similarity: Similarity) -> Tensor:
+    """Rows whose squares, and products with each other, the dtype can hold."""
+    if similarity == "euclidean":
+        return in_units(x, unit_of(x))
+    norms = row_norms(x)
+    if bool(((norms > 1 / WIDE) & (norms < WIDE)).all()):
+        return x
+    # A row's own unit changes no cosine.
+    low, high = torch.aminmax(x, dim=1, keepdim=True)
+    most = 126 if x.dtype == torch.float32 else 1022
+    exponent = torch.frexp(torch.maximum(-low, high)).exponent.clamp(-most, most)
+    return torch.ldexp(x, -exponent)
+
+
+def _is_one_point(rows: Tensor, similarity: Similarity) -> bool:
+    """Whether rows of `_centered_rows` are all the same, for unit vectors up to their rounding."""
+    least = COLLAPSED * torch.finfo(rows.dtype).eps if similarity == "cosine" else 0
+    for some in (rows[:: max(1, len(rows) // CENTER_ROWS)], rows):
+        low, high = torch.aminmax(some, dim=0)
+        if bool((high - low > least).any()):
+            return False
+    return True
+
+
+def _element_center(x: Tensor) -> Tensor:
+    """(d,) median of each feature over some rows, float64: differences of integers stay exact."""
+    few = x[:: max(1, x.shape[0] // CENTER_ROWS)]
+    # `median(0)` has no deterministic implementation on CUDA.
+    return few.sort(0).values[(len(few) - 1) // 2].double()
+
+
+def _decide(
+    x: Tensor, chosen: Tensor, candidates: Tensor, center: Tensor | None, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The nearest candidates of some rows by float64 similarity, ties by index, and where they tie.
+
+    Args:
+        x: (n, d).
+        chosen: (m,) rows.
+        candidates: (m, c) rows among which their neighbors are.
+        center: (d,) for Euclidean distances, None for cosines.
+        places: k - 1 for each k.
+    """
     candidates = candidates.sort(dim=1).values
     left = _exact_rows(x[chosen], center)[:, None]
     right = _exact_rows(x[candidates.flatten()], center).view(*candidates.shape, x.shape[1])
-    exact = (left * right).sum(2)
-    if center is not None:
-        exact -= right.square().sum(2) / 2
+    exact = _exact_scores((left * right).sum(2), right.square().sum(2), center)
     exact[candidates == chosen[:, None]] = -torch.inf
-    order = exact.sort(dim=1, descending=True, stable=True).indices
-    return candidates.gather(1, order)
+    exact, order = exact.sort(dim=1, descending=True, stable=True)
+    k = int(places.max()) + 1
+    return candidates.gather(1, order[:, :k]), _ties(exact, places)
+
+
+def _ties(exact: Tensor, places: Tensor) -> Tensor:
+    """Whether the values at some places of falling rows are as large as the next ones."""
+    following = exact[:, (places + 1).clamp(max=exact.shape[1] - 1)]
+    return (exact[:, places] == following) & (places < exact.shape[1] - 1)
+
+
+def _exact_scores(products: Tensor, norms: Tensor, center: Tensor | None) -> Tensor:
+    """What orders rows by their similarity to one row, exactly for integers.
+
+    Minus half of the squared distance, up to the norm of that row; for cosines their square with
+    its sign, times that norm.
+    """
+    if center is not None:
+        return products - norms / 2
+    return products * products.abs() / norms.masked_fill(norms == 0, 1)
 
 
 def _centered_rows(x: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor, Tensor]:
@@ -325,32 +448,32 @@ def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _exact_neighbors(
-    x: Tensor, chosen: Tensor, k: int, center: Tensor | None, chunk_bytes: int
-) -> Tensor:
-    """Neighbors of some rows from float64 similarities, ties by index: (len(chosen), k)."""
+    x: Tensor, chosen: Tensor, places: Tensor, center: Tensor | None, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """`_decide` among all rows."""
     n, d = x.shape
-    same = _first_equal_row(x)
+    same, k = _first_equal_row(x), int(places.max()) + 1
     half = -(-chunk_bytes // 2)
     step, columns = rows_per_chunk(5 * n * 8, half), rows_per_chunk(3 * d * 8, half)
-    found = []
+    found, tied = [], []
     for part in torch.split(chosen, step):
         left = _exact_rows(x[same[part]], center)
         scores = torch.empty(len(part), n, dtype=torch.float64, device=x.device)
         for start in range(0, n, columns):
             right = _exact_rows(x[start : start + columns], center)
-            block = torch.matmul(left, right.mT, out=scores[:, start : start + columns])
-            if center is not None:
-                block -= right.square().sum(1) / 2
+            block = scores[:, start : start + columns]
+            block.copy_(_exact_scores(left @ right.mT, right.square().sum(1), center))
         # Equal rows get equal scores, which products of different blocks do not promise.
         scores = scores[:, same]
         scores.scatter_(1, part[:, None], -torch.inf)
-        found.append(_first_largest(scores, k))
-    return torch.cat(found)
+        best = scores.topk(min(k + 1, n)).values
+        tied.append(_ties(best, places))
+        found.append(_first_largest(scores, best[:, k - 1 : k], k))
+    return torch.cat(found), torch.cat(tied)
 
 
-def _first_largest(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k largest scores of each row in their order, ties by index."""
-    least = scores.topk(k).values[:, -1:]
+def _first_largest(scores: Tensor, least: Tensor, k: int) -> Tensor:
+    """Indices of the k scores of each row from ``least`` on in their order, ties by index."""
     above, equal = scores > least, scores == least
     equal &= equal.cumsum(1) <= k - above.sum(1, keepdim=True)
     chosen = (above | equal).nonzero()[:, 1].view(-1, k)
@@ -359,12 +482,7 @@ def _first_largest(scores: Tensor, k: int) -> Tensor:
 
 
 def _exact_rows(x: Tensor, center: Tensor | None) -> Tensor:
-    x = x.double()
-    if center is not None:
-        return x - center
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    unit: Tensor = x / norms.masked_fill(norms == 0, 1)
-    return unit
+    return x.double() if center is None else x.double() - center
 
 
 def _first_equal_row(x: Tensor) -> Tensor:

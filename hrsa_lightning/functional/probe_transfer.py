@@ -10,14 +10,16 @@ from hrsa_lightning.functional._inputs import (
     SampleIds,
     check_ids,
     check_pair,
-    halves,
-    sample_keys,
+    split_halves,
 )
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     float64_chunks,
     full_precision,
+    in_units,
+    is_finite,
     scalar_nan,
+    unit_of,
     warn_nan,
 )
 
@@ -85,11 +87,11 @@ def linear_probe_transfer(
     check_labels(labels, x.shape[0])
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        if not bool(torch.isfinite(x.sum()) & torch.isfinite(y.sum())):
+        if not (is_finite(x) and is_finite(y)):
             warn_nan("linear probe transfer", "an input is not finite")
             nan = scalar_nan(x)
             return ProbeTransferResult(nan, nan, nan)
-        test = halves(sample_keys(y, ids))
+        test = split_halves(y, ids)
         if bool(test.all()) or not bool(test.any()):
             warn_nan("linear probe transfer", "all samples fall into one half")
             nan = scalar_nan(x)
@@ -101,13 +103,16 @@ def linear_probe_transfer(
             classes, labels = torch.unique(labels, return_inverse=True)
             num_classes = len(classes)
 
-        def samples(rows: Tensor, chosen: Tensor) -> _Samples:
-            return _Samples(rows, chosen, labels, num_classes, chunk_bytes)
+        def samples(rows: Tensor, like: Tensor, chosen: Tensor) -> _Samples:
+            return _Samples(rows, unit_of(like), chosen, labels, num_classes, chunk_bytes)
 
-        probe = _fit(samples(y, ~test), regularization)
-        own = _fit(samples(x, ~test), regularization)
-        live, reference = samples(x, test), samples(y, test)
-        return ProbeTransferResult(_score(probe, live), _score(probe, reference), _score(own, live))
+        probe = _fit(samples(y, y, ~test), regularization)
+        own = _fit(samples(x, x, ~test), regularization)
+        return ProbeTransferResult(
+            transfer=_score(probe, samples(x, y, test)),
+            source=_score(probe, samples(y, y, test)),
+            ceiling=_score(own, samples(x, x, test)),
+        )
 
 
 def check_labels(labels: object, num_samples: int) -> None:
@@ -125,6 +130,7 @@ class _Samples(NamedTuple):
 
     Attributes:
         x: (n, d) representations.
+        unit: power of two to divide them by, that of the rows that the probe is fitted on.
         chosen: (n,) bool, the samples meant.
         labels: (n,), classes from 0 or float64 targets.
         num_classes: None for targets.
@@ -132,6 +138,7 @@ class _Samples(NamedTuple):
     """
 
     x: Tensor
+    unit: float
     chosen: Tensor
     labels: Tensor
     num_classes: int | None
@@ -147,7 +154,7 @@ class _Samples(NamedTuple):
                 targets = labels[:, None]
             else:
                 targets = torch.nn.functional.one_hot(labels, self.num_classes).double()
-            yield self.x[part][chosen].double(), targets
+            yield in_units(self.x[part][chosen].double(), self.unit), targets
 
 
 class _Probe(NamedTuple):
@@ -195,4 +202,8 @@ def _score(probe: _Probe, samples: _Samples) -> Tensor:
     if samples.num_classes is not None:
         return total / samples.chosen.sum()
     targets = samples.labels[samples.chosen]
-    return 1 - total / (targets - targets.mean()).square().sum()
+    value: Tensor = 1 - total / (targets - targets.mean()).square().sum()
+    if not bool(value.isfinite()):
+        warn_nan("linear probe transfer", "the targets of the test half are constant or not finite")
+        return scalar_nan(value)
+    return value

@@ -1,6 +1,7 @@
 """Orthogonal Procrustes: how well a rotation turns one representation into another."""
 
 import math
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,13 +12,13 @@ from hrsa_lightning.functional._inputs import (
     check_choice,
     check_ids,
     check_pair,
-    halves,
-    sample_keys,
+    split_halves,
 )
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
+    in_units,
     row_chunks,
     scalar_nan,
     warn_nan,
@@ -75,9 +76,10 @@ def orthogonal_procrustes(
 
     A rotation fitted and judged on the same few samples looks good on unrelated data. So the
     default fits it on one half of the samples and judges it on the other. Halves are decided by
-    ``x_ids``/``y_ids``, or else by the content of the rows of ``y``, and so do not depend on
-    batches, order or ranks. Where the optimum is not unique (fewer samples than features),
-    directions it leaves open count as unaligned, which is their average over all optima.
+    ``x_ids``/``y_ids``, or else by where the rows of ``y`` lie along a fixed direction; either way
+    batches, order, ranks and scale do not matter. Where the optimum is not unique (fewer samples
+    than features), directions it leaves open count as unaligned, which is their average over all
+    optima.
 
     Args:
         x: (n, d_x) representations, floating point.
@@ -113,7 +115,7 @@ def orthogonal_procrustes(
     x, y = check_pair(x, y, min_samples=min_samples(protocol))
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
-        judged = halves(sample_keys(y, ids)) if protocol == "held_out" else None
+        judged = split_halves(y, ids) if protocol == "held_out" else None
         moments, rotations = _fit(x, y, judged, protocol, chunk_bytes)
         result = judge_rotations(moments, protocol, rotations)
         cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
@@ -158,16 +160,16 @@ def alignment_spectrum(
     """
     x, y = check_pair(x, y, min_samples=min_samples("in_sample"))
     with full_precision(x.device):
-        _, rotations = _fit(x, y, None, "in_sample", chunk_bytes)
+        moments, rotations = _fit(x, y, None, "in_sample", chunk_bytes)
         n, d_x, d_y = x.shape[0], x.shape[1], y.shape[1]
         nan = torch.full((d_x,), torch.nan, dtype=torch.float64, device=x.device)
         if rotations is None:
             warn_nan("alignment spectrum", "an input is not finite")
             return AlignmentSpectrum(nan[: min(d_x, d_y, n - 1)], nan)
         fitted = rotations.fitted
-        values = fitted.singular_values.double() / (n - 1)
+        values = fitted.singular_values.double() / (n - 1) * moments.unit[0] * moments.unit[1]
         if not fitted.unique:
-            _warn_not_unique("row entropies", (d_x, d_y), n)
+            _warn_not_unique("row entropies", (d_x, d_y), n, fitted)
             return AlignmentSpectrum(values, nan)
         return AlignmentSpectrum(values, _row_entropies(fitted.rotation))
 
@@ -178,7 +180,7 @@ def _fit(
     """Sums and rotations, in the dtype of the data where that is enough, or else in float64."""
     num_fitted = x.shape[0] if judged is None else int((~judged).sum())
     rotations = None
-    if settles_all((x.shape[1], y.shape[1]), num_fitted):
+    if x.dtype == torch.float32 and settles_all((x.shape[1], y.shape[1]), num_fitted):
         moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
         rotations = fit_rotations(moments, protocol, quick=True)
     if rotations is None:
@@ -225,9 +227,10 @@ def fit_rotations(
     held_out = protocol == "held_out"
     if not bool(torch.isfinite(moments.trace).all()):
         return None
-    if quick and protocol == "paper" and moments.far_from_origin(FAR):
+    far = protocol == "paper" and moments.far_from_origin(FAR)
+    if quick and (moments.dtype == torch.float64 or far):
         return None
-    polar = quick_polar if quick else polar_factor
+    polar = quick_polar if quick else partial(polar_factor, eps=float(moments.rounding))
     if not held_out:
         fitted = polar(moments.centered_cross(), int(moments.count.sum()))
         return None if fitted is None else Rotations(fitted, fitted)
@@ -268,9 +271,10 @@ def judge_rotations(
     if everything is not None and everything.unique:
         entropy = inverse_row_entropy(everything.rotation)
     else:
-        _warn_not_unique("inverse row entropy", moments.widths, int(n))
+        _warn_not_unique("inverse row entropy", moments.widths, int(n), everything)
+    size = moments.unit[0] / moments.unit[1]
     return ProcrustesResult(
-        residual_variance_ratio=(total_x + total_y - 2 * inner) / total_y,
+        residual_variance_ratio=(total_x * size - 2 * inner) * size / total_y + 1,
         global_cosine=inner / (total_x * total_y).sqrt(),
         mean_cosine=nan,
         inverse_row_entropy=entropy,
@@ -302,6 +306,7 @@ def mean_cosine(
         return scalar_nan(x)
     moments = moments if judged is None else moments.half(1)
     mean_x, mean_y = (mean.to(x.dtype) for mean in moments.means())
+    unit_x, unit_y = moments.unit.tolist()
     rotation = rotation.to(x.dtype)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     bytes_per_row = 4 * sum(moments.widths) * x.element_size()
@@ -309,6 +314,7 @@ def mean_cosine(
         left, right = x[part], y[part]
         if judged is not None:
             left, right = left[judged[part]], right[judged[part]]
+        left, right = in_units(left, unit_x), in_units(right, unit_y)
         if protocol != "paper":
             left, right = left - mean_x, right - mean_y
         norms = torch.linalg.vector_norm(left, dim=1) * torch.linalg.vector_norm(right, dim=1)
@@ -318,10 +324,19 @@ def mean_cosine(
     return total / (x.shape[0] if judged is None else judged.sum())
 
 
-def _warn_not_unique(what: str, widths: tuple[int, int], num_samples: int) -> None:
+def _warn_not_unique(
+    what: str, widths: tuple[int, int], num_samples: int, fitted: Polar | None
+) -> None:
+    """Warn that a rotation is not the only one, with the rank that it would need."""
     d_x, d_y = widths
+    if d_x != d_y:
+        warn_nan(what, f"it needs equal widths, got {d_x} and {d_y}")
+        return
+    rank = min(num_samples - 1 if fitted is None else len(fitted.singular_values), d_x - 1)
     warn_nan(
-        what, f"the alignment of widths {d_x} and {d_y} is not unique with {num_samples} samples"
+        what,
+        f"X'Y of the {num_samples} samples must have rank d = {d_x} for a unique rotation, "
+        f"and has rank {rank} to rounding",
     )
 
 

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hrsa_lightning.functional._numerics import in_units, is_finite, slices, unit_of
+
 __all__ = ["chance_scores", "query_scores", "ranking_scores"]
 
 ROWS_AT_ONCE = 256
-SAME_SCORE = 1e-6
-"""Cosines in float32 that differ by less are taken for equal."""
+PASSAGES_AT_ONCE = 4096
+SAME_SCORE = 1e-12
+"""Cosines in float64 that differ by less are taken for equal: their rounding is smaller."""
 
 
 def ranking_scores(
@@ -45,21 +48,30 @@ def query_scores(
     Args:
         queries: (queries, features).
         corpus: (passages, features).
-        relevant: For each query, the rows of `corpus` that answer it.
+        relevant: For each query, the rows of `corpus` that answer it, at least one; a row that is
+            named twice counts once.
         ks: Depths.
 
     Returns:
         One value per query and metric, in [0, 1]; NaN when an embedding is not finite.
+
+    Raises:
+        ValueError: If a query has no answer, or one that is no row of `corpus`.
 
     Example:
         >>> query_scores(torch.eye(2), torch.eye(2), [[0], [0]], [1])["recall@1"]
         [1.0, 0.0]
     """
     depth = max(ks)
-    if not (bool(queries.isfinite().all()) and bool(corpus.isfinite().all())):
+    relevant = [list(dict.fromkeys(right)) for right in relevant]
+    for row, right in enumerate(relevant):
+        if not right or not 0 <= min(right) <= max(right) < len(corpus):
+            raise ValueError(
+                f"Expected `relevant[{row}]` to name rows of `corpus`, from 0 to "
+                f"{len(corpus) - 1}, got {right}."
+            )
+    if not (is_finite(queries) and is_finite(corpus)):
         return {name: [math.nan] * len(queries) for name in _names(ks)}
-    corpus = torch.nn.functional.normalize(corpus.float(), dim=1)
-    queries = torch.nn.functional.normalize(queries.float(), dim=1)
     scores: dict[str, list[float]] = {name: [] for name in _names(ks)}
     for ranks in _ranks(queries, corpus, relevant):
         gain = sum(1 / math.log2(1 + rank) for rank in ranks if rank <= depth)
@@ -116,13 +128,26 @@ def _ranks(queries: Tensor, corpus: Tensor, relevant: Sequence[Sequence[int]]) -
     for start in range(0, len(pairs), ROWS_AT_ONCE):
         part = pairs[start : start + ROWS_AT_ONCE]
         rows, right = torch.tensor(part, device=queries.device).unbind(1)
-        scores = queries[rows] @ corpus.T
-        least = scores.gather(1, right[:, None]) - SAME_SCORE
-        found = scores >= least
-        siblings = [(i, passage) for i, (row, _) in enumerate(part) for passage in relevant[row]]
-        found[tuple(torch.tensor(siblings, device=found.device).unbind(1))] = False
-        for (row, _), count in zip(part, found.sum(1).tolist(), strict=True):
+        asked = _unit(queries[rows])
+        least = (asked * _unit(corpus[right])).sum(1, keepdim=True) - SAME_SCORE
+        answers = torch.tensor(
+            [(i, passage) for i, (row, _) in enumerate(part) for passage in relevant[row]]
+        ).to(rows)
+        wrong = torch.zeros_like(rows)
+        for passages in slices(len(corpus), PASSAGES_AT_ONCE):
+            found = asked @ _unit(corpus[passages]).mT >= least
+            here = (answers[:, 1] >= passages.start) & (answers[:, 1] < passages.stop)
+            place, passage = answers[here].unbind(1)
+            found[place, passage - passages.start] = False
+            wrong += found.sum(1)
+        for (row, _), count in zip(part, wrong.tolist(), strict=True):
             before[row].append(count)
     return [
         [place + wrong for place, wrong in enumerate(sorted(counts), start=1)] for counts in before
     ]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows over their norm in float64; rows of zeros stay."""
+    rows = in_units(rows.double(), unit_of(rows))
+    return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(torch.float64).tiny)

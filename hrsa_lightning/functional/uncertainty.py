@@ -9,7 +9,13 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair, sample_keys
+from hrsa_lightning.functional._inputs import (
+    SampleIds,
+    check_ids,
+    check_pair,
+    projections,
+    sample_keys,
+)
 from hrsa_lightning.functional._numerics import SimilarityWarning, warn_nan
 
 NUM_GROUPS = 20
@@ -158,8 +164,9 @@ def _groups(x: Tensor, y: Tensor, ids: list[int | str] | None, num_groups: int) 
     Samples with one key are told apart by ``x``; where that is equal as well, it does not matter
     which of them goes where.
     """
-    order = sample_keys(x, None).argsort(stable=True)
-    order = order[sample_keys(y, ids)[order].argsort(stable=True)]
+    order = projections(x).argsort(stable=True)
+    keys = projections(y) if ids is None else sample_keys(y, ids)
+    order = order[keys[order].argsort(stable=True)]
     places = torch.arange(len(order), device=order.device)
     return torch.empty_like(order).scatter_(0, order, places % num_groups)
 

@@ -21,7 +21,7 @@ from hrsa_lightning.functional._inputs import (
     id_words,
     sample_keys,
 )
-from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional._moments import SUMS, PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
 from hrsa_lightning.functional.probe_transfer import check_labels
 from hrsa_lightning.functional.uncertainty import check_num_groups, jackknife
@@ -131,7 +131,8 @@ class PairMetric(Metric):
             )
         if "labels" in self.parts:
             check_labels(labels, x.shape[0])
-        with full_precision(x.device):
+        # States made in inference mode could not be updated outside of it.
+        with torch.inference_mode(False), full_precision(x.device):
             self._check_widths(x, y)
             if "moments" in self.parts:
                 judged = halves(sample_keys(y, ids))
@@ -274,6 +275,12 @@ class PairMetric(Metric):
         chance = self._chance.get(names[0]) if val is None and len(names) == 1 else None
         return draw(value, type(self).__name__, chance, ax)
 
+    def reset(self) -> None:
+        """Forget all samples; lists of rows that a wrapper kept, as `Running` does, stay whole."""
+        for name in self._row_states():
+            setattr(self, name, [])
+        super().reset()
+
     def set_dtype(self, dst_type: str | torch.dtype) -> "PairMetric":
         """Return the metric unchanged: its sums are float64 on purpose."""
         return self
@@ -347,15 +354,16 @@ class PairMetric(Metric):
         if self.count.numel() == 0:
             self._set_moments(PairMoments.zeros(d_x, d_y, 2, self.device))
         moments = self._moments()
+        moments.change_unit(exchange.largest_values(moments.unit))
+        moments.rounding.copy_(exchange.largest_values(moments.rounding))
         n = moments.count.sum()
         total = exchange.add(n.clone()).clamp(min=1)
         mean_x = exchange.add(n * moments.center_x + moments.sum_x.sum(0)) / total
         mean_y = exchange.add(n * moments.center_y + moments.sum_y.sum(0)) / total
         # Centers are subtracted from float32 rows, so they must be float32 values.
         moments.recenter(mean_x.float().double(), mean_y.float().double())
-        for name in PairMoments.names():
-            if not name.startswith("center"):
-                exchange.add(getattr(moments, name))
+        for name in SUMS:
+            exchange.add(getattr(moments, name))
 
     def unsync(self, should_unsync: bool = True) -> None:
         """Give back the rows of this rank; the sums stay with the first rank."""
@@ -364,9 +372,8 @@ class PairMetric(Metric):
         if not self._is_synced:
             raise TorchMetricsUserError("The Metric has already been un-synced.")
         if "moments" in self.parts and dist.get_rank(self.process_group) != 0:
-            for name in PairMoments.names():
-                if not name.startswith("center"):
-                    getattr(self, name).zero_()
+            for name in SUMS:
+                getattr(self, name).zero_()
         for name, rows in (self._local_rows or {}).items():
             setattr(self, name, rows)
         self._local_rows = None

@@ -24,8 +24,13 @@ class Exchange:
     def largest(self, values: Sequence[int]) -> list[int]:
         """Elementwise maximum over ranks."""
         packed = torch.tensor(values, dtype=torch.int64, device=self.device)
-        dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=self.group)
-        return cast(list[int], packed.tolist())
+        return cast(list[int], self.largest_values(packed).tolist())
+
+    def largest_values(self, value: Tensor) -> Tensor:
+        """Elementwise maximum over ranks, in a copy."""
+        found = value.clone()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
+        return found
 
     def gather_rows(self, batches: list[Tensor]) -> Tensor:
         """Rows of all ranks in rank order; ranks may hold different numbers of them, or none."""

@@ -1,11 +1,10 @@
 """Orthogonal Procrustes as a metric."""
 
-import math
 from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional._inputs import check_choice, halves, id_list, sample_keys
+from hrsa_lightning.functional._inputs import check_choice, id_list, split_halves
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
@@ -37,7 +36,9 @@ class OrthogonalProcrustes(PairMetric):
     Args:
         protocol: ``"held_out"``, ``"in_sample"`` or ``"paper"``.
         mean_cosine: whether to report it. It needs the rows, which are kept until ``reset``; all
-            else is streamed, in sums shared with `LinearCKA` and `DimensionCorrelation`.
+            else is streamed, in sums shared with `LinearCKA` and `DimensionCorrelation`. Without
+            rows and without ids, bits of the rows of ``y`` decide the halves, whatever the scale
+            makes of them.
         kwargs: see `PairMetric`.
 
     Example:
@@ -68,19 +69,22 @@ class OrthogonalProcrustes(PairMetric):
 
     def _value(self) -> dict[str, Tensor]:
         moments = self._moments()
+        self._chance = self._known_chance(moments)
+        if self.mean_cosine and self.protocol == "held_out":
+            x, y, ids, _ = self._rows()
+            if ids is None:  # the sums were split before all rows were known
+                return self._value_of(x, y, None, None)
         rotations = fit_rotations(moments, self.protocol, quick=True)
         rotations = rotations or fit_rotations(moments, self.protocol)
         result = judge_rotations(moments, self.protocol, rotations)
         if self.mean_cosine:
             x, y, ids, _ = self._rows()
-            held_out = self.protocol == "held_out"
-            judged = halves(sample_keys(y, id_list(ids))) if held_out else None
+            judged = split_halves(y, id_list(ids)) if self.protocol == "held_out" else None
             result = result._replace(
                 mean_cosine=mean_cosine(
                     x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
                 )
             )
-        self._chance = self._known_chance(moments)
         return self._chosen(result)
 
     def _value_of(
@@ -97,7 +101,7 @@ class OrthogonalProcrustes(PairMetric):
     def _known_chance(self, moments: PairMoments) -> dict[str, float]:
         known = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}
         if self.protocol == "held_out":
-            size_x, size_y = moments.centered_trace().tolist()
-            known["procrustes_residual"] = 1 + size_x / size_y if size_y > 0 else math.nan
+            size_x, size_y = moments.centered_trace().sqrt() * moments.unit
+            known["procrustes_residual"] = float(1 + (size_x / size_y).square())
             known |= {"procrustes_global_cosine": 0.0, "procrustes_mean_cosine": 0.0}
         return {key: level for key, level in known.items() if key in self._names()}

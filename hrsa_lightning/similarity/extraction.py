@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import is_file
 from hrsa_lightning.similarity.layers import LayerSelection, select_layers
 from hrsa_lightning.similarity.pooling import POOLINGS, PoolingMethod, drop_first_token, pool
 from hrsa_lightning.similarity.probes import (
@@ -24,6 +26,7 @@ from hrsa_lightning.similarity.probes import (
     Tokenizer,
     batch_size,
     load_probes,
+    read_texts,
     tokenizer_of,
 )
 
@@ -53,21 +56,7 @@ _RESULT_KEYS = ("embeddings", "sentence_embedding", "last_hidden_state", "logits
 class Extractor:
     """Runs models over the probe sets and pools chosen layers in their forward hooks.
 
-    Args:
-        probes: See `SimilarityEvaluator`, as for all but the last.
-        layers: Patterns of `select_layers`.
-        forward: Called as `forward(module, batch)`; `None` calls the module itself.
-        pooling: One method for all layers, or a mapping from short names (globs allowed) to
-            methods; layers that the mapping does not name are averaged.
-        mask: Key of the mask in a batch, a function `mask(batch) -> Tensor`, or `None` to use
-            `pool_mask` or `attention_mask` where the batch is a mapping that has one.
-        exclude_first_token: Leave each sample's first counted token out.
-        tokenizer: Turns texts into a batch; `None` asks each model for its `probe_batch`.
-        max_length: Most tokens of a text.
-        batch_size: Samples per batch of texts.
-        label_key: Where batches hold labels.
-        limit_batches: At most so many batches of each probe set.
-        keep_on_device: Keep representations where the models are and not on the CPU.
+    Its arguments are those of `SimilarityEvaluator`.
 
     Attributes:
         models: Models by name, as `prepare` got them.
@@ -131,6 +120,20 @@ class Extractor:
         self._keep_on_device = keep_on_device
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
+    def check(self) -> None:
+        """Read probes that are files, and refuse bad ones before there is a model.
+
+        Raises:
+            DataError: The message begins with `probes`.
+        """
+        for source in self._sources.values():
+            # Without a suffix it may be the name of a loader method.
+            if isinstance(source, (str, Path)) and (Path(source).suffix or is_file(source)):
+                try:
+                    read_texts(source)
+                except DataError as error:
+                    raise DataError(f"probes: {error}") from None
+
     def prepare(
         self,
         models: Mapping[str, nn.Module],
@@ -145,12 +148,11 @@ class Extractor:
 
         Args:
             models: Models by name; a single unnamed one is called ``""``.
-            ranks: Processes that share the probes.
+            ranks: See `SimilarityEvaluator.prepare`, as for the others.
             device: Where the models are.
-            context: Makes the context of each forward pass, such as a trainer's autocast.
+            context: Makes the context of each forward pass.
             resolve: Turns what was given as a probe set into something that can be read.
-            holder: Attribute that holds the models in the module whose checkpoints may be
-                references.
+            holder: Attribute that holds the models in a larger module.
 
         Raises:
             ConfigError: When a layer is wrong, or texts cannot be tokenized.

@@ -9,8 +9,8 @@ import pytest
 from hrsa_lightning.encoders import ModelReference
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.evaluate import tables
-from hrsa_lightning.evaluate.arms import EvaluatedArm, find_arm, group_models
-from hrsa_lightning.evaluate.scores import TaskScores
+from hrsa_lightning.evaluate.scoring import TaskScores
+from hrsa_lightning.evaluate.tables import EvaluatedArm, find_arm, group_models
 from hrsa_lightning.sources import Source
 
 

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ SIMILARITY = pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_neighbors_are_those_of_float64(name: str, similarity: str) -> None:
     for x in HOSTILE[name]():
-        found = nearest_neighbors(x, (1, 5, 10), similarity, 2**20)  # type: ignore[arg-type]
+        found = nearest_neighbors(x, (1, 5, 10), similarity, 2**20).indices  # type: ignore[arg-type]
         expected = torch.from_numpy(reference.neighbors(x, 10, similarity))
         for k in (1, 5, 10):
             assert torch.equal(found[:, :k].sort().values, expected[:, :k].sort().values)
@@ -39,7 +40,7 @@ def test_agrees_with_scikit_learn(similarity: str) -> None:
     x, _ = pair(300, 24)
     finder = neighbors.NearestNeighbors(n_neighbors=11, metric=similarity).fit(x.double().numpy())
     expected = torch.from_numpy(finder.kneighbors(return_distance=False))[:, :10]
-    found = nearest_neighbors(x, (10,), similarity, 2**20)  # type: ignore[arg-type]
+    found = nearest_neighbors(x, (10,), similarity, 2**20).indices  # type: ignore[arg-type]
     assert torch.equal(found, expected)
 
 
@@ -62,20 +63,76 @@ def test_neighbors_in_many_squares_are_those_of_float64(order: str, similarity: 
     expected = torch.from_numpy(reference.neighbors(x, 10, similarity))
     for side in (7, 50, 399):
         found = nearest_neighbors(x, (10,), similarity, 4 * 12 * side**2)  # type: ignore[arg-type]
-        assert torch.equal(found.sort().values, expected.sort().values)
+        assert torch.equal(found.indices.sort().values, expected.sort().values)
 
 
 def test_a_sample_is_never_its_own_neighbor_even_when_duplicated() -> None:
     x, _ = HOSTILE["duplicates"]()
-    found = nearest_neighbors(x, (5,), "cosine", 2**20)
+    found = nearest_neighbors(x, (5,), "cosine", 2**20).indices
     assert not (found == torch.arange(len(x))[:, None]).any()
 
 
 def test_ties_go_to_the_lower_row_in_both_spaces() -> None:
     x = torch.eye(2).repeat_interleave(4, 0)
-    found = nearest_neighbors(x, (2,), "cosine", 2**20)
+    found = nearest_neighbors(x, (2,), "cosine", 2**20).indices
     assert found.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [5, 6], [4, 6], [4, 5], [4, 5]]
-    assert knn_overlap(x, x.flip(1), k=2).item() == 1
+    with pytest.warns(SimilarityWarning, match="100% of the rows have neighbors of one distance"):
+        assert knn_overlap(x, x.flip(1), k=2).item() == 1
+
+
+def exact_neighbors(x: torch.Tensor, k: int, similarity: str) -> list[list[int]]:
+    """Of integer rows by arithmetic in fractions, ties by index."""
+    rows = [[int(v) for v in row] for row in x.tolist()]
+    found = []
+    for i, a in enumerate(rows):
+        scores = []
+        for b in rows:
+            inner = sum(p * q for p, q in zip(a, b, strict=True))
+            square = sum(q * q for q in b)
+            if similarity == "cosine":
+                scores.append(Fraction(inner * abs(inner), square or 1))
+            else:
+                scores.append(Fraction(2 * inner - square))
+        others = [j for j in range(len(rows)) if j != i]
+        found.append(sorted(others, key=lambda j: (-scores[j], j))[:k])
+    return found
+
+
+@SIMILARITY
+@pytest.mark.parametrize("values", [2, 3, 8])
+@pytest.mark.parametrize("chunk_bytes", [2**20, 20_000])
+def test_ties_of_unequal_integer_rows_go_to_the_lower_row(
+    values: int, similarity: str, chunk_bytes: int
+) -> None:
+    generator = torch.Generator().manual_seed(values)
+    x = torch.randint(values, (60, 12), generator=generator).float()
+    for rows in (x, x.double(), 0.125 * x, 2.0**70 * x):
+        found = nearest_neighbors(rows, (5,), similarity, chunk_bytes)  # type: ignore[arg-type]
+        expected = [sorted(near) for near in exact_neighbors(x, 5, similarity)]
+        assert found.indices.sort().values.tolist() == expected
+        # Counted from the other end, ties go to other rows.
+        reverse = [
+            sorted(59 - j for j in near) for near in exact_neighbors(x.flip(0), 5, similarity)
+        ]
+        tied = sum(a != b for a, b in zip(expected, reverse[::-1], strict=True))
+        assert found.tied.item() == pytest.approx(tied / 60)
+
+
+@SIMILARITY
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30, 0.0])
+def test_rows_that_are_all_equal_have_no_neighbors(similarity: str, scale: float) -> None:
+    x, y = pair()
+    collapsed = scale * x[:1].expand(len(x), -1).contiguous()
+    for one, other in ((x, collapsed), (collapsed, y), (collapsed, collapsed)):
+        with pytest.warns(SimilarityWarning, match="the rows of a representation are equal"):
+            value = knn_overlap(one, other, similarity=similarity)  # type: ignore[call-overload]
+        assert math.isnan(value.item())
+
+
+def test_rows_of_one_direction_have_no_cosine_neighbors() -> None:
+    x, y = pair()
+    with pytest.warns(SimilarityWarning, match="are equal up to their norm"):
+        assert math.isnan(knn_overlap(x[:1] * torch.linspace(1, 9, 120)[:, None], y).item())
 
 
 def test_an_int_gives_a_scalar_and_several_a_dict() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hrsa_lightning.functional import SimilarityWarning, linear_probe_transfer
-from hrsa_lightning.functional._inputs import halves, sample_keys
+from hrsa_lightning.functional._inputs import split_halves
 from tests.functional.inputs import rotation
 
 
@@ -32,7 +32,7 @@ def ridge_accuracy(
 @pytest.mark.parametrize("d", [12, 200])
 def test_agrees_with_scikit_learn(d: int) -> None:
     x, y, labels = labelled(d=d)
-    judged = halves(sample_keys(y, None))
+    judged = split_halves(y, None)
     result = linear_probe_transfer(x, y, labels)
     assert result.transfer.item() == pytest.approx(ridge_accuracy(y, x, labels, judged))
     assert result.source.item() == pytest.approx(ridge_accuracy(y, y, labels, judged))
@@ -43,7 +43,7 @@ def test_regression_reports_r2() -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     x, y, _ = labelled()
     targets = y[:, 0] + 0.1 * torch.randn(240)
-    judged = halves(sample_keys(y, None))
+    judged = split_halves(y, None)
     rows = y[~judged].double().numpy()
     alpha = 1e-3 * np.sum((rows - rows.mean(0)) ** 2) / rows.shape[1]
     model = linear.Ridge(alpha=alpha).fit(rows, targets[~judged].double().numpy())

@@ -11,7 +11,7 @@ from hrsa_lightning.functional import (
     orthogonal_procrustes,
     random_rotation_inverse_row_entropy,
 )
-from hrsa_lightning.functional._inputs import halves, sample_keys
+from hrsa_lightning.functional._inputs import split_halves
 from hrsa_lightning.functional.procrustes import alignment_spectrum
 from tests.functional import reference
 from tests.functional.inputs import HOSTILE, pair, rotation
@@ -22,7 +22,7 @@ FULL_RANK = ["ordinary", "large_mean", "tiny_scale", "huge_scale", "massive_dime
 
 def check(x: torch.Tensor, y: torch.Tensor, protocol: str, rel: float = 1e-6) -> None:
     result = orthogonal_procrustes(x, y, protocol, return_rotation=True)  # type: ignore[arg-type]
-    judged = halves(sample_keys(y, None))
+    judged = split_halves(y, None)
     if protocol == "held_out":
         fit, judge = (x[~judged], y[~judged]), (x[judged], y[judged])
     else:
@@ -47,7 +47,7 @@ def test_agrees_with_scipy(name: str, protocol: str) -> None:
 @pytest.mark.parametrize("protocol", ["in_sample", "paper"])
 def test_fewer_samples_than_features_in_sample(protocol: str) -> None:
     x, y = HOSTILE["fewer_samples_than_features"]()
-    with pytest.warns(SimilarityWarning, match="not unique with 24 samples"):
+    with pytest.warns(SimilarityWarning, match="must have rank d = 64 .* has rank 23"):
         result = orthogonal_procrustes(x, y, "in_sample")
     residual, cosine, mean, _ = reference.procrustes((x, y), (x, y))
     assert result.residual_variance_ratio.item() == pytest.approx(residual, rel=1e-6)
@@ -60,7 +60,7 @@ def test_directions_left_open_count_as_unaligned() -> None:
     """Held out with n < d: the value is the average over all optimal rotations."""
     x, y = pair(24, 16)
     value = orthogonal_procrustes(x, y).global_cosine.item()
-    judged = halves(sample_keys(y, None))
+    judged = split_halves(y, None)
     fit_x, fit_y = (v[~judged].double() for v in (x, y))
     fit_x, fit_y = fit_x - fit_x.mean(0), fit_y - fit_y.mean(0)
     u, s, v = torch.linalg.svd(fit_x.mT @ fit_y)
@@ -114,7 +114,7 @@ def test_in_sample_overfits_and_held_out_does_not() -> None:
 
 def test_different_widths_equal_zero_padding() -> None:
     x, y = HOSTILE["different_widths"]()
-    with pytest.warns(SimilarityWarning, match="widths 16 and 5"):
+    with pytest.warns(SimilarityWarning, match="equal widths, got 16 and 5"):
         result = orthogonal_procrustes(x, y, "in_sample")
     padded = torch.cat((y, torch.zeros(120, 11)), 1)
     residual, cosine, mean, _ = reference.procrustes((x, padded), (x, padded))
@@ -211,7 +211,7 @@ def test_spectrum_agrees_with_scipy(name: str) -> None:
 
 def test_spectrum_says_what_the_data_leave_open() -> None:
     x, y = HOSTILE["fewer_samples_than_features"]()
-    with pytest.warns(SimilarityWarning, match="row entropies.*not unique with 24 samples"):
+    with pytest.warns(SimilarityWarning, match="row entropies.*24 samples must have rank d = 64"):
         spectrum = alignment_spectrum(x, y)
     assert len(spectrum.singular_values) == 23, "as many as samples less one"
     assert bool(spectrum.row_entropies.isnan().all())

@@ -14,9 +14,10 @@ def slow_scores(queries, corpus, relevant, depth):
     mrr = ndcg = recall = 0.0
     for query, answers in zip(queries, relevant, strict=True):
         scores = [
-            float(torch.cosine_similarity(query, passage, dim=0).double()) for passage in corpus
+            float(torch.cosine_similarity(query.double(), passage.double(), dim=0))
+            for passage in corpus
         ]
-        order = sorted(range(len(corpus)), key=lambda p: (-round(scores[p], 6), p in answers))
+        order = sorted(range(len(corpus)), key=lambda p: (-round(scores[p], 12), p in answers))
         hits = [place for place, passage in enumerate(order[:depth]) if passage in answers]
         mrr += 1 / (1 + hits[0]) if hits else 0.0
         ideal = sum(1 / math.log2(2 + place) for place in range(min(depth, len(answers))))
@@ -39,6 +40,34 @@ def test_scores_follow_their_definitions(seed):
 def test_collapsed_embeddings_score_as_the_last():
     scores = ranking_scores(torch.ones(2, 3), torch.ones(20, 3), [[0], [1]], [10])
     assert set(scores.values()) == {0.0}
+
+
+def test_nearly_collapsed_embeddings_keep_their_order():
+    """Cosines that differ by 1e-8, which float32 embeddings tell apart."""
+    torch.manual_seed(0)
+    corpus = 1 + 1e-4 * torch.randn(40, 8)
+    scores = ranking_scores(corpus, corpus, [[row] for row in range(40)], [10])
+    assert set(scores.values()) == {1.0}
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scale_changes_no_score(scale):
+    torch.manual_seed(1)
+    queries, corpus = torch.randn(9, 4), torch.randn(30, 4)
+    relevant = [[row] for row in range(9)]
+    found = ranking_scores(scale * queries, scale * corpus, relevant, [1, 5])
+    assert found == ranking_scores(queries, corpus, relevant, [1, 5])
+
+
+def test_an_answer_named_twice_counts_once():
+    queries = corpus = torch.eye(3)
+    assert ranking_scores(queries, corpus, [[0, 0], [1], [2]], [1])["recall@1"] == 1
+
+
+@pytest.mark.parametrize("answers", [[], [3], [0, -1]])
+def test_queries_without_an_answer_in_the_corpus_are_refused(answers):
+    with pytest.raises(ValueError, match=r"`relevant\[1\]` to name rows of `corpus`, from 0 to 2"):
+        ranking_scores(torch.eye(3)[:2], torch.eye(3), [[1], answers], [1])
 
 
 def test_chance_is_the_mean_over_all_orders():

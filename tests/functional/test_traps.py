@@ -21,14 +21,15 @@ from tests.functional.inputs import pair, rotation
 
 def test_self_neighbors_are_not_counted_on_duplicated_data() -> None:
     x = torch.randn(30, 6).repeat(2, 1)
-    found = nearest_neighbors(x, (1,), "cosine", 2**20)[:, 0]
+    found = nearest_neighbors(x, (1,), "cosine", 2**20).indices[:, 0]
     assert torch.equal(found, torch.arange(60).roll(30))
 
 
 def test_features_are_not_kept_with_their_graph() -> None:
     x, y = (v.requires_grad_() for v in pair())
-    assert not linear_cka(x, y).requires_grad
     assert not linear_cka_heatmap([x], [y]).requires_grad
+    assert not orthogonal_procrustes(x, y).global_cosine.requires_grad
+    assert linear_cka(x, y).requires_grad, "the one that can be part of a loss"
 
 
 def test_nan_in_is_nan_out_never_perfect_similarity() -> None:
@@ -63,7 +64,7 @@ def test_bf16_arithmetic_would_lose_neighbors_and_is_not_used() -> None:
     torch.manual_seed(0)
     x = (1 + 0.1 * torch.randn(300, 64)).bfloat16()
     wanted = torch.from_numpy(reference.neighbors(x, 10, "cosine"))
-    assert torch.equal(nearest_neighbors(x.float(), (10,), "cosine", 2**20), wanted)
+    assert torch.equal(nearest_neighbors(x.float(), (10,), "cosine", 2**20).indices, wanted)
     with torch.autocast("cpu", torch.bfloat16):
         assert knn_overlap(x, x.float()).item() == 1
 
@@ -71,7 +72,7 @@ def test_bf16_arithmetic_would_lose_neighbors_and_is_not_used() -> None:
 def test_an_offset_loses_no_euclidean_neighbors() -> None:
     x = torch.randn(300, 32) + 100
     wanted = torch.from_numpy(reference.neighbors(x, 10, "euclidean"))
-    assert torch.equal(nearest_neighbors(x, (10,), "euclidean", 2**20), wanted)
+    assert torch.equal(nearest_neighbors(x, (10,), "euclidean", 2**20).indices, wanted)
 
 
 def test_a_rotated_and_shifted_copy_is_not_penalized() -> None:
@@ -87,7 +88,7 @@ def test_row_entropy_is_refused_where_the_rotation_is_not_unique() -> None:
     x = torch.randn(512, 64)
     assert orthogonal_procrustes(x, x).inverse_row_entropy.item() == pytest.approx(1, abs=1e-6)
     for n in (16, 64):
-        with pytest.warns(SimilarityWarning, match=f"not unique with {n} samples"):
+        with pytest.warns(SimilarityWarning, match=f"{n} samples must have rank d = 64"):
             value = orthogonal_procrustes(x[:n], x[:n]).inverse_row_entropy.item()
         assert math.isnan(value)
 

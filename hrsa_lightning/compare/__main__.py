@@ -6,8 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrsa_lightning.cli import answered
-from hrsa_lightning.comparison.options import METRICS, Look, Measures
+from hrsa_lightning.cli import answered, positive
+from hrsa_lightning.compare.options import (
+    METRICS,
+    ExtractionOptions,
+    MetricOptions,
+    name_models,
+)
+from hrsa_lightning.compare.texts import load_texts
 from hrsa_lightning.errors import ConfigError, nearest
 
 _HELP = """\
@@ -58,13 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--column", default="text")
     add("--split")
     add("--label")
-    add("--limit", type=_positive)
+    add("--limit", type=positive)
     add("--level", choices=("sentence", "token"), default="sentence")
     add("--layers", type=_listed, default=("all",))
     add("--pooling", choices=("mean", "first", "last"), default="mean")
     add("--exclude-first-token", action="store_true")
-    add("--max-length", type=_positive, default=128)
-    add("--batch-size", type=_positive, default=32)
+    add("--max-length", type=positive, default=128)
+    add("--batch-size", type=positive, default=32)
     add("--device", default="auto")
     add("--dtype", choices=("float32", "bfloat16", "float16", "auto"))
     add("--attention", choices=("auto", "causal", "bidirectional"), default="auto")
@@ -79,32 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-_positive.__name__ = "positive number"
-
-
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip()) or ("all",)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+    return tuple(positive(part) for part in text.split(","))
 
 
 _numbers.__name__ = "list of positive numbers"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.comparison.naming import name_models
-    from hrsa_lightning.comparison.texts import load_texts
-
-    look = Look(
+    extraction = ExtractionOptions(
         arguments.level,
         arguments.layers,
         arguments.pooling,
@@ -114,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.attention,
         arguments.dtype,
     )
-    measures = Measures(
+    metrics = MetricOptions(
         _metrics(arguments.metrics), arguments.protocol, arguments.k, arguments.by_label
     )
     sources = name_models(arguments.models, arguments.base)
@@ -125,27 +118,29 @@ def _run(arguments: argparse.Namespace) -> int:
         label=arguments.label,
         limit=arguments.limit,
     )
-    from hrsa_lightning.comparison.results import summary_lines, write_results
-    from hrsa_lightning.comparison.study import compare_models, quieten
+    from transformers.utils.logging import disable_progress_bar
 
-    quieten()
+    from hrsa_lightning.compare.comparison import compare_models
+    from hrsa_lightning.compare.results import summary_lines, write_results
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        study = compare_models(
+        results = compare_models(
             sources,
             texts,
             arguments.out,
-            look=look,
-            measures=measures,
+            extraction=extraction,
+            metrics=metrics,
             device=arguments.device,
             keep=arguments.keep_representations,
             resume=not arguments.no_resume,
         )
-        write_results(study, arguments.out)
+        write_results(results, arguments.out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise ConfigError(f"--out {arguments.out}: {error.strerror}") from error
-    print("\n".join(summary_lines(study)))
+    print("\n".join(summary_lines(results)))
     print(f"\nreport: {arguments.out / 'report.md'}")
     return 0
 

@@ -1,11 +1,11 @@
-"""Models of a comparison: what is known before weights are read, and the models themselves."""
+"""Models of a comparison: what is known before weights are read, and which layers are taken."""
 
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import nn
 
-from hrsa_lightning.comparison.options import Look
+from hrsa_lightning.compare.options import ExtractionOptions
 from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
@@ -15,7 +15,7 @@ from hrsa_lightning.similarity.layers import LayerSelection, select_layers
 from hrsa_lightning.sources import Source
 from hrsa_lightning.sources.loading import check_source
 
-__all__ = ["OUTPUT", "KnownModel", "extractor_of", "know", "wanted_layers"]
+__all__ = ["OUTPUT", "KnownModel", "chosen_layers", "make_extractor", "read_model"]
 
 OUTPUT = "output"
 
@@ -43,8 +43,8 @@ class KnownModel:
     identity: str
 
 
-def know(name: str, source: Source, look: Look) -> KnownModel:
-    """Read what decides how a model is loaded; refuse what is no decoder, and misfit adapters.
+def read_model(name: str, source: Source, options: ExtractionOptions) -> KnownModel:
+    """Read what decides how a model is loaded; refuse encoders, and adapters that do not fit.
 
     Raises:
         BackboneError: See `check_source` and `load_tokenizer`.
@@ -55,9 +55,9 @@ def know(name: str, source: Source, look: Look) -> KnownModel:
     model = source.model
     if model is None:
         own = "causal" if getattr(config, "is_causal", True) else "bidirectional"
-        attention = own if look.attention == "auto" else look.attention
-        model = ModelConfig(attention=attention, pooling=look.pooling)
-    model = replace(model, dtype=look.dtype or model.dtype)
+        attention = own if options.attention == "auto" else options.attention
+        model = ModelConfig(attention=attention, pooling=options.pooling)
+    model = replace(model, dtype=options.dtype or model.dtype)
     return KnownModel(
         name,
         source,
@@ -73,32 +73,30 @@ def know(name: str, source: Source, look: Look) -> KnownModel:
     )
 
 
-def wanted_layers(model: EmbeddingModel, look: Look, name: str) -> LayerSelection:
-    """The layers to look at, as `layer_0`, `layer_1`, … and `output`, or by the globs' names.
+def chosen_layers(model: EmbeddingModel, options: ExtractionOptions, name: str) -> LayerSelection:
+    """Layers as `layer_0`, `layer_1`, … and `output`, or by the names that globs give.
 
     Raises:
         ConfigError: A glob matches nothing.
     """
     decoder = list(model.decoder_layers.values())
-    numbered = {f"layer_{index}": layer for index, layer in enumerate(decoder)}
-    if look.layers == ("all",):
-        return LayerSelection(dict(numbered), {OUTPUT: None})
-    if look.layers == ("last",):
+    numbered: dict[str, nn.Module] = {f"layer_{i}": layer for i, layer in enumerate(decoder)}
+    if options.layers == ("all",):
+        return LayerSelection(numbered, {OUTPUT: None})
+    if options.layers == ("last",):
         return LayerSelection(dict([numbered.popitem()]), {OUTPUT: None})
-    return select_layers(model, look.layers, owner=name)
+    return select_layers(model, options.layers, owner=name)
 
 
-def extractor_of(look: Look) -> Extractor:
+def make_extractor(options: ExtractionOptions) -> Extractor:
     """How layers become rows; at token level the output is the last hidden states."""
-    if look.level == "sentence":
-        pooled = look.exclude_first_token
-        return Extractor((), look.layers, pooling=look.pooling, exclude_first_token=pooled)
+    tokens = options.level == "token"
     return Extractor(
         (),
-        look.layers,
-        forward=_hidden_states,
-        pooling="none",
-        exclude_first_token=look.exclude_first_token,
+        options.layers,
+        forward=_hidden_states if tokens else None,
+        pooling="none" if tokens else options.pooling,
+        exclude_first_token=options.exclude_first_token,
     )
 
 

@@ -6,8 +6,7 @@ import torch
 from hrsa_lightning.data import read_retrieval_set
 from hrsa_lightning.encoders import EncoderOptions, ModelReference, find_models
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.evaluate.pairs import KS, score_retrieval
-from hrsa_lightning.evaluate.runner import evaluate_models, read_tasks
+from hrsa_lightning.evaluate.scoring import evaluate_models, read_tasks, score_retrieval
 from hrsa_lightning.functional.ranking import ranking_scores
 from tests.evaluate.runs import write_pairs
 
@@ -36,7 +35,7 @@ def test_scores_are_the_monitors(tmp_path):
     scores = score_retrieval("p", task, encoder)
     expected = ranking_scores(
         encoder.encode_queries(task.queries), encoder.encode_passages(task.corpus),
-        task.relevance, KS,
+        task.relevance, (1, 10),
     )  # fmt: skip
     assert scores.metrics == pytest.approx(expected)
     assert scores.score == expected["ndcg@10"]

@@ -1,25 +1,58 @@
-"""Evaluate models on tasks: one model in memory at a time, and none for what is in the cache."""
+"""Scores of models on tasks: one model in memory at a time, and none for what is in the cache."""
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.held_out import RetrievalSet, read_retrieval_set
 from hrsa_lightning.encoders import Encoder, EncoderOptions, ModelReference
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.evaluate.scores import TaskScores, cached_scores
+from hrsa_lightning.io import read_json, write_json
 from hrsa_lightning.resources import resolve_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EMBEDDED_TASK = "embedded"
 _FORMAT = 1
 """Of cached scores; another number forgets those of other versions."""
 
 _EMBEDDED_PAIRS = "embedded:tiny/pairs_test.jsonl"
+_KS = (1, 10)
+_TEXTS_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One model on one task.
+
+    Attributes:
+        task: Name of the task.
+        main: Name of the metric that stands for the task.
+        metrics: Every metric, in [0, 1].
+        chance: What a random ranking scores on average, where that is known.
+        units: What the main metric is the mean of (one value per query, or per subset), in an order
+            that is the same for all models; what a paired test pairs.
+        unit: What a unit is: "query" or "subset".
+    """
+
+    task: str
+    main: str
+    metrics: dict[str, float]
+    units: tuple[float, ...]
+    unit: str
+    chance: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The main metric."""
+        return self.metrics[self.main]
 
 
 @dataclass(frozen=True)
@@ -125,10 +158,44 @@ def _score_pairs(
 ) -> TaskScores:
     content = json.dumps([_FORMAT, name, task.queries, task.corpus, task.relevance])
     digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    path = cache / "pairs" / digest / f"{identity}.json"
+    with suppress(DataError, KeyError, TypeError):  # none there, or it is damaged
+        found = read_json(path)
+        return TaskScores(**{**found, "units": tuple(found["units"])})
+    scores = score_retrieval(name, task, load())
+    write_json(path, asdict(scores), indent=None)
+    return scores
 
-    def compute() -> TaskScores:
-        from hrsa_lightning.evaluate.pairs import score_retrieval
 
-        return score_retrieval(name, task, load())
+def score_retrieval(name: str, task: RetrievalSet, encoder: Encoder) -> TaskScores:
+    """MRR@10, nDCG@10 and recall@1 and @10 of one model, with nDCG@10 as the main metric.
 
-    return cached_scores(cache / "pairs" / digest / f"{identity}.json", compute)
+    Args:
+        name: Name of the task.
+        task: Queries and their corpus.
+        encoder: The model.
+
+    Raises:
+        DataError: An embedding is not finite.
+    """
+    from hrsa_lightning.functional.ranking import chance_scores, query_scores
+
+    queries = _encoded(encoder.encode_queries, task.queries)
+    corpus = _encoded(encoder.encode_passages, task.corpus)
+    if not (bool(queries.isfinite().all()) and bool(corpus.isfinite().all())):
+        raise DataError(f"task {name}: the model gives embeddings that are not finite")
+    scores = query_scores(queries, corpus, task.relevance, _KS)
+    metrics = {metric: sum(values) / len(values) for metric, values in scores.items()}
+    main = f"ndcg@{max(_KS)}"
+    chance = chance_scores([len(right) for right in task.relevance], len(task.corpus), _KS)
+    return TaskScores(name, main, metrics, tuple(scores[main]), "query", chance)
+
+
+def _encoded(encode: Callable[[Sequence[Any]], Any], texts: Sequence[Any]) -> "Tensor":
+    import torch
+
+    parts = []
+    for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+        embeddings = torch.as_tensor(encode(texts[begin : begin + _TEXTS_AT_ONCE]))
+        parts.append(embeddings.detach().float().cpu())
+    return torch.cat(parts)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hrsa_lightning import compare, train
-from hrsa_lightning.comparison import pairs, results
-from hrsa_lightning.comparison.looking import Viewer
-from hrsa_lightning.comparison.store import RepresentationWriter
+from hrsa_lightning import train
+from hrsa_lightning.compare import __main__ as compare
+from hrsa_lightning.compare import comparison as comparisons
+from hrsa_lightning.compare import representations, results
+from hrsa_lightning.compare.representations import RepresentationWriter
+from hrsa_lightning.sources.loading import load_model
 from tests.contrastive_runs import WORDS, write_pairs
 from tests.histories import read_tags
 from tests.tiny import make_backbone
@@ -48,7 +50,7 @@ def place(tmp_path_factory):
 def _few_pictures(request, monkeypatch):
     """Drawing takes longer than all the rest here; one test looks at the pictures."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(results, "_draw", lambda study, out: None)
+        monkeypatch.setattr(results, "save_figure", lambda figure, path: None)
 
 
 def _train(place, output, *settings):
@@ -123,7 +125,7 @@ def test_gives_the_numbers_of_the_monitor_in_the_loop(place, run, tmp_path, step
         assert found[key] == pytest.approx(value, abs=1e-5), key
 
 
-def test_writes_values_with_floors_pictures_and_a_page(place, tmp_path, capsys):
+def test_writes_values_with_chance_levels_pictures_and_a_page(place, tmp_path, capsys):
     out = tmp_path / "out"
     _compare(
         place / "base",
@@ -155,9 +157,9 @@ def test_writes_values_with_floors_pictures_and_a_page(place, tmp_path, capsys):
         assert float(row["value"]) == pytest.approx(
             math.nan if value["value"] is None else value["value"], nan_ok=True
         )
-    floors = {v["metric"]: v["floor"] for v in comparison["values"] if not v["label"]}
-    assert floors["knn_overlap_10"] == pytest.approx(0.068, abs=0.005)
-    assert floors["inverse_row_entropy"] == pytest.approx(0.199, abs=0.005)
+    chance = {v["metric"]: v["chance"] for v in comparison["values"] if not v["label"]}
+    assert chance["knn_overlap_10"] == pytest.approx(0.068, abs=0.005)
+    assert chance["inverse_row_entropy"] == pytest.approx(0.199, abs=0.005)
     assert {value["label"] for value in comparison["values"]} == {"", "even", "odd"}
     page = (out / "report.md").read_text()
     for picture in ("cka_rlvr_vs_base.png", "layers.png"):
@@ -215,7 +217,7 @@ def test_several_models_of_other_depth_and_width_give_a_matrix(place, tmp_path):
 
 
 def test_token_level_has_a_row_per_token(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "HEATMAP_ROWS", 50)
+    monkeypatch.setattr(comparisons, "HEATMAP_ROWS", 50)
     options = ["--level", "token", "--metrics", "cka,procrustes", "--exclude-first-token"]
     options += ["--layers", "last", "--limit", "20", "--keep-representations", "--out", tmp_path]
     _compare(place / "base", place / "rlvr", "--texts", place / "probes.jsonl", *options)
@@ -231,12 +233,12 @@ def test_token_level_has_a_row_per_token(place, tmp_path, monkeypatch):
 
 def test_kept_representations_are_not_made_again(place, tmp_path, monkeypatch):
     ran = []
-    run_model = Viewer._run
-    monkeypatch.setattr(
-        Viewer,
-        "_run",
-        lambda self, known, home: (ran.append(known.name), run_model(self, known, home)),
-    )
+
+    def counted(source, model):
+        ran.append(source.place.name)
+        return load_model(source, model)
+
+    monkeypatch.setattr(representations, "load_model", counted)
     backbone = tmp_path / "changing"
     shutil.copytree(place / "base", backbone)
     command = [backbone, place / "rlvr", "--texts", place / "probes.jsonl", "--out", tmp_path / "o"]
@@ -258,15 +260,14 @@ def test_kept_representations_are_not_made_again(place, tmp_path, monkeypatch):
 
 def test_an_interrupted_call_goes_on(place, tmp_path, monkeypatch, capsys):
     ran = []
-    run_model = Viewer._run
 
-    def stop_at_second(self, known, home):
-        ran.append(known.name)
+    def stop_at_second(source, model):
+        ran.append(source.place.name)
         if len(ran) == 2:
             raise KeyboardInterrupt
-        run_model(self, known, home)
+        return load_model(source, model)
 
-    monkeypatch.setattr(Viewer, "_run", stop_at_second)
+    monkeypatch.setattr(representations, "load_model", stop_at_second)
     command = [place / "base", place / "rlvr", "--texts", place / "probes.jsonl", "--out", tmp_path]
     _compare(*command, "--metrics", "cka", code=130)
     assert [path.name for path in tmp_path.iterdir()] == ["representations"]

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hrsa_lightning.comparison.texts import load_texts
+from hrsa_lightning.compare.texts import load_texts
 from hrsa_lightning.errors import DataError
 
 

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from hrsa_lightning.comparison.naming import name_models
+from hrsa_lightning.compare.options import name_models
 from hrsa_lightning.errors import BackboneError, ConfigError
 
 BASE, RLVR = "embedded:tiny/base", "embedded:tiny/rlvr"
