@@ -81,7 +81,7 @@ def fit(
     callbacks: tuple[Callback, ...] = (),
     **trainer_options: Any,
 ) -> Trainer:
-    """Train on the CPU without logging."""
+    """Train without logging, on the CPU unless options say otherwise."""
     data = ContrastiveDataModule(
         [pairs],
         tokenizers={name: arm.tokenizer for name, arm in module.arms.items()},
@@ -91,9 +91,9 @@ def fit(
         passage_length=32,
         seed=5,
     )
-    options = {"max_steps": 3, "enable_checkpointing": False, "logger": False, **trainer_options}
+    options = {"accelerator": "cpu", "max_steps": 3, "enable_checkpointing": False, "logger": False}
+    options.update(trainer_options)
     trainer = Trainer(
-        accelerator="cpu",
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,

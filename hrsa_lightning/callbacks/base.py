@@ -3,7 +3,7 @@
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +124,16 @@ class Monitor(Callback, ABC):
     def remember(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `begin` to go on from it."""
         return {}
+
+    def check(self, arms: Sequence[str]) -> None:
+        """Refuse what needs no model to be refused; a recipe's commands call it.
+
+        Args:
+            arms: Names of the models; one without name where there are no arms.
+
+        Raises:
+            HRSAError: The message begins with the argument.
+        """
 
     @property
     def state_key(self) -> str:

@@ -157,6 +157,9 @@ class SimilarityMonitor(Monitor):
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced, max_overhead)
         super().__init__(name, schedule, history, on_error)
 
+    def check(self, arms: Sequence[str]) -> None:
+        self.evaluator.check(arms)
+
     @property
     def names_comparisons(self) -> bool:
         comparisons = self.evaluator.comparisons

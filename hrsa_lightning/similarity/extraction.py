@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import is_file
 from hrsa_lightning.similarity.layers import LayerSelection, select_layers
 from hrsa_lightning.similarity.pooling import POOLINGS, PoolingMethod, drop_first_token, pool
 from hrsa_lightning.similarity.probes import (
@@ -24,6 +26,7 @@ from hrsa_lightning.similarity.probes import (
     Tokenizer,
     batch_size,
     load_probes,
+    read_texts,
     tokenizer_of,
 )
 
@@ -116,6 +119,20 @@ class Extractor:
         self._limit = limit_batches
         self._keep_on_device = keep_on_device
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def check(self) -> None:
+        """Read probes that are files, and refuse bad ones before there is a model.
+
+        Raises:
+            DataError: The message begins with `probes`.
+        """
+        for source in self._sources.values():
+            # Without a suffix it may be the name of a loader method.
+            if isinstance(source, (str, Path)) and (Path(source).suffix or is_file(source)):
+                try:
+                    read_texts(source)
+                except DataError as error:
+                    raise DataError(f"probes: {error}") from None
 
     def prepare(
         self,

@@ -38,6 +38,9 @@ _NUMBERS = ("value", "chance", "low", "high")
 _SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
 _BOUNDS = ("low", "high")
 
+_UNNAMED = "reference"
+"""The only reference of a monitor, whose name files of version 0.1 do not hold."""
+
 
 class Evaluation(NamedTuple):
     """What one evaluation of a monitor left in its history.
@@ -145,7 +148,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                 f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
                 f"got {json.dumps(record):.80}"
             ) from None
-    return found
+    return _with_named_reference(found)
 
 
 def read_details(path: str | Path) -> list[Detail]:
@@ -290,7 +293,7 @@ class _TagReader:
         metric, *place = parts
         if metric.startswith("variance_share_"):
             return Series(metric, probes, arm="".join(place[:-1]), layer=place[-1])
-        arm, reference = "", "reference"
+        arm, reference = "", _UNNAMED
         if len(place) > 1 and "_vs_" in place[0]:
             arm, reference = _sides(place.pop(0), self._arms)
         return Series(
@@ -319,6 +322,24 @@ def _with_bands(found: dict[Series, Measurement]) -> list[Measurement]:
     ]
 
 
+def _with_named_reference(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """Where a run of version 0.1 was resumed, its later records name the reference of all."""
+    places = (m for e in evaluations for m in e.measurements if m.reference and not m.arm)
+    names = {m.reference for m in places}
+    if len(names) != 2 or _UNNAMED not in names:
+        return evaluations
+    (name,) = names - {_UNNAMED}
+    return [
+        e._replace(
+            measurements=[
+                m._replace(reference=name) if (m.arm, m.reference) == ("", _UNNAMED) else m
+                for m in e.measurements
+            ]
+        )
+        for e in evaluations
+    ]
+
+
 def _probes_of(group: str, name: str) -> str:
     return group.removeprefix(name).removeprefix(".")
 
@@ -335,7 +356,7 @@ def _sides(comparison: str, arms: Iterable[str]) -> tuple[str, str]:
 def _old_detail(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     names: Sequence[str] = ("step", "kind", "values", "rows", "columns")
     found = {key: record[key] for key in names if key in record}
-    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", "reference")
+    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", _UNNAMED)
     return {
         **found,
         "probes": _probes_of(record["group"], name),
