@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options
-from hrsa_lightning.encoders import EncoderOptions
+from hrsa_lightning.runs.encoder import EncoderOptions
 
 
 @pytest.fixture

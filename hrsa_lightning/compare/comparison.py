@@ -19,10 +19,10 @@ from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
 from hrsa_lightning.metrics import hrsa_metrics
+from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer
 from hrsa_lightning.similarity.measurement import Measurement, comparison_name
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
-from hrsa_lightning.sources import Source
 
 __all__ = [
     "Comparison",

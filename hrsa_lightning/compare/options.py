@@ -8,7 +8,7 @@ from typing import Literal
 
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.sources import Source, find_sources
+from hrsa_lightning.runs.resolve import Source, find_sources
 
 __all__ = ["METRICS", "ExtractionOptions", "MetricOptions", "name_models"]
 
@@ -68,8 +68,8 @@ def name_models(specs: Sequence[str], base: str | None = None) -> dict[str, Sour
     """Understand the models of a command line.
 
     Args:
-        specs: Each `[NAME=]MODEL`, where MODEL is as in `hrsa_lightning.sources`; the name of a run
-            goes before those of its arms.
+        specs: Each `[NAME=]MODEL`, where MODEL is as in `hrsa_lightning.runs.resolve`; the name of
+            a run goes before those of its arms.
         base: Backbone of the adapters; by default the one that their own config names.
 
     Returns:

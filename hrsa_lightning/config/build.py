@@ -20,7 +20,6 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from hrsa_lightning.callbacks import Monitor, StepProgressBar
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.config.schema import Config, LossConfig
 from hrsa_lightning.data import ContrastiveDataModule, PairSource
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
@@ -33,8 +32,9 @@ from hrsa_lightning.losses import (
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
-from hrsa_lightning.ranks import EndingFitLoop, StepCheckpoint
+from hrsa_lightning.modules.ranks import EndingFitLoop, StepCheckpoint
 from hrsa_lightning.resources import resolve_path
 
 _PACKAGES = ("hrsa_lightning", "lightning", "pytorch_lightning")

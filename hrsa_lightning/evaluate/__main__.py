@@ -46,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import EncoderOptions, find_models
     from hrsa_lightning.evaluate import tables
     from hrsa_lightning.evaluate.scoring import EMBEDDED_TASK, evaluate_models, read_tasks
+    from hrsa_lightning.runs.encoder import EncoderOptions, find_models
 
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():

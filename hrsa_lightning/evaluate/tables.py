@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.config import to_yaml
-from hrsa_lightning.encoders import ModelReference
 from hrsa_lightning.errors import ConfigError, nearest
 from hrsa_lightning.evaluate.scoring import TaskScores
+from hrsa_lightning.runs.encoder import ModelReference
 
 Array = NDArray[np.float64]
 Results = dict[str, list[TaskScores]]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource, read_pairs
-from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.mine.output import (
     complete_files,
@@ -29,6 +28,7 @@ from hrsa_lightning.mine.rules import MiningOptions, choose_negatives, keep_pair
 from hrsa_lightning.mine.search import nearest_passages, pair_scores
 from hrsa_lightning.mine.texts import PairTexts, passages_of
 from hrsa_lightning.mine.work import WorkFolder, fill, to_unit_rows
+from hrsa_lightning.runs.encoder import Encoder
 
 PAIRS_PER_BLOCK = 512
 """Pairs that are searched and written at a time."""
@@ -56,7 +56,7 @@ def mine(
 
     Args:
         pairs: As `read_pairs` takes them.
-        encoder: Embeds the texts, see `hrsa_lightning.encoders`.
+        encoder: Embeds the texts, see `hrsa_lightning.runs.encoder`.
         out: A `.jsonl` file for all pairs, or a folder for one file per source.
         options: Which negatives, and which pairs.
         work: Folder of embeddings and intermediate results, which stays; the default lies beside

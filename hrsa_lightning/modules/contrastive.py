@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
@@ -18,6 +17,7 @@ from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import TokenizedTexts
+from hrsa_lightning.modules.checkpoints import ADAPTERS
 from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
 from hrsa_lightning.modules.gradient_sync import GradientSync, gradient_sync, shard

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hrsa_lightning import train
 from hrsa_lightning.compare import __main__ as compare
 from hrsa_lightning.compare import comparison as comparisons
 from hrsa_lightning.compare import representations, results
 from hrsa_lightning.compare.representations import RepresentationWriter
-from hrsa_lightning.sources.loading import load_model
+from hrsa_lightning.runs.loading import load_model
+from hrsa_lightning.train import __main__ as train
 from tests.contrastive_runs import WORDS, write_pairs
 from tests.histories import read_tags
 from tests.tiny import make_backbone

@@ -18,8 +18,8 @@ from hrsa_lightning.config import load_config
 from hrsa_lightning.config.build import build_callbacks, build_trainer
 from hrsa_lightning.errors import HRSAError
 from hrsa_lightning.resources import resolve_path
-from hrsa_lightning.train import _checked_pairs
-from hrsa_lightning.train import main as train
+from hrsa_lightning.train.__main__ import _checked_pairs
+from hrsa_lightning.train.__main__ import main as train
 from tests.config.test_schema import KEYS
 from tests.contrastive_runs import write_pairs
 from tests.tiny import make_backbone

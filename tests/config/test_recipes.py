@@ -12,7 +12,7 @@ from hrsa_lightning.config.build import build_callbacks, instantiate
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.plan.estimate import estimate, workload_of
 from hrsa_lightning.resources import resolve_path, resource_files
-from hrsa_lightning.train import main as train
+from hrsa_lightning.train.__main__ import main as train
 from tests.contrastive_runs import write_pairs
 from tests.histories import read_tags
 from tests.tiny import make_backbone

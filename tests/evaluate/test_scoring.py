@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from hrsa_lightning.data import read_retrieval_set
-from hrsa_lightning.encoders import EncoderOptions, ModelReference, find_models
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.evaluate.scoring import evaluate_models, read_tasks, score_retrieval
 from hrsa_lightning.functional.ranking import ranking_scores
+from hrsa_lightning.runs.encoder import EncoderOptions, ModelReference, find_models
 from tests.evaluate.runs import write_pairs
 
 

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
-from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
+from hrsa_lightning.modules.checkpoints import newest_checkpoint
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from tests.allocations import peak_bytes
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs

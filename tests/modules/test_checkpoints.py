@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from hrsa_lightning.checkpoints import (
+from hrsa_lightning.modules.checkpoints import (
     ADAPTERS,
     SafetensorsCheckpointIO,
     TrainedAdapters,

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.io import ADAPTER_WEIGHTS
 from hrsa_lightning.models.adapters import load_adapter_state
 from hrsa_lightning.models.backbone import load_backbone_config
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.sources.naming import Source
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
+from hrsa_lightning.runs.resolve import Source
 
 __all__ = ["check_source", "load_model"]
 

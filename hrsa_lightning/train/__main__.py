@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from hrsa_lightning.data import PairSource
     from hrsa_lightning.modules import PairedContrastiveModule
-    from hrsa_lightning.ranks import RankGroup
-    from hrsa_lightning.runs import Run
+    from hrsa_lightning.modules.ranks import RankGroup
+    from hrsa_lightning.runs.directory import Run
 
 _USED_KEYS = """\
 keys used most (all of them: --print-config):
@@ -102,8 +102,8 @@ def _train(config: Config, pairs: "list[PairSource]") -> int:
     from lightning.pytorch import seed_everything
 
     from hrsa_lightning.config import build
-    from hrsa_lightning.ranks import LOST, connect_ranks
-    from hrsa_lightning.runs import take_run
+    from hrsa_lightning.modules.ranks import LOST, connect_ranks
+    from hrsa_lightning.runs.directory import take_run
 
     seed_everything(config.seed, verbose=False)
     callbacks = build.build_callbacks(config)
@@ -133,9 +133,9 @@ def _carry_out(
     ranks: "RankGroup",
 ) -> int:
     """Train and summarize, from wherever the run is; returns the exit code."""
-    from hrsa_lightning.checkpoints import step_of
     from hrsa_lightning.config import build
-    from hrsa_lightning.runs import discard, record_environment
+    from hrsa_lightning.modules.checkpoints import step_of
+    from hrsa_lightning.runs.directory import discard, record_environment
 
     if ranks.is_rank_0:
         print(f"recipe {config.name} -> {run.folder}")
@@ -173,8 +173,8 @@ def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Ru
 
 def _stop(trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit) -> int:
     """Say where a stopped run goes on; returns the exit code, 128 more than the signal."""
-    from hrsa_lightning.checkpoints import newest_checkpoint, step_of
-    from hrsa_lightning.ranks import Stopped, requeue
+    from hrsa_lightning.modules.checkpoints import newest_checkpoint, step_of
+    from hrsa_lightning.modules.ranks import Stopped, requeue
 
     signum = end.signum if isinstance(end, Stopped) else signal.SIGINT
     if ranks.is_rank_0:
@@ -211,7 +211,7 @@ def _announce(config: Config, module: "PairedContrastiveModule") -> None:
 
 
 def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float) -> None:
-    from hrsa_lightning.summary import summary_lines, write_summary
+    from hrsa_lightning.runs.summary import summary_lines, write_summary
 
     lines = summary_lines(folder)
     print("\n".join(lines))
@@ -223,7 +223,7 @@ def _report(folder: Path) -> None:
     """Write the report of a summarized run, then say where everything is."""
     from hrsa_lightning.io import read_json
     from hrsa_lightning.report import write_report
-    from hrsa_lightning.runs import SUMMARY, histories_of
+    from hrsa_lightning.runs.directory import SUMMARY, histories_of
 
     histories = histories_of(folder)
     report = write_report([folder], folder / "report") if histories else None

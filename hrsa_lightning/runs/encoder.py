@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from hrsa_lightning.config.schema import Config, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError
 from hrsa_lightning.io import Query
-from hrsa_lightning.sources import Source, find_sources
+from hrsa_lightning.runs.resolve import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
 """What goes before a query that has an instruction, as in training."""
@@ -209,7 +209,7 @@ class SentenceTransformerEncoder:
 
 
 def _load_own(reference: ModelReference, options: EncoderOptions) -> Encoder:
-    from hrsa_lightning.sources.loading import check_source, load_model
+    from hrsa_lightning.runs.loading import check_source, load_model
 
     source = reference.source
     model = source.model or ModelConfig(attention=_saved_attention(Path(source.backbone)))

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from hrsa_lightning.encoders import EncoderOptions, find_model, find_models
 from hrsa_lightning.errors import BackboneError, ConfigError
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.runs.encoder import EncoderOptions, find_model, find_models
 from tests.evaluate.runs import make_run
 from tests.tiny import make_backbone
 

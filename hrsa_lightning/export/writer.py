@@ -1,5 +1,6 @@
 """Merge, write, load again, compare, and only then move the folder into its place."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -12,7 +13,6 @@ from typing import Literal
 import torch
 
 from hrsa_lightning.errors import BackboneError, ConfigError
-from hrsa_lightning.export.card import write_card
 from hrsa_lightning.export.checking import (
     Expected,
     Samples,
@@ -20,13 +20,18 @@ from hrsa_lightning.export.checking import (
     expected_embeddings,
     largest_difference,
 )
-from hrsa_lightning.export.folder import Form, write_description, write_model, write_tokenizer
+from hrsa_lightning.export.folder import (
+    Form,
+    write_card,
+    write_description,
+    write_model,
+    write_tokenizer,
+)
 from hrsa_lightning.export.merging import Method, interpolate, merge_adapter
-from hrsa_lightning.export.source import find_trained, holds_transformer
 from hrsa_lightning.models.backbone import load_backbone
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.sources import Arm, Source
-from hrsa_lightning.sources.loading import check_source, load_model
+from hrsa_lightning.runs.loading import check_source, load_model
+from hrsa_lightning.runs.resolve import Arm, Source, find_trained
 
 __all__ = ["TOLERANCE", "Mixing", "export"]
 
@@ -88,13 +93,13 @@ def export(
     expected = expected_embeddings(model, samples, length)
     with _appearing(out) as folder:
         made = _Writer(folder, model, arm, samples, expected, dtype).write(form)
-        facts = _facts(made, samples)
+        statements = _statements(made, samples)
         if mixing is not None:
-            facts.append(
+            statements.append(
                 f"Weights are a {mixing.method} interpolation with `{mixing.other}`, which has a"
                 f" share of {mixing.weight:g}."
             )
-        write_card(folder, arm, made.form, facts)
+        write_card(folder, arm, made.form, statements)
     trusted = "" if made.form == "standard" else ", trust_remote_code=True"
     return [
         f"{arm.run.name} {arm.label} -> {out}",
@@ -190,7 +195,7 @@ class _Writer:
         )
 
 
-def _facts(made: _Made, samples: Samples) -> list[str]:
+def _statements(made: _Made, samples: Samples) -> list[str]:
     largest = max(made.passages, float(made.queries.max()))
     if made.exact:
         return [
@@ -219,7 +224,7 @@ def _load(source: Source) -> EmbeddingModel:
 
 def _mix(model: EmbeddingModel, arm: Arm, mixing: Mixing) -> None:
     other = mixing.other
-    if other.is_dir() and holds_transformer(other):
+    if _holds_transformer(other):
         target = load_backbone(other, attention="causal")
     else:
         source, _ = find_trained(other, arm.name if _has_arm(other, arm.name) else None)
@@ -227,6 +232,12 @@ def _mix(model: EmbeddingModel, arm: Arm, mixing: Mixing) -> None:
         merge_adapter(trained)
         target = trained.transformer
     interpolate(model.transformer, target, mixing.weight, mixing.method)
+
+
+def _holds_transformer(folder: Path) -> bool:
+    """Whether the folder holds a whole transformer, such as an earlier export."""
+    config = folder / "config.json"
+    return config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))
 
 
 def _has_arm(folder: Path, arm: str) -> bool:

@@ -6,8 +6,8 @@ import torch
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.sources import find_sources
-from hrsa_lightning.sources.loading import check_source, load_model
+from hrsa_lightning.runs.loading import check_source, load_model
+from hrsa_lightning.runs.resolve import find_sources
 from tests.tiny import make_backbone
 
 TEXTS = ["river stone", "a longer passage about green paper and a letter"]

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from hrsa_lightning.errors import BackboneError, ConfigError
-from hrsa_lightning.sources import find_sources
+from hrsa_lightning.runs.resolve import find_sources
 
 BASE, RLVR = "embedded:tiny/base", "embedded:tiny/rlvr"
 

@@ -24,10 +24,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from hrsa_lightning.checkpoints import newest_checkpoint
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.resources import PACKAGE
 
 try:
     import fcntl
@@ -63,6 +63,8 @@ def take_run(config: Config) -> Run:
 
     The folder is locked for as long as the process lives. Only one process of a run may call this.
     """
+    from hrsa_lightning.modules.checkpoints import newest_checkpoint
+
     if config.resume:
         for folder in _unfinished(config):
             if _lock(folder):
@@ -93,6 +95,8 @@ def discard(run: Run) -> None:
 
 def _unfinished(config: Config) -> Iterator[Path]:
     """Runs of the same resolved recipe that left something to go on with, newest first."""
+    from hrsa_lightning.modules.checkpoints import newest_checkpoint
+
     wanted = to_yaml(config)
     for folder in sorted(Path(config.output_dir, config.name).glob("*"), reverse=True):
         saved = folder / CONFIG
@@ -150,7 +154,7 @@ def _environment() -> dict[str, Any]:
             versions[package] = None
     cuda = torch.cuda.is_available()
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_command_name(), *sys.argv[1:]],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
@@ -162,9 +166,15 @@ def _environment() -> dict[str, Any]:
     }
 
 
+def _command_name() -> str:
+    """Such as `hrsa` or `train`; a package that runs as a command has a file of another name."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
+
+
 def _git_state() -> dict[str, Any] | None:
     """Commit and dirtiness of the package's own checkout; `None` for an installed wheel."""
-    root = Path(__file__).resolve().parent.parent
+    root = PACKAGE.parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(

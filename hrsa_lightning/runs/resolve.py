@@ -1,4 +1,17 @@
-"""From what a user writes to folders, adapters and settings. Imports no torch."""
+"""Which model is meant: one name for backbones, adapters, runs, checkpoints and exports.
+
+A model is named by one of
+
+- a hub id, or `ID@REVISION`;
+- a backbone's folder, or a folder that `SentenceTransformer` loads, such as an export;
+- `embedded:NAME`, which is shipped with the package;
+- the folder of a LoRA adapter in peft's format;
+- a run's folder or a checkpoint `step_N` of one, which stand for all arms; or one of these and
+  `:ARM`.
+
+`find_sources` turns a name into `Source`s and imports no torch, so that a command can answer a
+mistake at once. `runs.loading` loads them.
+"""
 
 import hashlib
 import json
@@ -13,6 +26,7 @@ from hrsa_lightning.errors import BackboneError, ConfigError, nearest
 from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.resources import EMBEDDED
+from hrsa_lightning.runs.directory import SUMMARY
 
 __all__ = [
     "EXPORTED_ADAPTER",
@@ -21,6 +35,7 @@ __all__ = [
     "Source",
     "find_arms",
     "find_sources",
+    "find_trained",
     "is_run",
 ]
 
@@ -125,7 +140,7 @@ def find_sources(text: str, base: str | None = None) -> list[Source]:
     """What a name stands for.
 
     Args:
-        text: See `hrsa_lightning.sources`.
+        text: See `hrsa_lightning.runs.resolve`.
         base: Backbone of an adapter; by default the one that its own config names.
 
     Returns:
@@ -183,6 +198,39 @@ def find_arms(folder: Path, arm: str | None = None) -> list[Source]:
         )
     chosen = list(config.arms) if arm is None else [arm]
     return [_arm(folder, Arm(name, run, config, checkpoint)) for name in chosen]
+
+
+def find_trained(folder: Path, arm: str | None) -> tuple[Source, Arm]:
+    """The trained weights of one arm in a run's folder or in one of its checkpoints.
+
+    Args:
+        folder: The run or the checkpoint.
+        arm: Name of the arm; may be left out where there is one only.
+
+    Raises:
+        ConfigError: There is no such run, arm or weights, or the run is not finished.
+        BackboneError: The arm's backbone is missing.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder; expected a run, as in runs/<recipe>/<time>")
+    if not is_run(folder):
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:4]) or "nothing"
+        raise ConfigError(
+            f"{folder}: expected the folder of a run (with config.yaml) or a checkpoint step_N;"
+            f" found {found}"
+        )
+    source, *others = find_arms(folder, arm)
+    if others:
+        names = ", ".join(one.place.name for one in (source, *others))
+        raise ConfigError(f"--arm: the run has {1 + len(others)} arms; choose one: {names}")
+    assert source.arm is not None
+    run = source.arm.run
+    if source.arm.checkpoint is None and not (run / SUMMARY).is_file():
+        raise ConfigError(
+            f"{run}: this run is not finished (no {SUMMARY}); the same train command goes on with"
+            " it, or name one of its checkpoints/step_N"
+        )
+    return source, source.arm
 
 
 def _arm(folder: Path, arm: Arm) -> Source:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hrsa_lightning.io import write_json
-from hrsa_lightning.runs import HISTORIES, SUMMARY
+from hrsa_lightning.runs.directory import HISTORIES, SUMMARY
 from hrsa_lightning.similarity.history import SummaryRow, read_history, summarize
 from hrsa_lightning.similarity.measurement import headline_layer
 

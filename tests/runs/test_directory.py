@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.config import load_config
-from hrsa_lightning.runs import Run, discard, take_run
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
+from hrsa_lightning.runs.directory import Run, discard, take_run
 
 _HOLD = """
 import fcntl, sys

@@ -1,6 +1,6 @@
 import json
 
-from hrsa_lightning.summary import summary_lines, write_summary
+from hrsa_lightning.runs.summary import summary_lines, write_summary
 
 
 def _record(step, values, **extras):
