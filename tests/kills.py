@@ -55,7 +55,7 @@ def kill_and_compare(folder: Path, kills: int, seed: int) -> Outcome:
     draw = random.Random(seed)
     assert _start(folder / "whole").wait(PATIENCE) == 0
     whole = _run_folder(folder / "whole")
-    span = (whole / "summary.json").stat().st_mtime - (whole / "config.yaml").stat().st_mtime
+    span = (whole / "summary.json").stat().st_mtime - (whole / "environment.json").stat().st_mtime
     expected = _weights(whole)
     outcome = Outcome()
     while outcome.kills < kills:
@@ -92,10 +92,10 @@ def _kill(process: "subprocess.Popen[bytes]") -> bool:
 
 
 def _wait_for_training(process: "subprocess.Popen[bytes]", output: Path) -> None:
-    """The recipe is written, or written again, when training is about to begin."""
+    """What a start runs on is written, or written again, before the model is loaded."""
     begun = time.time()
     while process.poll() is None and not any(
-        path.stat().st_mtime >= begun for path in output.glob("*/*/config.yaml")
+        path.stat().st_mtime >= begun for path in output.glob("*/*/environment.json")
     ):
         assert time.time() < begun + PATIENCE
         time.sleep(0.01)

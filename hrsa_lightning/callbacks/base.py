@@ -3,7 +3,7 @@
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,16 +40,16 @@ class Monitor(Callback, ABC):
             super().__init__("norms", Schedule(every_n_train_steps), "norms.jsonl", "warn")
 
         def prepare(self, trainer, pl_module):
-            self.layers = dict(pl_module.encoder.named_children())
+            self.weights = dict(pl_module.named_parameters())
 
         def measure(self, trainer, pl_module):
             return [
-                Measurement("weight_norm", float(layer.weight.norm()), layer=name)
-                for name, layer in self.layers.items()
+                Measurement("norm", float(weight.norm()), layer=name)
+                for name, weight in self.weights.items()
             ]
     ```
 
-    logs `norms/weight_norm/<layer>`.
+    logs `norms/norm/<name>`.
 
     Args:
         name: Begins every tag and file name; two monitors of a trainer need different names.
@@ -124,6 +124,16 @@ class Monitor(Callback, ABC):
     def remember(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `begin` to go on from it."""
         return {}
+
+    def check(self, arms: Sequence[str]) -> None:
+        """Refuse what needs no model to be refused; a recipe's commands call it.
+
+        Args:
+            arms: Names of the models; one without name where there are no arms.
+
+        Raises:
+            HRSAError: The message begins with the argument.
+        """
 
     @property
     def state_key(self) -> str:

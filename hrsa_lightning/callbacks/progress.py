@@ -9,9 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
+from hrsa_lightning.callbacks.base import Monitor
+
 __all__ = ["StepProgressBar"]
 
 _SHOWN = {
+    "loss": ("loss", ".3f"),
     "train/tokens_per_second": ("tok/s", ".0f"),
     "train/padding_share": ("padding", ".0%"),
     "train/peak_memory_mb": ("peak_MB", ".0f"),
@@ -25,9 +28,9 @@ SECONDS_BETWEEN_READINGS = 1.0
 class StepProgressBar(ProgressBar):
     """One bar from the first step to the last, with what was logged under `prog_bar=True`.
 
-    Beside it stand the learning rate and, where they are logged, tokens per second, the share of
-    padding, peak memory and the lowest CKA of any compared output at the last evaluation. A resumed
-    fit starts where it was interrupted.
+    It also shows the loss, the learning rate and, where they are logged, tokens per second, the
+    share of padding, peak memory and the lowest CKA of any compared output at the last evaluation.
+    A resumed fit starts where it was interrupted.
     """
 
     def __init__(self) -> None:
@@ -98,10 +101,13 @@ def _state(trainer: Trainer) -> dict[str, str]:
     for tag, (name, form) in _SHOWN.items():
         if tag in logged:
             shown[name] = format(float(logged[tag]), form)
+    monitors: list[Any] = [*trainer.callbacks]  # type: ignore[attr-defined]
     outputs = [
-        float(value)
-        for tag, value in logged.items()
-        if tag.startswith("similarity/cka/") and tag.endswith("output")
+        m.value
+        for monitor in monitors
+        if isinstance(monitor, Monitor)
+        for m in monitor.latest
+        if (m.metric, m.layer, m.label) == ("cka", "output", "")
     ]
     if outputs:
         shown["lowest_cka"] = f"{min(outputs):.3f}"

@@ -24,25 +24,11 @@ class RepresentationRecorder(Monitor):
     The folder it writes is a `reference` for the `SimilarityMonitor` of another run, which compares
     itself with this one step for step. It holds safetensors and JSON, complete after every step.
     A run that resumes goes on with its trace, also where its logger makes a new folder.
-    The arguments that it shares with `SimilarityMonitor` mean the same.
+    All other arguments are those of `SimilarityMonitor`.
 
     Args:
         folder: Where to write, relative to the run's folder or absolute.
         probes: See `SimilarityMonitor`; the other run has to use the same.
-        layers: See `SimilarityMonitor`.
-        arms: See `SimilarityMonitor`.
-        forward: See `SimilarityMonitor`.
-        pooling: See `SimilarityMonitor`.
-        mask: See `SimilarityMonitor`.
-        exclude_first_token: See `SimilarityMonitor`.
-        every_n_train_steps: See `SimilarityMonitor`.
-        every_n_epochs: See `SimilarityMonitor`.
-        log_spaced: See `SimilarityMonitor`.
-        tokenizer: See `SimilarityMonitor`.
-        max_length: See `SimilarityMonitor`.
-        batch_size: See `SimilarityMonitor`.
-        limit_probe_batches: See `SimilarityMonitor`.
-        on_error: See `SimilarityMonitor`.
         name: First part of the tag of the seconds that recording took.
 
     Raises:
@@ -86,6 +72,9 @@ class RepresentationRecorder(Monitor):
         )
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced)
         super().__init__(name, schedule, None, on_error)
+
+    def check(self, arms: Sequence[str]) -> None:
+        self._extractor.check()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._extractor.prepare(

@@ -32,7 +32,7 @@ class RetrievalMonitor(Monitor):
 
     Values are `retrieval/<arm>/mrr@10`, `retrieval/<arm>/ndcg@10`, `retrieval/<arm>/recall@1`, ….
     Passages are ranked by cosine similarity; of passages that score the same, the wrong ones count
-    as found first.
+    as found first. All arguments that are not listed are those of `SimilarityMonitor`.
 
     Args:
         pairs: Path of a JSONL file, or a list, of `query` (a text or [instruction, text]), and
@@ -47,13 +47,6 @@ class RetrievalMonitor(Monitor):
         max_length: Most tokens of a text, for the default encoding.
         batch_size: Texts per batch, for the default encoding.
         limit: Use at most so many queries; the corpus is that of these.
-        every_n_train_steps: See `SimilarityMonitor`.
-        every_n_epochs: See `SimilarityMonitor`.
-        log_spaced: See `SimilarityMonitor`.
-        max_overhead: See `SimilarityMonitor`.
-        history: See `SimilarityMonitor`.
-        on_error: See `SimilarityMonitor`.
-        name: See `SimilarityMonitor`.
 
     Raises:
         ConfigError: When an argument has no meaning.

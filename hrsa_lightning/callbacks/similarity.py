@@ -48,30 +48,20 @@ class SimilarityMonitor(Monitor):
     (`similarity/cka/output/noun`).
 
     Args:
-        reference: What to compare with: `"initial"` (the module before its first step), an
-            `nn.Module`, a folder or hub id that transformers' `AutoModel` loads, a checkpoint file,
-            a folder that `RepresentationRecorder` wrote (compared step for step), and with `arms`
-            also `"arm:NAME"` or `"pairs"` (every arm with every other); or a sequence of these, or
-            a mapping from names to these. A model is run once and let go.
-        probes: The fixed inputs: a `DataLoader` or list of batches (read once), the name of a
-            loader method of the datamodule or module, a tensor, texts, records with `text` and
-            `label`, the path of a JSONL file of these, or a mapping from names to any of these.
-        layers: Names or globs over `named_modules()`, and `"output"` (or `"output.KEY"`) for what
-            the forward call returns. `*` stays between dots, `**` crosses them.
+        reference: See `SimilarityEvaluator`; `"initial"` is the module before its first step.
+        probes: See `SimilarityEvaluator`; also the name of a loader method of the datamodule or
+            module.
+        layers: See `SimilarityEvaluator`, as for all up to `num_jackknife_groups` but `arms`.
         arms: Attribute of the LightningModule that holds an `nn.ModuleDict` of models to compare.
-        forward: `forward(module, batch)`; the default calls the module with a mapping's matching
-            keys, or with the first entries of a tuple, as many as `forward` requires.
-        pooling: `"mean"`, `"first"` (`"cls"`), `"last"`, `"flatten"`, `"none"` (tokens as rows), a
-            function of activation and mask, or a mapping from layer names to these. Three
-            dimensions are read as (samples, tokens, features), four and more as images with
-            channels first; signals with channels first need a function.
-        mask: Key of the token mask in a batch, or a function of the batch; the default takes
-            `pool_mask` or `attention_mask` where there is one.
+        forward: Forward call.
+        pooling: From activations to rows. Three dimensions are read as (samples, tokens, features),
+            four and more as images with channels first; signals with channels first need a
+            function.
+        mask: Which tokens count.
         exclude_first_token: Leave out each sample's first token, which in LLMs often outweighs all.
-        metrics: Names of HRSA metrics, or torchmetrics metrics with `update(x, y)`; the default is
-            the whole HRSA set.
+        metrics: Names of HRSA metrics, or torchmetrics metrics.
         by_label: Also compare within each label of the probes.
-        num_jackknife_groups: 5 or more draws a 95 % band from leaving out so many groups in turn.
+        num_jackknife_groups: 5 or more draws a 95 % band.
         every_n_train_steps: Evaluate every so many optimizer steps.
         every_n_epochs: Evaluate at the end of every so many epochs.
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.
@@ -85,16 +75,14 @@ class SimilarityMonitor(Monitor):
             and the last evaluation, too, in a file beside the history, for the report.
         projector: Give TensorBoard's embedding projector the representations at the output (or the
             last layer), with labels and texts, at the end of the fit.
-        reference_layers: Layers of the reference, one for each of `layers` as matched, where it
-            names them otherwise.
+        reference_layers: See `SimilarityEvaluator`.
         store: Where representations of references are kept: `"cpu"`, `"device"` or `"disk"`. On
             disk they do not go into checkpoints.
         history: JSON lines file in the run's folder (or a path of its own), `None` for none.
-        tokenizer: `tokenizer(texts) -> batch`, for text probes; the default is the model's own
-            method `probe_batch(texts, max_length)`.
-        max_length: Most tokens of a text, for models that tokenize themselves.
-        batch_size: Samples per batch, for texts and tensors.
-        label_key: Key or position of the labels in a probe batch.
+        tokenizer: See `SimilarityEvaluator`, as for the next four.
+        max_length: Most tokens of a text.
+        batch_size: Samples per batch.
+        label_key: Where batches hold labels.
         limit_probe_batches: At most so many batches of each probe set.
         progress_bar: Show the first metric at the output in the progress bar.
         on_error: `"warn"` goes on training when an evaluation fails, `"raise"` does not.
@@ -168,6 +156,9 @@ class SimilarityMonitor(Monitor):
         self._progress_bar = progress_bar
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced, max_overhead)
         super().__init__(name, schedule, history, on_error)
+
+    def check(self, arms: Sequence[str]) -> None:
+        self.evaluator.check(arms)
 
     @property
     def names_comparisons(self) -> bool:

@@ -329,6 +329,17 @@ def _expand_preset(name: str, callback: Any) -> Any:
     return callback
 
 
+def _container_in(annotation: Any) -> type | None:
+    """`list` or `dict` where the values of a key are one; sections are mappings."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
+    for option in (annotation, *options):
+        if typing.get_origin(option) in (list, dict):
+            return typing.cast(type, typing.get_origin(option))
+        if dataclasses.is_dataclass(option):
+            return dict
+    return None
+
+
 def _dataclass_in(annotation: Any) -> Any:
     """The dataclass of `X`, `X | None` or `dict[str, X]`, with whether it is a mapping of them."""
     options = (
@@ -360,13 +371,17 @@ def _typed(content: Mapping[str, Any], schema: Any, prefix: str) -> dict[str, An
         if key not in fields:
             raise ConfigError(_unknown(key, fields, prefix))
         inner, is_mapping = _dataclass_in(fields[key].type)
+        kind = _container_in(fields[key].type)
+        if kind is not None and value is not None and not isinstance(value, kind):
+            word = "list" if kind is list else "mapping"
+            raise ConfigError(f"{prefix}{key}: expected a {word}, got {shown(value)}")
         if inner is None or value is None:
             if fields[key].type in (str, str | None) and isinstance(value, _Scalar):
                 value = value.written
             result[key] = _plain(value, prefix + key)
+            if fields[key].type is bool and not isinstance(result[key], bool):
+                raise ConfigError(f"{prefix}{key}: expected true or false, got {shown(value)}")
             continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{prefix}{key}: expected a mapping, got {shown(value)}")
         if not is_mapping:
             result[key] = _typed(value, inner, f"{prefix}{key}.")
             continue

@@ -101,7 +101,7 @@ class HRSAMetrics(MetricCollection):
         if len(ax) != len(panels):
             raise ValueError(f"Expected as many axes as keys, {len(panels)}, got {len(ax)}.")
         for axes, (key, lines, levels) in zip(ax, panels, strict=True):
-            pictures().draw_lines(axes, lines, title=key, floors=levels)
+            pictures().draw_lines(axes, lines, title=key, chance=levels)
         return [(axes.get_figure(root=True), axes) for axes in ax]
 
     def _plain_names(self, value: Mapping[str, Any]) -> dict[str, Any]:

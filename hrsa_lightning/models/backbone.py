@@ -3,7 +3,10 @@
 Anything wrong with the request raises `BackboneError` before weights are read.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
-from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.models.paths import check_weights, resolve_backbone
 from hrsa_lightning.tokenizers import read_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
@@ -80,6 +83,8 @@ def load_backbone(
         place = _cuda_device(f"{attn_implementation=}" if flash else f"{quantization=}", device)
     if quantization is not None:
         quantized = _quantization_options(quantization, dtype, place)
+    if Path(source).is_dir():
+        check_weights(Path(source))
     model = _load_weights(
         source,
         config,
@@ -157,7 +162,7 @@ def load_backbone_config(
         config: Any = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # classes of configs raise what they like when a value is wrong
         if "trust_remote_code" in str(error):
             problem = "it comes with Python code of its own; trust_remote_code=True would run it"
         elif Path(source).is_dir():
@@ -189,11 +194,16 @@ def load_backbone_config(
 def _load_weights(source: str, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     try:
         # Some families draw random numbers while they load.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _without_report():
             loaded: Any = AutoModel.from_pretrained(
-                source, config=config, use_safetensors=True, output_loading_info=True, **options
+                source,
+                config=config,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below
+                output_loading_info=True,
+                **options,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a config that was edited ends in anything, assertions too
         raise BackboneError(
             f"backbone {source!r} with attn_implementation={options['attn_implementation']!r} "
             f"cannot be loaded: {_first_sentence(error)}"
@@ -205,8 +215,30 @@ def _load_weights(source: str, config: PretrainedConfig, **options: Any) -> PreT
             f"backbone {source!r}: the checkpoint lacks {len(missing)} weights, such as "
             f"{missing[0]!r}"
         )
+    for name, saved, expected in sorted(info["mismatched_keys"]):
+        raise BackboneError(
+            f"backbone {source!r}: config.json asks for {name!r} of shape {tuple(expected)}, the "
+            f"checkpoint has {tuple(saved)}"
+        )
+    for name, weight in model.named_parameters():
+        # The sum takes no memory and is finite where all are; if it overflows, all are asked.
+        finite = not weight.is_floating_point() or weight.sum(dtype=torch.float32).isfinite()
+        if not finite and not weight.isfinite().all():
+            raise BackboneError(f"backbone {source!r}: {name!r} holds NaN or infinite weights")
     nn.Module.eval(model)
     return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Silences the tables in which transformers tells of weights that did not fit."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _cuda_device(asked: str, device: torch.device | str | None) -> torch.device:
@@ -239,4 +271,5 @@ def _quantization_options(
 def _first_sentence(error: BaseException) -> str:
     """The messages of transformers run over many lines; the first sentence says what happened."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".")
+    first = " ".join(map(str.strip, lines[:2])) if lines[0].endswith(":") else lines[0]
+    return first.split(". ")[0].rstrip(".")

@@ -1,6 +1,7 @@
 """A decoder LM as an embedding model: backbone (with or without LoRA), pooling, normalization."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.distributed import gather_on_rank_zero, rank
-from hrsa_lightning.models.attention import Attention, decoder_layers
+from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.models.attention import Attention, decoder_layers, mask_of_known_padding
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
     DType,
@@ -124,6 +126,13 @@ class EmbeddingModel(nn.Module):
             quantization=quantization,
             device=device,
         )
+        rows = cast(nn.Embedding, transformer.get_input_embeddings()).num_embeddings
+        largest = max(tokenizer.tokenizer.get_vocab().values())
+        if largest >= rows:
+            raise BackboneError(
+                f"backbone {os.fspath(path)!r}: its tokenizer has ids up to {largest}, and its "
+                f"embedding table {rows} rows"
+            )
         if quantization is not None:
             transformer = prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
                 transformer, use_gradient_checkpointing=False
@@ -154,6 +163,15 @@ class EmbeddingModel(nn.Module):
         return int(self.transformer.config.hidden_size)
 
     @property
+    def max_positions(self) -> int | None:
+        """Most tokens of a text, where positions are looked up in a table; else `None`."""
+        limit: int = getattr(self.transformer.config, "max_position_embeddings", None) or 0
+        tables = [m for m in self.transformer.modules() if isinstance(m, nn.Embedding)]
+        others = [m for m in tables if m is not self.transformer.get_input_embeddings()]
+        # Some families put a few rows for padding in front.
+        return limit if any(0 <= table.num_embeddings - limit <= 2 for table in others) else None
+
+    @property
     def num_layers(self) -> int:
         return len(self.decoder_layers)
 
@@ -176,7 +194,11 @@ class EmbeddingModel(nn.Module):
         return self.tokenize(texts, max_length).pad(self.tokenizer.pad_token_id)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pool_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pool_mask: Tensor | None = None,
+        is_padded: bool | None = None,
     ) -> Tensor:
         """Embeddings of right-padded texts.
 
@@ -185,15 +207,20 @@ class EmbeddingModel(nn.Module):
             attention_mask: real tokens, shape (batch, tokens).
             pool_mask: tokens that mean pooling may use, shape (batch, tokens). All real tokens
                 where it is None, or false all along a row (an instruction that fills the text).
+            is_padded: whether any token is padding, where that is known: else the device is asked.
 
         Returns:
             Shape (batch, features), float32, of length 1 if `normalize`.
         """
         # The transformer is called directly: peft's wrapper would pass by its forward hooks, and
         # one of them makes the 4-D mask where `ensure_attention` found that it takes one.
+        transformer = self.transformer
+        seen: Tensor | None = attention_mask
+        if is_padded is not None:
+            seen = mask_of_known_padding(transformer, attention_mask, is_padded)
         with self._autocast():
-            hidden_states = self.transformer(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            hidden_states = transformer(
+                input_ids=input_ids, attention_mask=seen, use_cache=False
             ).last_hidden_state
         mask = attention_mask.bool()
         if pool_mask is not None and self.pooling in ("mean", "weighted_mean"):
@@ -238,12 +265,24 @@ class EmbeddingModel(nn.Module):
         """
         if not len(tokens):
             return torch.zeros(0, self.embedding_dim, device=self.device)
-        tokens = tokens.to(self.device)
-        pad_token_id = self.tokenizer.pad_token_id
-        if max_tokens_per_chunk is None:
-            return cast(Tensor, self(**tokens.pad(pad_token_id)))
-        chunks = length_sorted_chunks(tokens.lengths, max_tokens_per_chunk)
-        return restore_order([self(**tokens.pad(pad_token_id, chunk)) for chunk in chunks], chunks)
+        tokens = tokens.to(self.device, non_blocking=True)
+        chunks = length_sorted_chunks(tokens.lengths, max_tokens_per_chunk or sys.maxsize)
+        return restore_order([self.encode_chunk(tokens, chunk) for chunk in chunks], chunks)
+
+    def encode_chunk(self, tokens: TokenizedTexts, texts: Tensor) -> Tensor:
+        """Embeddings of some texts in one forward pass, for which the host does not wait.
+
+        Args:
+            tokens: on the device of the model.
+            texts: numbers of the texts to encode, shape (texts,), on the CPU.
+
+        Returns:
+            Shape (texts, features).
+        """
+        lengths = tokens.lengths[texts]
+        is_padded = bool(lengths.min() < lengths.max())
+        padded = tokens.pad(self.tokenizer.pad_token_id, texts)
+        return cast(Tensor, self(**padded, is_padded=is_padded))
 
     @torch.no_grad()
     def embed(self, texts: Sequence[Text], max_length: int = 512, batch_size: int = 64) -> Tensor:

@@ -1,6 +1,7 @@
 """Contrastive training of one embedding model, or of several side by side on the same batches."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -9,13 +10,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
+from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import TokenizedTexts
+from hrsa_lightning.modules.checkpoints import ADAPTERS
 from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
 from hrsa_lightning.modules.gradient_sync import GradientSync, gradient_sync, shard
@@ -95,6 +97,8 @@ class PairedContrastiveModule(LightningModule):
         self._cached: list[CachedEncoding] = []
         self._deferred = DeferredGradients()
         self._throughput = Throughput()
+        self._broken = torch.zeros(len(arms), dtype=torch.bool)  # whether a loss was not finite
+        self._broken_step: int | None = None
         # Checkpoints carry what is trained; frozen backbones are read from where they came from.
         self.strict_loading = False
 
@@ -144,11 +148,37 @@ class PairedContrastiveModule(LightningModule):
         measured = torch.tensor(list(throughput.values()), dtype=torch.float32)
         values = torch.cat([loss_of_arms, measured.to(self.device, non_blocking=True)])
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self._watch_losses(values[: len(losses)])
         names = [*(f"loss/{name}" for name in losses), *throughput]
         for name, value in zip(names, values, strict=True):
             self.log(f"train/{name}", value, batch_size=len(batch))
+        # Not with `prog_bar`: Lightning reads such values in every step, on every rank.
         mean = values[: len(losses)].mean()
-        self.log("loss", mean, prog_bar=True, logger=False, batch_size=len(batch))
+        self.log("loss", mean, logger=False, batch_size=len(batch))
+
+    def _watch_losses(self, losses: Tensor) -> None:
+        """Warn once of a loss that is not finite, at the next step whose values are logged.
+
+        Only there, since reading a value waits for the device, as the logger does then.
+        """
+        self._broken = losses.isfinite().logical_not() | self._broken.to(losses.device)
+        step = self.trainer.global_step + 1
+        rhythm = max(1, getattr(self.trainer, "log_every_n_steps", 1))
+        waits = self.device.type != "cpu" and step % rhythm
+        if self._broken_step is None and not waits and bool(self._broken.any()):
+            self._broken_step = step
+            self._warn_of_losses(f"not finite at step {step}; weights of it are lost from there on")
+
+    def on_train_end(self) -> None:
+        """Say again, where a long run is read, that a loss was not finite."""
+        if self._broken_step is not None:
+            self._warn_of_losses(f"not finite from step {self._broken_step} on; discard this run")
+
+    def _warn_of_losses(self, what: str) -> None:
+        arms = [name for name, bad in zip(self.arms, self._broken.tolist(), strict=True) if bad]
+        cure = "a smaller optimizer.lr, or trainer.gradient_clip_val, may help"
+        if self.trainer.is_global_zero:
+            warnings.warn(f"loss of {', '.join(arms)}: {what} ({cure})", HRSAWarning, stacklevel=2)
 
     def _loss_scale(self) -> Tensor | float:
         """What mixed precision with float16 multiplies losses with, against underflow."""
@@ -187,8 +217,7 @@ class PairedContrastiveModule(LightningModule):
         self._throughput.count(tokens.lengths, passes)
 
         def encode(number: int) -> Tensor:
-            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, passes[number]))
-            return embeddings
+            return arm.encode_chunk(tokens, passes[number])
 
         # The same numbers with and without other arms, and in any mode of computing gradients.
         key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)

@@ -178,6 +178,16 @@ class SimilarityEvaluator:
             self.prepare(models)
             self.start()
 
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse what needs no model to be refused; `names` are those that the models will have.
+
+        Raises:
+            ConfigError: A reference names a model that is not there.
+            DataError: A file of probes is not there or holds bad lines.
+        """
+        comparisons_of(self._given, names)
+        self.extractor.check()
+
     def prepare(
         self,
         models: nn.Module | Mapping[str, nn.Module],

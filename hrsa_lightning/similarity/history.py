@@ -38,6 +38,9 @@ _NUMBERS = ("value", "chance", "low", "high")
 _SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
 _BOUNDS = ("low", "high")
 
+_UNNAMED = "reference"
+"""The only reference of a monitor, whose name files of version 0.1 do not hold."""
+
 
 class Evaluation(NamedTuple):
     """What one evaluation of a monitor left in its history.
@@ -57,25 +60,6 @@ class Evaluation(NamedTuple):
     epoch: int = 0
     time: float = math.nan
     seconds: float = math.nan
-
-    def record(self) -> dict[str, Any]:
-        """The line of the history."""
-        fields = Measurement._field_defaults
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "time": self.time,
-            "seconds": self.seconds,
-            "monitor": self.monitor,
-            "measurements": [
-                {
-                    name: _finite(value)
-                    for name, value in m._asdict().items()
-                    if name != "step" and (name not in fields or value != fields[name])
-                }
-                for m in self.measurements
-            ],
-        }
 
 
 class Detail(NamedTuple):
@@ -106,15 +90,6 @@ class Detail(NamedTuple):
     rows: Sequence[str] = ()
     columns: Sequence[str] = ()
     monitor: str = ""
-
-    def record(self) -> dict[str, Any]:
-        """The line of the file of details."""
-        fields = Detail._field_defaults
-        return {
-            name: _finite(value)
-            for name, value in self._asdict().items()
-            if name not in fields or value != fields[name]
-        }
 
 
 class SummaryRow(NamedTuple):
@@ -173,7 +148,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                 f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
                 f"got {json.dumps(record):.80}"
             ) from None
-    return found
+    return _with_named_reference(found)
 
 
 def read_details(path: str | Path) -> list[Detail]:
@@ -210,9 +185,12 @@ def details_path(history: Path) -> Path:
 
 def append_record(path: Path, record: Evaluation | Detail) -> None:
     """Add one line to a history or a file of details."""
+    fields = _own_fields(record)
+    if isinstance(record, Evaluation):  # which says the step once
+        fields["measurements"] = [_own_fields(m._replace(step=0)) for m in record.measurements]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record.record()) + "\n")
+        file.write(json.dumps(fields) + "\n")
 
 
 def cut_history(source: Path, target: Path, last_step: int) -> list[int]:
@@ -251,6 +229,16 @@ def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
         if name in fields:
             fields[name] = _number(fields[name])
     return Measurement(**fields, step=step)
+
+
+def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
+    """Fields that differ from their defaults."""
+    defaults = record._field_defaults
+    return {
+        name: _finite(value)
+        for name, value in record._asdict().items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def _number(value: Any) -> float:
@@ -305,7 +293,7 @@ class _TagReader:
         metric, *place = parts
         if metric.startswith("variance_share_"):
             return Series(metric, probes, arm="".join(place[:-1]), layer=place[-1])
-        arm, reference = "", "reference"
+        arm, reference = "", _UNNAMED
         if len(place) > 1 and "_vs_" in place[0]:
             arm, reference = _sides(place.pop(0), self._arms)
         return Series(
@@ -334,6 +322,24 @@ def _with_bands(found: dict[Series, Measurement]) -> list[Measurement]:
     ]
 
 
+def _with_named_reference(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """Where a run of version 0.1 was resumed, its later records name the reference of all."""
+    places = (m for e in evaluations for m in e.measurements if m.reference and not m.arm)
+    names = {m.reference for m in places}
+    if len(names) != 2 or _UNNAMED not in names:
+        return evaluations
+    (name,) = names - {_UNNAMED}
+    return [
+        e._replace(
+            measurements=[
+                m._replace(reference=name) if (m.arm, m.reference) == ("", _UNNAMED) else m
+                for m in e.measurements
+            ]
+        )
+        for e in evaluations
+    ]
+
+
 def _probes_of(group: str, name: str) -> str:
     return group.removeprefix(name).removeprefix(".")
 
@@ -350,7 +356,7 @@ def _sides(comparison: str, arms: Iterable[str]) -> tuple[str, str]:
 def _old_detail(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     names: Sequence[str] = ("step", "kind", "values", "rows", "columns")
     found = {key: record[key] for key in names if key in record}
-    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", "reference")
+    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", _UNNAMED)
     return {
         **found,
         "probes": _probes_of(record["group"], name),

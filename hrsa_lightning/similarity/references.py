@@ -60,11 +60,11 @@ class Reference(ABC):
 
     Attributes:
         name: As given.
-        rank: References of a lower rank are compared first.
+        order: References of a lower one are compared first.
         absence: Why there are no rows now, and details that change from step to step.
     """
 
-    rank: ClassVar[int]
+    order: ClassVar[int]
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -109,62 +109,52 @@ class Reference(ABC):
         return None
 
 
-class _Kept:
-    """Representations of one reference, in memory or in a file that is read layer by layer.
+class _KeptReference(Reference):
+    """Rows that stay the same for a run, in memory or in a file that is read layer by layer."""
 
-    Args:
-        name: Of the reference; begins every key.
-        content: Tensors by key, or the file.
-    """
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._path: Path | None = None
+        self._content: dict[str, Tensor] | Path | None = None
 
-    def __init__(self, name: str, content: dict[str, Tensor] | Path) -> None:
-        self._name = name
-        self._content = content
+    def start(self, folder: Path | None, prefix: str) -> None:
+        super().start(folder, prefix)
+        name = f"{prefix}_reference_{self.name}.safetensors"
+        self._path = None if folder is None else folder / name
 
-    @classmethod
-    def of(
-        cls, name: str, representations: Representations, path: Path | None, *, write: bool
-    ) -> "_Kept":
-        """Keep representations; `write` says whether this process writes the file (rank 0)."""
-        tensors = {f"{name}|{key}": rows for key, rows in flatten(representations).items()}
-        if path is None:
-            return cls(name, tensors)
-        if write:
-            write_representations(path, tensors)
-        return cls(name, path)
+    def _keep(self, representations: Representations) -> None:
+        ranks, flat = self._extractor.ranks, flatten(representations).items()
+        tensors = {f"{self.name}|{key}": rows for key, rows in flat}
+        with ranks.raise_on_all_ranks():
+            if self._path is not None and ranks.rank == 0:
+                write_representations(self._path, tensors)
+        self._content = self._path or tensors
 
-    def rows(self, probes: str, arm: str) -> Snapshot:
-        """Layer to rows of one arm; empty when nothing is kept for it."""
-        start = f"{self._name}|{probes}|{arm}|"
+    def _kept_rows(self, probes: str, arm: str) -> Snapshot:
+        start = f"{self.name}|{probes}|{arm}|"
         if isinstance(self._content, Path):
             with safe_open(self._content, framework="pt") as file:
                 keys = [key for key in file.keys() if key.startswith(start)]  # noqa: SIM118
                 return {k.removeprefix(start): torch.as_tensor(file.get_tensor(k)) for k in keys}
-        kept = self._content.items()
+        kept = (self._content or {}).items()
         return {key.removeprefix(start): rows for key, rows in kept if key.startswith(start)}
 
-    def state(self) -> dict[str, Tensor] | str:
-        """What a checkpoint has to hold: the tensors, or the path of the file."""
-        return str(self._content) if isinstance(self._content, Path) else self._content
 
-
-class InitialReference(Reference):
+class InitialReference(_KeptReference):
     """The models as they were before their first training step."""
 
-    rank = 2
+    order = 2
 
     def __init__(self) -> None:
         super().__init__(INITIAL)
-        self.start(None, "")
 
     def start(self, folder: Path | None, prefix: str) -> None:
-        self._path = _file(folder, prefix, self.name)
-        self._kept: _Kept | None = None
         super().start(folder, prefix)
+        self._content = None
 
     def state(self) -> dict[str, Tensor] | str | None:
-        """What a checkpoint has to hold, since the start cannot be computed again."""
-        return None if self._kept is None else self._kept.state()
+        """What a checkpoint has to hold, the tensors or a path: the start cannot be made again."""
+        return str(self._content) if isinstance(self._content, Path) else self._content
 
     def restore(self, state: dict[str, Tensor] | str, fingerprints: Mapping[str, str]) -> None:
         """Go on with the representations that a checkpoint holds.
@@ -178,20 +168,18 @@ class InitialReference(Reference):
         elif isinstance(state, str) and not Path(state).is_file():
             self._is_lost(f"{state} is gone")
         else:
-            self._kept = _Kept(self.name, Path(state) if isinstance(state, str) else state)
+            self._content = Path(state) if isinstance(state, str) else state
 
     def update(self, live: Representations, step: int, *, first: bool) -> None:
-        if self._kept is not None or self.absence[0]:
+        if self._content is not None or self.absence[0]:
             return
-        if not first:
+        if first:
+            self._keep(live)
+        else:
             self._is_lost("the evaluation before the first step failed")
-            return
-        ranks = self._extractor.ranks
-        with ranks.raise_on_all_ranks():
-            self._kept = _Kept.of(self.name, live, self._path, write=ranks.rank == 0)
 
     def rows(self, live: Representations, probes: str, arm: str) -> Snapshot | None:
-        return None if self._kept is None else self._kept.rows(probes, arm)
+        return self._kept_rows(probes, arm) or None
 
     def key(self, arm: str) -> tuple[str, ...]:
         return (self.name, arm)
@@ -211,7 +199,7 @@ class ArmReference(Reference):
         ConfigError: The arm is called `initial`.
     """
 
-    rank = 1
+    order = 1
 
     def __init__(self, name: str, only: str | None = None) -> None:
         super().__init__(_new_name(name))
@@ -232,7 +220,7 @@ class ArmReference(Reference):
         return self.name
 
 
-class ModelReference(Reference):
+class ModelReference(_KeptReference):
     """A model that does not train: it is run once and let go.
 
     Args:
@@ -240,17 +228,14 @@ class ModelReference(Reference):
         layers: Its layers where it names them otherwise than the live models.
     """
 
-    rank = 3
+    order = 3
     per_arm: ClassVar[bool] = False
     """Whether each arm has a reference of its own."""
 
     def __init__(self, name: str, layers: Sequence[str] | None = None) -> None:
         super().__init__(_new_name(name))
         self._layers = layers
-        self._kept: _Kept | None = None
         self._fingerprints: dict[str, str] = {}
-        self._has_tokenizer = False
-        self._path: Path | None = None
 
     @abstractmethod
     def opened(
@@ -269,21 +254,17 @@ class ModelReference(Reference):
         return None
 
     def start(self, folder: Path | None, prefix: str) -> None:
-        self._path = _file(folder, prefix, self.name)
+        super().start(folder, prefix)
         if self._fingerprints != self._extractor.fingerprints:
-            self._kept = None
+            self._content = None
         self._fingerprints = self._extractor.fingerprints
 
     def update(self, live: Representations, step: int, *, first: bool) -> None:
-        if self._kept is not None:
-            return
-        representations, ranks = self._run(), self._extractor.ranks
-        with ranks.raise_on_all_ranks():
-            self._kept = _Kept.of(self.name, representations, self._path, write=ranks.rank == 0)
+        if self._content is None:
+            self._keep(self._run())
 
-    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot | None:
-        assert self._kept is not None
-        return self._kept.rows(probes, arm if self.per_arm else "")
+    def rows(self, live: Representations, probes: str, arm: str) -> Snapshot:
+        return self._kept_rows(probes, arm if self.per_arm else "")
 
     def key(self, arm: str) -> tuple[str, ...]:
         return ("model", self.name, *([arm] if self.per_arm else []))
@@ -465,7 +446,7 @@ class CheckpointReference(ModelReference):
 class TraceReference(Reference):
     """Representations that another run recorded, step for step."""
 
-    rank = 4
+    order = 4
 
     def __init__(self, name: str, trace: RepresentationTrace) -> None:
         super().__init__(_new_name(name))
@@ -561,7 +542,7 @@ def comparisons_of(references: Sequence[Reference | str], arms: Sequence[str]) -
             Comparison(live, ArmReference(base, live)) for base, live in combinations(arms, 2)
         ]
     given = [reference for reference in references if isinstance(reference, Reference)]
-    for reference in sorted(given, key=lambda reference: reference.rank):
+    for reference in sorted(given, key=lambda reference: reference.order):
         for arm in reference.arms(arms):
             pair = {arm, reference.name}
             if isinstance(reference, ArmReference) and any(
@@ -614,10 +595,6 @@ def _new_name(name: str) -> str:
 def _plain(text: str) -> str:
     """A name that every logger takes in a tag."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", text) or "reference"
-
-
-def _file(folder: Path | None, prefix: str, name: str) -> Path | None:
-    return None if folder is None else folder / f"{prefix}_reference_{name}.safetensors"
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from hrsa_lightning.callbacks import StepProgressBar, progress
+from hrsa_lightning.callbacks import Monitor, Schedule, StepProgressBar, progress
+from hrsa_lightning.similarity import Measurement
 
 
 class _Logs(LightningModule):
@@ -11,13 +12,11 @@ class _Logs(LightningModule):
 
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).square().mean()
-        self.log("loss", loss, prog_bar=True)
+        self.log("loss", loss)
+        self.log("norm", self.layer.weight.norm(), prog_bar=True)
         self.log("train/tokens_per_second", 1234.4)
         self.log("train/padding_share", 0.05)
         self.log("train/peak_memory_mb", 321.0)
-        for pair, value in (("a_vs_b", 0.75), ("c_vs_b", 0.5)):
-            self.log(f"similarity/cka/{pair}/output", value)
-        self.log("similarity/cka/a_vs_b/layer_0", 0.1)
         return loss
 
     def configure_optimizers(self):
@@ -27,10 +26,27 @@ class _Logs(LightningModule):
         return torch.utils.data.DataLoader(torch.randn(8, 2), batch_size=2)
 
 
+class _Measures(Monitor):
+    """Two arms against a third, the lower value at a layer."""
+
+    def __init__(self):
+        super().__init__("similarity", Schedule(1), None, "raise")
+
+    def prepare(self, trainer, pl_module):
+        pass
+
+    def measure(self, trainer, pl_module):
+        found = [("a", "output", 0.75), ("c", "output", 0.5), ("a", "layer_0", 0.1)]
+        return [
+            Measurement("cka", value, arm=arm, reference="b", layer=layer)
+            for arm, layer, value in found
+        ]
+
+
 def _fit(tmp_path, bar, **options):
     trainer = Trainer(
         accelerator="cpu",
-        callbacks=[bar],
+        callbacks=[_Measures(), bar],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -45,6 +61,7 @@ def test_one_bar_counts_the_steps_of_all_epochs(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "12/12" in shown
     assert "loss=" in shown
+    assert "norm=" in shown
     assert "Epoch" not in shown
 
 

@@ -56,7 +56,7 @@ def test_shards_and_their_end_after_a_kill_in_the_last_seconds(settings, one_pro
 
 
 def test_a_rank_that_never_comes_is_not_waited_for(settings, tmp_path, monkeypatch):
-    monkeypatch.setenv("HRSA_MEETING_SECONDS", "3")
+    monkeypatch.setenv("HRSA_CONNECT_SECONDS", "3")
     with train("torchrun", 2, tmp_path, *settings, only=[0]) as ranks:
         (ended,) = ranks.wait()
     assert ended.code == 1

@@ -142,3 +142,18 @@ def test_without_gather_each_rank_has_its_own_negatives(ddp_pool):
         rows = slice(rank * 4, rank * 4 + 4)
         expected = slow_infonce(queries[rows], passages[rows], 0.1, *(i[rows] for i in ids))
         assert math.isclose(loss, expected.item(), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "pieces"), [("cpu", 256), ("meta", 2)])
+def test_scores_come_in_few_pieces_where_memory_is_an_accelerators(device, pieces):
+    queries = torch.zeros(4096, 1, device=device)
+    batch = candidates.collect_candidates(queries, queries[:, None].expand(-1, 4, -1))
+    rows = []
+
+    def loss(some):
+        rows.append(some)
+        return batch.queries[some].sum()
+
+    batch.mean_over_queries(loss)
+    assert len(rows) == pieces
+    assert sum(len(range(*some.indices(4096))) for some in rows) == 4096

@@ -22,9 +22,9 @@ from tests.tiny import make_backbone, make_model, make_tokenizer
 
 
 def _write(folder: Path, config: object) -> Path:
-    """A folder whose weights cannot be read: what is refused is refused before they are."""
+    """A folder without weights: what is refused is refused before they are read."""
     config.save_pretrained(folder)
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return folder
 
 

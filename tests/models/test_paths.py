@@ -13,7 +13,8 @@ from hrsa_lightning.models.paths import check_available, resolve_backbone
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "config.json").write_text("{}")
-    (tmp_path / "backbone" / "model.safetensors").write_bytes(b"")
+    content = (2).to_bytes(8, "little") + b"{}"
+    (tmp_path / "backbone" / "model.safetensors").write_bytes(content)
     return tmp_path / "backbone"
 
 

@@ -121,6 +121,14 @@ def test_single_comparisons_and_scores_of_version_0_1(tmp_path):
     assert found.measurements == expected
 
 
+def test_a_resumed_run_of_version_0_1_has_one_curve(tmp_path):
+    path = tmp_path / "similarity.jsonl"
+    path.write_text(json.dumps({"step": 0, "values": {"similarity/cka/output": 1.0}}) + "\n")
+    later = Measurement("cka", 0.5, reference="initial", layer="output", step=5)
+    append_record(path, Evaluation(5, [later], "similarity"))
+    assert read_history(path) == [later._replace(step=0, value=1.0), later]
+
+
 def test_details_of_version_0_1(tmp_path):
     path = tmp_path / "similarity.details.jsonl"
     records = [

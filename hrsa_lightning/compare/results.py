@@ -1,0 +1,285 @@
+"""Files of a comparison: JSON and CSV for programs, a page and pictures for people."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hrsa_lightning.cli import markdown_table
+from hrsa_lightning.compare.comparison import Comparison, ComparisonResults
+from hrsa_lightning.compare.models import KnownModel
+from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
+from hrsa_lightning.plots.curves import panels_figure
+from hrsa_lightning.similarity.measurement import Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["summary_lines", "write_results"]
+
+_PROFILE = "layers.png"
+_COLUMNS = ("layer", "reference_layer", "label", "metric", "value", "chance")
+
+
+def write_results(results: ComparisonResults, out: Path) -> None:
+    """Write `results.json`, `results.csv`, `report.md`, a map per pair and curves over layers.
+
+    Every file appears in one move, the report last.
+    """
+    for comparison in results.comparisons:
+        save_figure(_map_figure(comparison), out / _picture(comparison))
+    save_figure(_profile_figure(results), out / _PROFILE)
+    write_json(out / "results.json", _content(results))
+    write_text(out / "results.csv", _csv(results))
+    write_text(out / "report.md", "\n".join(_report(results)) + "\n")
+
+
+def summary_lines(results: ComparisonResults) -> list[str]:
+    """Every metric of every pair at the output, or where there is none at the last layer."""
+    cells = {(m.metric, m.comparison): m for each in results.comparisons for m in _last(each)}
+    names = [comparison.name for comparison in results.comparisons]
+    rows = []
+    for metric in dict.fromkeys(metric for metric, _ in cells):
+        found = {name: cells[metric, name] for name in names if (metric, name) in cells}
+        numbers = [_number(found[name].value) if name in found else "" for name in names]
+        rows.append([metric, *numbers, _chance(found.values())])
+    title = f"similarity at {_last_place(results)}, {results.num_rows} rows"
+    return [title, "", *markdown_table([["", *names, "chance"], *rows])]
+
+
+def _map_figure(comparison: Comparison) -> "Figure":
+    heatmap = comparison.heatmap
+    return heatmap_figure(
+        heatmap.debiased,
+        heatmap.rows,
+        heatmap.columns,
+        title=f"{comparison.model} vs {comparison.reference}",
+        row_label=comparison.model,
+        column_label=comparison.reference,
+    )
+
+
+def _profile_figure(results: ComparisonResults) -> "Figure":
+    """Every metric from the first pair of layers to the last, a line per comparison."""
+    lines: dict[str, list[Line]] = {}
+    levels: dict[str, list[float]] = {}
+    for index, comparison in enumerate(results.comparisons):
+        over_layers: dict[str, list[Measurement]] = {}
+        for m in (m for m in comparison.measurements if not m.label):
+            over_layers.setdefault(m.metric, []).append(m)
+        for metric, found in over_layers.items():
+            line = Line(
+                f"{comparison.model} vs {comparison.reference}",
+                list(range(1, len(found) + 1)),
+                [m.value for m in found],
+                color=COLORS[index % len(COLORS)],
+                dash=DASHES[index // len(COLORS) % len(DASHES)],
+            )
+            lines.setdefault(metric, []).append(line)
+            last = found[-1].chance
+            levels.setdefault(metric, []).append(math.nan if last is None else last)
+    panels = [(metric.replace("_", " "), lines[metric], levels[metric]) for metric in lines]
+    return panels_figure(panels, title="similarity by pair of layers, first to last")
+
+
+def _content(results: ComparisonResults) -> dict[str, Any]:
+    content = {
+        "models": [_model_content(known) for known in results.models],
+        "texts": {
+            "source": results.texts.source,
+            "texts": len(results.texts.texts),
+            "rows": results.num_rows,
+            "labels": sorted(set(results.texts.labels or ())),
+        },
+        "extraction": asdict(results.extraction),
+        "metrics": asdict(results.metrics),
+        "comparisons": [
+            {
+                "name": comparison.name,
+                "model": comparison.model,
+                "reference": comparison.reference,
+                "values": [
+                    dict(zip(_COLUMNS, _row(comparison, m), strict=True))
+                    for m in comparison.measurements
+                ],
+                "heatmap": asdict(comparison.heatmap),
+                "notes": comparison.notes,
+            }
+            for comparison in results.comparisons
+        ],
+        "representations": None if results.kept is None else results.kept.name,
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _model_content(known: KnownModel) -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "model": known.source.spec,
+        "backbone": known.source.backbone,
+        "revision": known.source.revision,
+        "adapter": None if known.source.adapter is None else str(known.source.adapter),
+        "attention": known.model.attention,
+        "pooling": known.model.pooling,
+        "normalize": known.model.normalize,
+        "dtype": known.model.dtype,
+        "layers": known.num_layers,
+        "width": known.width,
+    }
+
+
+def _row(comparison: Comparison, m: Measurement) -> tuple[Any, ...]:
+    return m.layer, comparison.layers[m.layer], m.label, m.metric, m.value, m.chance
+
+
+def _csv(results: ComparisonResults) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("model", "reference", *_COLUMNS))
+    for comparison in results.comparisons:
+        for m in comparison.measurements:
+            table.writerow((comparison.model, comparison.reference, *_row(comparison, m)))
+    return text.getvalue()
+
+
+def _report(results: ComparisonResults) -> list[str]:
+    extraction = results.extraction
+    unit = "texts" if extraction.level == "sentence" else "tokens"
+    skipped = ", first token left out" if extraction.exclude_first_token else ""
+    header = ["model", "from", "attention", "embedding", "dtype", "layers", "width"]
+    rows = [
+        [
+            known.name,
+            f"`{known.source.spec}`",
+            known.model.attention,
+            f"{known.model.pooling}{', length 1' if known.model.normalize else ''}",
+            known.model.dtype,
+            str(known.num_layers),
+            str(known.width),
+        ]
+        for known in results.models
+    ]
+    lines = [
+        f"# {' / '.join(known.name for known in results.models)}",
+        "",
+        f"{len(results.texts.texts)} texts of `{results.texts.source}`, {results.num_rows} rows "
+        f"({unit}), at most {extraction.max_length} tokens each{skipped}. "
+        f"Layers: {', '.join(extraction.layers)}. Alignment: {results.metrics.protocol}.",
+        "",
+        *markdown_table([header, *rows]),
+        "",
+        *_cautions(results),
+        f"![All metrics over layers]({_PROFILE})",
+        "",
+    ]
+    if len(results.models) > 2:
+        lines += _matrices(results)
+    for comparison in results.comparisons:
+        lines += _section(comparison, results.num_rows)
+    return lines
+
+
+def _cautions(results: ComparisonResults) -> list[str]:
+    found = []
+    for aspect in ("attention", "pooling", "dtype"):
+        kinds = {known.name: str(getattr(known.model, aspect)) for known in results.models}
+        if len(set(kinds.values())) > 1:
+            listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+            found.append(f"- The models differ in {aspect}: {listed}.")
+    if results.texts.labels and results.extraction.level == "token":
+        found.append("- Labels belong to texts and are not used at token level.")
+    return [*found, ""] if found else []
+
+
+def _matrices(results: ComparisonResults) -> list[str]:
+    """Per metric a table of models: the reference across, the model down."""
+    names = [known.name for known in results.models]
+    cells = {
+        (m.metric, m.arm, m.reference): _number(m.value)
+        for comparison in results.comparisons
+        for m in _last(comparison)
+    }
+    lines = [f"## Matrices at {_last_place(results)}", ""]
+    for metric in dict.fromkeys(metric for metric, _, _ in cells):
+        rows = [
+            [model, *(cells.get((metric, model, other), "") for other in names[:-1])]
+            for model in names[1:]
+        ]
+        lines += [f"### {metric}", "", *markdown_table([["", *names[:-1]], *rows]), ""]
+    return lines
+
+
+def _section(comparison: Comparison, num_rows: int) -> list[str]:
+    lines = [f"## {comparison.model} vs {comparison.reference}", ""]
+    lines += [f"![CKA of all layers]({_picture(comparison)})", ""]
+    if comparison.heatmap.num_samples < num_rows:
+        lines += [f"The map is of {comparison.heatmap.num_samples} rows, evenly spaced.", ""]
+    everywhere = [m for m in comparison.measurements if not m.label]
+    lines += [*_by_place(everywhere, lambda m: _place(comparison, m.layer)), ""]
+    last = everywhere[-1].layer
+    within = [m for m in comparison.measurements if m.label and m.layer == last]
+    if within:
+        lines += [f"Within labels at {last}:", ""]
+        lines += [*_by_place(within, lambda m: m.label), ""]
+    for note, places in comparison.notes.items():
+        lines.append(f"- {note} (at {', '.join(dict.fromkeys(places))})")
+    return [*lines, ""] if comparison.notes else lines
+
+
+def _by_place(found: Sequence[Measurement], place: Callable[[Measurement], str]) -> list[str]:
+    """Places down, metrics across, and the chance level of each metric."""
+    metrics = list(dict.fromkeys(m.metric for m in found))
+    cells = {(place(m), m.metric): _number(m.value) for m in found}
+    rows = [
+        [where, *(cells.get((where, metric), "") for metric in metrics)]
+        for where in dict.fromkeys(map(place, found))
+    ]
+    chance = [_chance(m for m in found if m.metric == metric) for metric in metrics]
+    return markdown_table([["", *metrics], *rows, ["*chance*", *chance]])
+
+
+def _place(comparison: Comparison, layer: str) -> str:
+    other = comparison.layers[layer]
+    return layer if layer == other else f"{layer} ~ {other}"
+
+
+def _last(comparison: Comparison) -> list[Measurement]:
+    """Values over all rows at the output, or at the last pair of layers."""
+    last = comparison.measurements[-1].layer
+    return [m for m in comparison.measurements if m.layer == last and not m.label]
+
+
+def _last_place(results: ComparisonResults) -> str:
+    places = {_place(each, _last(each)[0].layer) for each in results.comparisons}
+    return places.pop() if len(places) == 1 else "the last layers"
+
+
+def _chance(found: Iterable[Measurement]) -> str:
+    """Of the values given: one number where they agree to three digits, else the range."""
+    known = sorted(m.chance for m in found if m.chance is not None and math.isfinite(m.chance))
+    if not known:
+        return ""
+    low, high = _number(known[0]), _number(known[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def _picture(comparison: Comparison) -> str:
+    return f"cka_{comparison.name}.png"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "undefined"
+
+
+def _finite(content: Any) -> Any:
+    """JSON has null where a number is not finite."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
