@@ -2,8 +2,11 @@
 
 import argparse
 import importlib
+import io
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hrsa_lightning.errors import HRSAError, nearest
@@ -52,14 +55,64 @@ def answered(command: Callable[[], int]) -> int:
         What `command` returns; 2 after an `HRSAError`, whose message goes to standard error; 130
         when the user interrupts.
     """
+    with _lasting_output():
+        try:
+            return command()
+        except HRSAError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+@contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Print what a locale cannot show by its code, and go on where nobody reads."""
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    streams = {name: one for name, one in streams.items() if isinstance(one, io.TextIOWrapper)}
+    for name, stream in streams.items():
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Output(stream))
     try:
-        return command()
-    except HRSAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        for name, stream in streams.items():
+            _Output(stream).flush()
+            setattr(sys, name, stream)
+
+
+class _Output(io.TextIOBase):
+    """A standard stream whose reader may go away: a closed pipe or a full disk ends no run."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._unread():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._unread():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what follows, and what is left at the end, goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -40,16 +40,16 @@ class Monitor(Callback, ABC):
             super().__init__("norms", Schedule(every_n_train_steps), "norms.jsonl", "warn")
 
         def prepare(self, trainer, pl_module):
-            self.layers = dict(pl_module.encoder.named_children())
+            self.weights = dict(pl_module.named_parameters())
 
         def measure(self, trainer, pl_module):
             return [
-                Measurement("weight_norm", float(layer.weight.norm()), layer=name)
-                for name, layer in self.layers.items()
+                Measurement("norm", float(weight.norm()), layer=name)
+                for name, weight in self.weights.items()
             ]
     ```
 
-    logs `norms/weight_norm/<layer>`.
+    logs `norms/norm/<name>`.
 
     Args:
         name: Begins every tag and file name; two monitors of a trainer need different names.

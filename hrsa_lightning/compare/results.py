@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.compare.comparison import Comparison, ComparisonResults
 from hrsa_lightning.compare.models import KnownModel
 from hrsa_lightning.io import write_json, write_text
@@ -47,7 +48,7 @@ def summary_lines(results: ComparisonResults) -> list[str]:
         numbers = [_number(found[name].value) if name in found else "" for name in names]
         rows.append([metric, *numbers, _chance(found.values())])
     title = f"similarity at {_last_place(results)}, {results.num_rows} rows"
-    return [title, "", *_table(["", *names, "chance"], rows)]
+    return [title, "", *markdown_table([["", *names, "chance"], *rows])]
 
 
 def _map_figure(comparison: Comparison) -> "Figure":
@@ -170,7 +171,7 @@ def _report(results: ComparisonResults) -> list[str]:
         f"({unit}), at most {extraction.max_length} tokens each{skipped}. "
         f"Layers: {', '.join(extraction.layers)}. Alignment: {results.metrics.protocol}.",
         "",
-        *_table(header, rows),
+        *markdown_table([header, *rows]),
         "",
         *_cautions(results),
         f"![All metrics over layers]({_PROFILE})",
@@ -209,7 +210,7 @@ def _matrices(results: ComparisonResults) -> list[str]:
             [model, *(cells.get((metric, model, other), "") for other in names[:-1])]
             for model in names[1:]
         ]
-        lines += [f"### {metric}", "", *_table(["", *names[:-1]], rows), ""]
+        lines += [f"### {metric}", "", *markdown_table([["", *names[:-1]], *rows]), ""]
     return lines
 
 
@@ -239,7 +240,7 @@ def _by_place(found: Sequence[Measurement], place: Callable[[Measurement], str])
         for where in dict.fromkeys(map(place, found))
     ]
     chance = [_chance(m for m in found if m.metric == metric) for metric in metrics]
-    return _table(["", *metrics], [*rows, ["*chance*", *chance]])
+    return markdown_table([["", *metrics], *rows, ["*chance*", *chance]])
 
 
 def _place(comparison: Comparison, layer: str) -> str:
@@ -265,25 +266,6 @@ def _chance(found: Iterable[Measurement]) -> str:
         return ""
     low, high = _number(known[0]), _number(known[-1])
     return low if low == high else f"{low} to {high}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table, aligned for people who read it as text: words left, numbers right."""
-    widths = [max(3, *(len(line[i]) for line in (header, *rows))) for i in range(len(header))]
-    wordy = [all(not line[i][:1].isdigit() for line in rows) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(cells, widths, wordy, strict=True)
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * width if left else "-" * (width - 1) + ":"
-        for width, left in zip(widths, wordy, strict=True)
-    ]
-    return [line(header), line(rule), *map(line, rows)]
 
 
 def _picture(comparison: Comparison) -> str:

@@ -379,6 +379,8 @@ def _typed(content: Mapping[str, Any], schema: Any, prefix: str) -> dict[str, An
             if fields[key].type in (str, str | None) and isinstance(value, _Scalar):
                 value = value.written
             result[key] = _plain(value, prefix + key)
+            if fields[key].type is bool and not isinstance(result[key], bool):
+                raise ConfigError(f"{prefix}{key}: expected true or false, got {shown(value)}")
             continue
         if not is_mapping:
             result[key] = _typed(value, inner, f"{prefix}{key}.")
