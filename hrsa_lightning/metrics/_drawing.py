@@ -33,7 +33,7 @@ def lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
     """A line per key over several values, with a band where there is a standard error."""
     keys = list(values[0])
     lines = []
-    for key in (key for key in keys if not key.endswith("_se")):
+    for key in (key for key in keys if not key.endswith(("_se", "_null", "_p"))):
         found = [float(value[key]) for value in values]
         low = high = None
         if f"{key}_se" in keys:

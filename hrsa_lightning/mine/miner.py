@@ -24,10 +24,10 @@ from hrsa_lightning.mine.output import (
     summary_file,
     training_line,
 )
+from hrsa_lightning.mine.resuming import ResumeFolder, fill, to_unit_rows
 from hrsa_lightning.mine.rules import MiningOptions, choose_negatives, keep_pairs
 from hrsa_lightning.mine.search import nearest_passages, pair_scores
 from hrsa_lightning.mine.texts import PairTexts, passages_of
-from hrsa_lightning.mine.work import WorkFolder, fill, to_unit_rows
 from hrsa_lightning.runs.encoder import Encoder
 
 PAIRS_PER_BLOCK = 512
@@ -101,7 +101,7 @@ class Mining:
         self.options = options or MiningOptions()
         self.progress = progress
         self._out = Path(out)
-        self._work = WorkFolder(
+        self._work = ResumeFolder(
             Path(f"{out}.work") if work is None else Path(work), keep=work is not None
         )
         names = [str(one) if isinstance(one, str | Path) else one.name for one in pairs]

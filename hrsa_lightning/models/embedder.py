@@ -257,7 +257,7 @@ class EmbeddingModel(nn.Module):
 
         Args:
             tokens: any number of texts.
-            max_tokens_per_chunk: most slots of a padded chunk, see `length_sorted_chunks`; None
+            max_tokens_per_chunk: most padded tokens of a chunk, see `length_sorted_chunks`; None
                 takes all texts at once.
 
         Returns:

@@ -13,9 +13,9 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from hrsa_lightning.data import ContrastiveBatch
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
-from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.lora import adapter_state, load_adapter_state
 from hrsa_lightning.models.tokenization import TokenizedTexts
 from hrsa_lightning.modules.checkpoints import ADAPTERS
 from hrsa_lightning.modules.deferred_gradients import DeferredGradients
@@ -239,11 +239,11 @@ class PairedContrastiveModule(LightningModule):
         Where forward passes contain collectives, every rank has as many of them: a rank with too
         few texts for as many chunks encodes its last one again.
         """
-        max_slots = self.max_tokens_per_chunk or sys.maxsize
-        chunks = length_sorted_chunks(lengths, max_slots)
+        max_tokens = self.max_tokens_per_chunk or sys.maxsize
+        chunks = length_sorted_chunks(lengths, max_tokens)
         wanted = self._sync.max_over_ranks(len(chunks))
         if wanted > len(chunks):
-            chunks = length_sorted_chunks(lengths, max_slots, wanted)
+            chunks = length_sorted_chunks(lengths, max_tokens, wanted)
         return chunks, chunks + chunks[-1:] * (wanted - len(chunks))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -303,11 +303,12 @@ class PairedContrastiveModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only: adapters in peft's form, other trained tensors as they are."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint["state_dict"]  # whole tensors, also of weights that ranks share out
+        state = checkpoint["state_dict"]  # full tensors; under FSDP2 on rank 0 only
         adapters = {}
         for name in self.arms:
-            own = {key.removeprefix(f"arms.{name}."): value for key, value in state.items()}
-            if (adapter := adapter_state(self._arm(name), own)) is not None:
+            prefix = f"arms.{name}.backbone."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if (adapter := adapter_state(self._arm(name).backbone, own)) is not None:
                 adapters[name] = adapter
                 trained -= {key for key in trained if key.startswith(f"arms.{name}.")}
         checkpoint[ADAPTERS] = adapters
@@ -316,7 +317,7 @@ class PairedContrastiveModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
         for name, (_, weights) in checkpoint.get(ADAPTERS, {}).items():
-            load_adapter_state(self._arm(name), weights)
+            load_adapter_state(self._arm(name).backbone, weights)
 
 
 class ContrastiveModule(PairedContrastiveModule):

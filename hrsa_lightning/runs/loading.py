@@ -15,9 +15,9 @@ from transformers import AutoModel, PretrainedConfig
 from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.io import ADAPTER_WEIGHTS
-from hrsa_lightning.models.adapters import load_adapter_state
 from hrsa_lightning.models.backbone import load_backbone_config
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.lora import load_adapter_state
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.runs.resolve import Source
 
@@ -66,7 +66,7 @@ def load_model(
         adapter=None if lora is not None else source.adapter,
     )
     if lora is not None and source.adapter is not None:
-        load_adapter_state(loaded, load_file(source.adapter))
+        load_adapter_state(loaded.backbone, load_file(source.adapter))
     if source.arm is not None and source.checkpoint is not None:
         _load_checkpoint(loaded, source.checkpoint, source.arm.name)
     return loaded.eval()

@@ -113,11 +113,11 @@ def test_any_budget_gives_the_plain_gradient_with_dropout_on(place, tmp_path, bu
     assert _worst_difference(plain[0], cached[0]) < 1e-5
 
 
-@pytest.mark.parametrize("slots", [1, 50, 200])
-def test_any_chunking_gives_the_full_batch_gradient(place, tmp_path, slots):
+@pytest.mark.parametrize("max_tokens", [1, 50, 200])
+def test_any_chunking_gives_the_full_batch_gradient(place, tmp_path, max_tokens):
     whole = _gradients(place, tmp_path, dropout=0.0)
     chunked = _gradients(
-        place, tmp_path, dropout=0.0, max_tokens_per_chunk=slots, activation_budget=0
+        place, tmp_path, dropout=0.0, max_tokens_per_chunk=max_tokens, activation_budget=0
     )
     assert _worst_difference(whole[0], chunked[0]) < 1e-5
 

@@ -18,7 +18,7 @@ _ROWS_AT_ONCE = 256
 """Rows that are held in float64."""
 
 
-class WorkFolder:
+class ResumeFolder:
     """Embeddings and search results that are written block by block, so that a call can go on.
 
     Args:
