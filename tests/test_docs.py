@@ -99,13 +99,13 @@ def test_commands_are_understood(page, words, tmp_path, monkeypatch, capsys):
     elif module == "hrsa_lightning.train":
         assert main([*arguments, "--print-config"]) == 0, capsys.readouterr().err
     else:
-        parse = argparse.ArgumentParser.parse_args
+        parse = argparse.ArgumentParser.parse_intermixed_args
 
         def parse_and_stop(*given: Any, **named: Any) -> NoReturn:
             parse(*given, **named)
             raise Parsed
 
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", parse_and_stop)
         with pytest.raises(Parsed):
             main(arguments)
 
