@@ -107,6 +107,8 @@ def test_names_of_runs_and_monitors_stay_in_their_folder(name):
         (["model.lora.target_modules=[]"], "model.lora.target_modules: expected a name or"),
         (["model.trust_remote_code=-1"], "model.trust_remote_code: expected true or false, got -1"),
         (["resume=null"], "resume: expected true or false, got None"),
+        (["data.weights=[[]]"], "data.weights: expected a value in [0, 1e9], got []"),
+        (["data.train=[[]]"], "data.train"),
         (["data.weights={a: 1}"], "data.weights: expected a list, got {'a': 1}"),
         (["trainer.devices=0"], "trainer.devices: expected auto, -1, a number"),
         (["trainer.devices=null"], "trainer.devices: expected auto, -1, a number"),
