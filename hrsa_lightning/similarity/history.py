@@ -35,6 +35,10 @@ DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 
 _NUMBERS = ("value", "chance", "low", "high")
+_SPECTRA = ("singular_values", "row_entropy")
+_LARGEST = 1e100
+"""Larger values are taken as undefined, so that squares and sums stay finite."""
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 _SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
 _BOUNDS = ("low", "high")
 
@@ -128,7 +132,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     found = []
     for number, _, _, record in read_json_lines(path, ended_only=True):
         try:
-            step, monitor = record["step"], record.get("monitor", "")
+            step, monitor = _count(record["step"]), _word(record.get("monitor", ""))
             if "values" in record:
                 monitor, measurements = old.read(record)
             else:
@@ -138,12 +142,12 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                     step,
                     measurements,
                     monitor,
-                    record.get("epoch", 0),
+                    _count(record.get("epoch", 0)),
                     _number(record.get("time")),
                     _number(record.get("seconds")),
                 )
             )
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except _MALFORMED:
             raise DataError(
                 f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
                 f"got {json.dumps(record):.80}"
@@ -163,13 +167,12 @@ def read_details(path: str | Path) -> list[Detail]:
         try:
             if "group" in record:
                 record = _old_detail(record, path.name.removesuffix(DETAILS_SUFFIX))
-            values = [
-                [*map(_number, row)] if isinstance(row, list) else _number(row)
-                for row in record["values"]
-            ]
-            found.append(Detail(**{**record, "values": values}))
-        except (KeyError, TypeError):
-            raise DataError(f"{path}:{number}: expected a map or spectrum with 'values'") from None
+            found.append(_detail(record))
+        except _MALFORMED:
+            raise DataError(
+                f"{path}:{number}: expected a map with 'values' of its 'rows' and 'columns', or a "
+                f"spectrum with a list 'values', got {json.dumps(record):.80}"
+            ) from None
     return found
 
 
@@ -225,10 +228,30 @@ def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:
 
 
 def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
-    for name in _NUMBERS:
-        if name in fields:
-            fields[name] = _number(fields[name])
+    for name, value in fields.items():
+        fields[name] = _number(value) if name in _NUMBERS else _word(value)
     return Measurement(**fields, step=step)
+
+
+def _detail(fields: dict[str, Any]) -> Detail:
+    """A map has rows and columns, a spectrum has neither."""
+    rows, columns = fields.get("rows", ()), fields.get("columns", ())
+    if (fields["kind"] == "cka" and not rows) or (fields["kind"] in _SPECTRA and rows):
+        raise ValueError
+    if rows:
+        shape = [len(columns)] * len(rows)
+        if [len(row) for row in fields["values"]] != shape:
+            raise ValueError
+        values: list[Any] = [[_number(value) for value in row] for row in fields["values"]]
+    else:
+        values = [_number(value) for value in fields["values"]]
+    read: dict[str, Any] = {
+        "step": _count(fields["step"]),
+        "values": values,
+        "rows": rows and [_word(name) for name in rows],
+        "columns": columns and [_word(name) for name in columns],
+    }
+    return Detail(**{**{k: _word(v) for k, v in fields.items() if k not in read}, **read})
 
 
 def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
@@ -242,7 +265,24 @@ def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value) if abs(value) < _LARGEST else math.nan
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError
+    return value
+
+
+def _word(value: Any) -> str:
+    """A name; one that breaks a line or has half a surrogate pair fits into no title or file."""
+    if type(value) is not str or not value.isprintable():
+        raise TypeError
+    return value
 
 
 def _finite(value: Any) -> Any:
@@ -282,11 +322,12 @@ class _TagReader:
                 continue
             series = self._known.get(tag) or self._known.setdefault(tag, self._series(tag))
             chance = self._floors.get(tag)
+            chance = None if chance is None else _number(chance)
             found[series] = _of_series(series, _number(value), chance, record["step"])
         return name, _with_bands(found)
 
     def _series(self, tag: str) -> Series:
-        group, *parts = tag.split("/")
+        group, *parts = _word(tag).split("/")
         probes = _probes_of(group, self._name)
         if len(parts) < 3 and _SCORE.fullmatch(parts[-1]):
             return Series(parts[-1], probes, arm=parts[0] if len(parts) == 2 else "")
