@@ -56,6 +56,13 @@ def is_text(text: str) -> bool:
     return "\0" not in text
 
 
+def is_path_of_file(path: str | Path) -> bool:
+    """Whether a file can be written there: a name of at most 255 bytes, and no folder."""
+    name = Path(path).name
+    folder = Path(path).is_absolute() and os.path.isdir(path)  # noqa: PTH112 - that of pathlib raises
+    return name not in ("", "..") and is_text(name) and len(name.encode()) <= 255 and not folder
+
+
 def expand_user(path: str) -> str:
     """A path with `~` replaced; one of an unknown user stays as it is."""
     return os.path.expanduser(path)  # noqa: PTH111 - that of pathlib raises

@@ -47,7 +47,9 @@ def within(interval: str) -> Rule:
     """
     low, high = map(float, interval[1:-1].split(","))
 
-    def accepts(value: float) -> bool:
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, int | float):
+            return False
         above = value >= low if interval[0] == "[" else value > low
         return above and (value <= high if interval[-1] == "]" else value < high)
 
@@ -80,7 +82,9 @@ def _is_batch_limit(value: Any) -> bool:
     return _is_whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
 
 
-def _is_path(text: str) -> bool:
+def _is_path(text: Any) -> bool:
+    if not isinstance(text, str):
+        return False
     longest = max(len(part.encode()) for part in text.split("/"))
     return 0 < len(text) <= 4000 and longest <= 255
 
@@ -101,7 +105,7 @@ _WARN = Rule("true, false or warn", lambda value: value in (True, False, "warn")
 _BUDGET = Rule("bytes or auto", lambda value: value == "auto" or _is_whole(value, 0))
 _SEED = within("[0, 4294967295]")
 _LENGTH = within("[1, 1e7]")
-_TEXT = Rule("at most 10000 characters", lambda text: len(text) <= 10000)
+_TEXT = Rule("at most 10000 characters", lambda text: isinstance(text, str) and len(text) <= 10000)
 _PATH = Rule("a path or name, its parts of at most 255 bytes", _is_path)
 _NAME = Rule(NAME_RULE, is_name)
 

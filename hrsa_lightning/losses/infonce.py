@@ -30,8 +30,9 @@ class InfoNCELoss(CandidateLoss):
         symmetric: Average with the loss in the other direction, where each positive looks for its
             query among the queries of all ranks.
         same_side_negatives: Take the other queries as negatives of a query too, and with
-            `symmetric` the other positives as negatives of a positive (Li et al., arXiv 2308.03281,
-            eq. 2).
+            `symmetric` the other positives as negatives of a positive: NT-Xent (Chen et al., arXiv
+            2002.05709, eq. 1). Li et al. (arXiv 2308.03281, eq. 2) take one softmax over all of
+            these pairs instead of two.
         false_negative_margin: Leave out negatives whose cosine exceeds that of the positive by more
             than this, as false negatives (Qwen3 Embedding, arXiv 2506.05176, takes 0.1); `None`
             leaves none out.
