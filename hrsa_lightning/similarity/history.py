@@ -129,12 +129,14 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     """Read a history file evaluation by evaluation; see `read_history`."""
     path = Path(path)
     old = _TagReader(path.stem)
-    found = []
+    found: list[Evaluation] = []
+    num_old = 0
     for number, _, _, record in read_json_lines(path, ended_only=True):
         try:
             step, monitor = _count(record["step"]), _word(record.get("monitor", ""))
             if "values" in record:
                 monitor, measurements = old.read(record)
+                num_old += 1
             else:
                 measurements = [_measurement(step, fields) for fields in record["measurements"]]
             found.append(
@@ -152,7 +154,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                 f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
                 f"got {json.dumps(record):.80}"
             ) from None
-    return _with_named_reference(found)
+    return _with_named_reference(found[:num_old], found[num_old:]) + found[num_old:]
 
 
 def read_details(path: str | Path) -> list[Detail]:
@@ -363,13 +365,12 @@ def _with_bands(found: dict[Series, Measurement]) -> list[Measurement]:
     ]
 
 
-def _with_named_reference(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """Where a run of version 0.1 was resumed, its later records name the reference of all."""
-    places = (m for e in evaluations for m in e.measurements if m.reference and not m.arm)
-    names = {m.reference for m in places}
-    if len(names) != 2 or _UNNAMED not in names:
-        return evaluations
-    (name,) = names - {_UNNAMED}
+def _with_named_reference(old: list[Evaluation], later: Sequence[Evaluation]) -> list[Evaluation]:
+    """Where a run of version 0.1 was resumed, its later records name the only reference."""
+    names = {m.reference for e in later for m in e.measurements if m.reference and not m.arm}
+    if len(names) != 1:
+        return old
+    (name,) = names
     return [
         e._replace(
             measurements=[
@@ -377,7 +378,7 @@ def _with_named_reference(evaluations: list[Evaluation]) -> list[Evaluation]:
                 for m in e.measurements
             ]
         )
-        for e in evaluations
+        for e in old
     ]
 
 
