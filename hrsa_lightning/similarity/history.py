@@ -34,7 +34,7 @@ __all__ = [
 DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 
-_NUMBERS = ("value", "chance", "low", "high")
+_NUMBERS = ("value", "chance", "low", "high", "identity", "null_95", "p_value")
 _SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
 _BOUNDS = ("low", "high")
 
