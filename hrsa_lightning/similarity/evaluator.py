@@ -175,7 +175,7 @@ class SimilarityEvaluator:
         self._null = null
         self._comparer = Comparer(metrics, num_groups=num_jackknife_groups, num_permutations=null)
         self._comparers: dict[str, LabeledComparer] = {}
-        self._is_first = True
+        self._is_first = self._is_new = True
         self._has_checked_tokens = False
         self._warned: set[str] = set()
         self._warn: Callable[[str, str], None] = self._warn_once
@@ -264,7 +264,7 @@ class SimilarityEvaluator:
             folder: Keep representations of references in files there and not in memory.
             prefix: Begins the names of the files.
         """
-        self._is_first = True
+        self._is_first, self._is_new = True, not state
         for reference in self._references:
             reference.start(folder, prefix)
             if isinstance(reference, InitialReference) and state and state.get(INITIAL) is not None:
@@ -298,7 +298,7 @@ class SimilarityEvaluator:
         Args:
             step: Optimizer step, for the measurements, and for references that were recorded.
             calibrate: Find `identity`, `null_95` and `p_value` as well, which takes the time of
-                two or three evaluations; the default is at the first evaluation only.
+                two or three evaluations; the default is at the first evaluation of a run.
 
         Raises:
             ConfigError: When tokens are to be compared that two tokenizers split differently.
@@ -320,7 +320,7 @@ class SimilarityEvaluator:
                 self._has_checked_tokens = True
             pairs = self._pairs(live)
             jobs = self._jobs(pairs, step)
-            calibrate = first if calibrate is None else calibrate
+            calibrate = first and self._is_new if calibrate is None else calibrate
             own = [self._compare(job, calibrate) for job in jobs[ranks.rank :: ranks.world_size]]
         per_rank = ranks.gather_objects(own)
         measurements: list[Measurement] = []
