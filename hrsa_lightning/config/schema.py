@@ -193,6 +193,26 @@ class SIGRegConfig:
 
 
 @dataclass
+class AlignmentConfig:
+    """Linear CKA with a reference's embeddings of the batch, added to the loss with `weight`.
+
+    `reference` is initial (each arm's own start), `arm:NAME` (another arm, as it is in the same
+    step), or a backbone that stays frozen. `push` stops at the level of unrelated embeddings.
+    """
+
+    reference: str = _key("initial", _PATH)
+    weight: float = _key(1.0, within("(0, 1e6]"))
+    direction: str = _key("pull", one_of("pull", "push"))
+    debiased: bool = True
+    standardize: bool = False
+
+
+def is_backbone(reference: str) -> bool:
+    """Whether a reference of `loss.alignment` is a model to load."""
+    return reference != "initial" and not reference.startswith("arm:")
+
+
+@dataclass
 class LossConfig:
     """Arguments of the classes in `hrsa_lightning.losses`, names and meaning unchanged.
 
@@ -212,6 +232,7 @@ class LossConfig:
     matryoshka: list[int] | None = _key(None, within("[1, 1e6]"))
     matryoshka_weights: list[float] | None = _key(None, within("[0, 1e6]"))
     sigreg: SIGRegConfig | None = None
+    alignment: AlignmentConfig | None = None
 
 
 @dataclass
@@ -342,6 +363,7 @@ def check_together(config: Config) -> None:
         if not any(data.weights):
             raise ConfigError(f"data.weights: expected one above 0, got {shown(data.weights)}")
     _check_loss(loss)
+    _check_alignment(config)
 
 
 def _check_half_precision(config: Config) -> None:
@@ -396,3 +418,19 @@ def _check_loss(loss: LossConfig) -> None:
         )
     if weights is not None and not any(weights):
         raise ConfigError(f"loss.matryoshka_weights: expected one above 0, got {shown(weights)}")
+
+
+def _check_alignment(config: Config) -> None:
+    options = config.loss.alignment
+    if options is None:
+        return
+    if options.reference.startswith("arm:"):
+        others = [name for name in config.arms if f"arm:{name}" != options.reference]
+        if len(others) != len(config.arms) - 1 or not others:
+            known = " or ".join(f"arm:{name}" for name in config.arms) if others else "another arm"
+            raise ConfigError(
+                f"loss.alignment.reference: expected {cut(known)}, got {shown(options.reference)}"
+            )
+    texts = config.data.batch_size * (1 + config.data.train_group_size)
+    if texts < 4:
+        raise ConfigError(f"loss.alignment: expected 4 texts or more in a batch, got {texts}")
