@@ -216,7 +216,7 @@ def is_backbone(reference: str) -> bool:
 class LossConfig:
     """Arguments of the classes in `hrsa_lightning.losses`, names and meaning unchanged.
 
-    `name` is infonce or debiased. `symmetric` to `hardness` belong to infonce, `tau_plus` to
+    `name` is infonce or debiased. `symmetric` to `joint` belong to infonce, `tau_plus` to
     debiased. `matryoshka` lists sizes of embeddings, the full one too where it is wanted.
     """
 
@@ -228,6 +228,7 @@ class LossConfig:
     same_side_negatives: bool = False
     false_negative_margin: float | None = _key(None, within("[-2, 2]"))
     hardness: float = _key(0.0, within("[0, 1000]"))
+    joint: bool = False
     tau_plus: float = _key(0.1, within("[0, 1)"))
     matryoshka: list[int] | None = _key(None, within("[1, 1e6]"))
     matryoshka_weights: list[float] | None = _key(None, within("[0, 1e6]"))
@@ -320,7 +321,7 @@ NO_ARM = frozenset(
 """Names no arm can have: attributes of `nn.ModuleDict`, and two kinds of reference."""
 
 _LOSS_KEYS = {
-    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness"),
+    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness", "joint"),
     "debiased": ("tau_plus",),
 }
 """Keys of one loss that the other does not have."""
@@ -408,6 +409,8 @@ def _check_loss(loss: LossConfig) -> None:
         for key in keys:
             if loss.name != name and getattr(loss, key) != getattr(default, key):
                 raise ConfigError(f"loss.{key}: belongs to loss.name={name}, got {loss.name}")
+    if loss.joint and not loss.symmetric:
+        raise ConfigError("loss.joint: expected loss.symmetric=true beside it, got false")
     if loss.matryoshka is not None and not loss.matryoshka:
         raise ConfigError("loss.matryoshka: expected at least one size, got none")
     weights = loss.matryoshka_weights

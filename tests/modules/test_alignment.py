@@ -50,7 +50,7 @@ def _gradients(place, folder, reference, trainer=None, **options):
     return log.steps[0]
 
 
-def _on_rank(rank, world_size, place, folder, kind, reference, chosen):
+def _on_rank(rank, world_size, place, folder, kind, reference, options):
     strategy = _pool_strategy(kind, rank, world_size)
     return _gradients(place, folder, reference, strategy, **options)
 
