@@ -135,6 +135,12 @@ def test_mistakes_are_answered_with_the_key(overrides, message):
     assert len(str(caught.value)) < 250
 
 
+@pytest.mark.parametrize("history", ["''", ".", "..", "/", "/tmp", "a" * 300])
+def test_histories_are_files(history):
+    with pytest.raises(ConfigError, match=r"history: expected the name or path of a file"):
+        build_callbacks(load_config("quickstart", [f"callbacks.retrieval.history={history}"]))
+
+
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
