@@ -62,6 +62,7 @@ class Monitor(Callback, ABC):
         folder: The run's folder, where it has one.
         first_step: Optimizer step at which the current fit began; above 0 where it resumed.
         latest: Measurements of the latest evaluation.
+        is_ending: Whether the fit has ended but for the last evaluation.
 
     Raises:
         ConfigError: When `on_error` is neither `warn` nor `raise`.
@@ -176,6 +177,7 @@ class Monitor(Callback, ABC):
             self._restored = None
         restored, self._restored = self._restored or {}, None
         self.first_step = step
+        self.is_ending = False
         self._open_folder(trainer, restored)
         opening = time.perf_counter() - started
         self.budget.start(step, restored, spent=self._preparing + opening)
@@ -198,6 +200,7 @@ class Monitor(Callback, ABC):
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_ending = True
         if trainer.global_step != self._last_step:
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
@@ -234,6 +237,7 @@ class Monitor(Callback, ABC):
         self.folder: Path | None = None
         self.history_path: Path | None = None
         self.first_step = 0
+        self.is_ending = False
         self.latest: list[Measurement] = []
         self._last_step = -1
         self.schedule.put_off(0)

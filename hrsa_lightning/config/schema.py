@@ -193,10 +193,30 @@ class SIGRegConfig:
 
 
 @dataclass
+class AlignmentConfig:
+    """Linear CKA with a reference's embeddings of the batch, added to the loss with `weight`.
+
+    `reference` is initial (each arm's own start), `arm:NAME` (another arm, as it is in the same
+    step), or a backbone that stays frozen. `push` stops at the level of unrelated embeddings.
+    """
+
+    reference: str = _key("initial", _PATH)
+    weight: float = _key(1.0, within("(0, 1e6]"))
+    direction: str = _key("pull", one_of("pull", "push"))
+    debiased: bool = True
+    standardize: bool = False
+
+
+def is_backbone(reference: str) -> bool:
+    """Whether a reference of `loss.alignment` is a model to load."""
+    return reference != "initial" and not reference.startswith("arm:")
+
+
+@dataclass
 class LossConfig:
     """Arguments of the classes in `hrsa_lightning.losses`, names and meaning unchanged.
 
-    `name` is infonce or debiased. `symmetric` to `hardness` belong to infonce, `tau_plus` to
+    `name` is infonce or debiased. `symmetric` to `joint` belong to infonce, `tau_plus` to
     debiased. `matryoshka` lists sizes of embeddings, the full one too where it is wanted.
     """
 
@@ -208,10 +228,12 @@ class LossConfig:
     same_side_negatives: bool = False
     false_negative_margin: float | None = _key(None, within("[-2, 2]"))
     hardness: float = _key(0.0, within("[0, 1000]"))
+    joint: bool = False
     tau_plus: float = _key(0.1, within("[0, 1)"))
     matryoshka: list[int] | None = _key(None, within("[1, 1e6]"))
     matryoshka_weights: list[float] | None = _key(None, within("[0, 1e6]"))
     sigreg: SIGRegConfig | None = None
+    alignment: AlignmentConfig | None = None
 
 
 @dataclass
@@ -299,7 +321,7 @@ NO_ARM = frozenset(
 """Names no arm can have: attributes of `nn.ModuleDict`, and two kinds of reference."""
 
 _LOSS_KEYS = {
-    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness"),
+    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness", "joint"),
     "debiased": ("tau_plus",),
 }
 """Keys of one loss that the other does not have."""
@@ -342,6 +364,7 @@ def check_together(config: Config) -> None:
         if not any(data.weights):
             raise ConfigError(f"data.weights: expected one above 0, got {shown(data.weights)}")
     _check_loss(loss)
+    _check_alignment(config)
 
 
 def _check_half_precision(config: Config) -> None:
@@ -386,6 +409,8 @@ def _check_loss(loss: LossConfig) -> None:
         for key in keys:
             if loss.name != name and getattr(loss, key) != getattr(default, key):
                 raise ConfigError(f"loss.{key}: belongs to loss.name={name}, got {loss.name}")
+    if loss.joint and not loss.symmetric:
+        raise ConfigError("loss.joint: expected loss.symmetric=true beside it, got false")
     if loss.matryoshka is not None and not loss.matryoshka:
         raise ConfigError("loss.matryoshka: expected at least one size, got none")
     weights = loss.matryoshka_weights
@@ -396,3 +421,19 @@ def _check_loss(loss: LossConfig) -> None:
         )
     if weights is not None and not any(weights):
         raise ConfigError(f"loss.matryoshka_weights: expected one above 0, got {shown(weights)}")
+
+
+def _check_alignment(config: Config) -> None:
+    options = config.loss.alignment
+    if options is None:
+        return
+    if options.reference.startswith("arm:"):
+        others = [name for name in config.arms if f"arm:{name}" != options.reference]
+        if len(others) != len(config.arms) - 1 or not others:
+            known = " or ".join(f"arm:{name}" for name in config.arms) if others else "another arm"
+            raise ConfigError(
+                f"loss.alignment.reference: expected {cut(known)}, got {shown(options.reference)}"
+            )
+    texts = config.data.batch_size * (1 + config.data.train_group_size)
+    if texts < 4:
+        raise ConfigError(f"loss.alignment: expected 4 texts or more in a batch, got {texts}")

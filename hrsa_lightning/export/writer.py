@@ -96,8 +96,8 @@ def export(
         statements = _statements(made, samples)
         if mixing is not None:
             statements.append(
-                f"Weights are a {mixing.method} interpolation with `{mixing.other.spec}`, which has a"
-                f" share of {mixing.weight:g}."
+                f"Weights are a {mixing.method} interpolation with `{mixing.other.spec}`, which has"
+                f" a share of {mixing.weight:g}."
             )
         write_card(folder, arm, made.form, statements)
     trusted = "" if made.form == "standard" else ", trust_remote_code=True"
@@ -139,9 +139,7 @@ class _Made:
             f" {float(self.queries.max()):.1e}{differing}",
         ]
         if not self.encodes_empty:
-            lines.append(
-                "empty texts differ, and a batch of nothing else fails; --exact keeps them"
-            )
+            lines.append("empty texts differ; --exact keeps them")
         return lines
 
 
@@ -211,8 +209,8 @@ def _statements(made: _Made, samples: Samples) -> list[str]:
     statements = []
     if not made.encodes_empty:
         statements.append(
-            "An empty text has no token here and is not encoded as in training, where it is one"
-            " end-of-sequence token; sentence-transformers fails on a batch of nothing else."
+            "An empty text is not encoded as in training, where it is one end-of-sequence token;"
+            " where it has no token, sentence-transformers fails on a batch of nothing else."
         )
     if made.exact:
         return [

@@ -10,7 +10,7 @@ from hrsa_lightning.functional._inputs import check_choice
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.knn import Overlap, Similarity
 from hrsa_lightning.functional.procrustes import Protocol
-from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._base import PairMetric, shared_by
 from hrsa_lightning.metrics._drawing import draw, lines_of, pictures
 from hrsa_lightning.metrics.cka import LinearCKA
 from hrsa_lightning.metrics.cknna import CKNNA
@@ -41,13 +41,8 @@ class HRSAMetrics(MetricCollection):
                 members = [self._member(name) for name in names]
                 if any(member._computed is None for member in members):
                     stack.enter_context(members[0].synchronized_for(members))
-            kept: dict[Any, Any] = {}  # what members share of this value, besides their state
-            for name in self._modules:
-                self._member(name)._kept = kept
-            try:
-                return super().compute()
-            finally:
-                kept.clear()
+            stack.enter_context(shared_by([self._member(name) for name in self._modules]))
+            return super().compute()
 
     def identity(self) -> dict[str, float]:
         """Value of a representation and itself under each key, where known; see `PairMetric`."""

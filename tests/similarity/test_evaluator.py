@@ -248,3 +248,16 @@ def test_the_engine_imports_no_trainer():
         "assert not found & sys.modules.keys(), found & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_evaluation_is_calibrated_and_others_where_asked():
+    evaluator = SimilarityEvaluator(network(), reference=network(1), null=20, **quiet())
+    calibrated = [
+        {
+            m.p_value is not None
+            for m in evaluator.evaluate(step, calibrate=calibrate)
+            if m.reference
+        }
+        for step, calibrate in enumerate((None, None, True))
+    ]
+    assert calibrated == [{True}, {False}, {True}]
