@@ -9,8 +9,8 @@ both models over the texts in batches of 8 in the order given, collects garbage 
 every token's hidden state at every layer, and computes its metric: plain CKA and mean correlation
 of all pairs of layers, Procrustes and neighbor overlap of matched layers; the probe is a logistic
 regression on the sentence embeddings of the last layer. Ours is one call per level: all five
-metrics at every layer with floors, held-out values, the debiased form, pictures and the report, on
-tokens as theirs and on sentences as it does by default.
+metrics at every layer with chance levels, held-out values, the debiased form, pictures and the
+report, on tokens as theirs and on sentences as it does by default.
 
 Printed are wall and CPU seconds, start of Python included, and the peak of resident memory above
 that of a process that has only imported the same libraries. scikit-learn and sentence-transformers

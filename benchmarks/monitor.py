@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
-from hrsa_lightning.callbacks import SimilarityMonitor, budget
+from hrsa_lightning.callbacks import SimilarityMonitor, schedule
 from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.resources import resolve_path
 from hrsa_lightning.similarity import Measurement, preserve_training_state
@@ -220,7 +220,7 @@ def run_in_turns(
     """Wall and CPU seconds of a run with the monitor, one without, and another one without."""
     turns = Turns(3, first)
     # The others' turns are not its training time.
-    budget.time = SimpleNamespace(perf_counter=lambda: turns.clock(0))
+    schedule.time = SimpleNamespace(perf_counter=lambda: turns.clock(0))
     with ThreadPoolExecutor(3) as pool:
         fits = [
             pool.submit(run_project, callbacks, data, steps, turns, me)

@@ -2,8 +2,11 @@
 
 import argparse
 import importlib
+import io
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hrsa_lightning.errors import HRSAError, nearest
@@ -52,14 +55,64 @@ def answered(command: Callable[[], int]) -> int:
         What `command` returns; 2 after an `HRSAError`, whose message goes to standard error; 130
         when the user interrupts.
     """
+    with _lasting_output():
+        try:
+            return command()
+        except HRSAError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+
+@contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Print what a locale cannot show by its code, and go on where nobody reads."""
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    streams = {name: one for name, one in streams.items() if isinstance(one, io.TextIOWrapper)}
+    for name, stream in streams.items():
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Output(stream))
     try:
-        return command()
-    except HRSAError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        for name, stream in streams.items():
+            _Output(stream).flush()
+            setattr(sys, name, stream)
+
+
+class _Output(io.TextIOBase):
+    """A standard stream whose reader may go away: a closed pipe or a full disk ends no run."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._unread():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._unread():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @contextmanager
+    def _unread(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what follows, and what is left at the end, goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -88,6 +141,37 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, default=32, metavar="N", help="texts of a forward pass (32)")
     add("--dtype", help="of the weights, such as bfloat16 (a run's own, or float32)")
     add("--device", help="such as cuda:1")
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown, its columns aligned; the first row is the head.
+
+    Cells are taken as plain text, see `markdown_text`.
+
+    Example:
+        >>> print("\\n".join(markdown_table([["arm", "mean"], ["a", "0.5"]])))
+        | arm | mean |
+        |-----|------|
+        | a   | 0.5  |
+    """
+    rows = [[markdown_text(cell).replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def markdown_text(text: str) -> str:
+    """A text on one line of Markdown, where it can begin no HTML, link or picture.
+
+    Example:
+        >>> markdown_text("<b> [a](b)")
+        '&lt;b> [a]\\\\(b)'
+    """
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+    return " ".join(text.splitlines())
 
 
 def _usage() -> str:

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.distributed.tensor import DTensor
 
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.data import ContrastiveDataModule
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
 from tests.tiny import make_backbone
 
 WORDS = [
@@ -81,19 +81,19 @@ def fit(
     callbacks: tuple[Callback, ...] = (),
     **trainer_options: Any,
 ) -> Trainer:
-    """Train on the CPU without logging."""
+    """Train without logging, on the CPU unless options say otherwise."""
     data = ContrastiveDataModule(
         [pairs],
-        tokenizers={name: arm.tokenizer for name, arm in module.arms.items()},
+        tokenizers={name: model.tokenizer for name, model in module.encoders().items()},
         batch_size=batch_size,
         train_group_size=3,
         query_length=32,
         passage_length=32,
         seed=5,
     )
-    options = {"max_steps": 3, "enable_checkpointing": False, "logger": False, **trainer_options}
+    options = {"accelerator": "cpu", "max_steps": 3, "enable_checkpointing": False, "logger": False}
+    options.update(trainer_options)
     trainer = Trainer(
-        accelerator="cpu",
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -1,11 +1,13 @@
 """What the parsers of several commands have in common."""
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options
-from hrsa_lightning.encoders import EncoderOptions
+from hrsa_lightning.runs.encoder import EncoderOptions
 
 
 @pytest.fixture
@@ -31,3 +33,27 @@ def test_lengths_and_sizes_are_whole_and_positive(option, value, parser, capsys)
         parser.parse_args([f"{option}={value}"])
     assert caught.value.code == 2
     assert f"expected a whole number from 1 on, got {value!r}" in capsys.readouterr().err
+
+
+PRINT = f"{sys.executable} -m hrsa_lightning.train --print-config seed=1 recipe=quickstart"
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (f"{PRINT} | head -1", "name: quickstart"),
+        (f"{PRINT} | true", ""),
+        (f"{PRINT} > /dev/full", ""),
+        (f"{PRINT} >&- 2>&-", ""),
+        (
+            f"PYTHONIOENCODING=ascii {PRINT} description=größe | grep desc",
+            "description: gr\\xf6\\xdfe",
+        ),
+    ],
+)
+def test_a_command_does_not_depend_on_who_reads_it(command, shown):
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == shown

@@ -24,9 +24,8 @@ PACKAGES = [
     "plots",
     "report",
     "similarity",
-    "sources",
 ]
-INNER = {"compare", "evaluate", "export", "plan"}
+INNER = {"compare", "evaluate", "export", "plan", "runs", "train"}
 """Packages that offer their modules to the others and no names of their own."""
 
 

@@ -53,7 +53,7 @@ def test_one_panel_per_metric_one_line_per_comparison():
     assert len(panels[1].collections) == 0
 
 
-def test_equal_floors_are_drawn_once():
+def test_equal_chance_levels_are_drawn_once():
     chance = dict.fromkeys("ab", 0.0)
     (first, _) = (ax for ax in curves_figure(history(chance=chance)).axes if ax.get_visible())
     dashed = [line for line in first.lines if line.get_color() == MUTED]
@@ -61,7 +61,7 @@ def test_equal_floors_are_drawn_once():
     assert [text.get_text() for text in first.texts] == ["chance"]
 
 
-def test_a_floor_that_would_flatten_the_curves_is_a_note():
+def test_a_chance_level_that_would_flatten_the_curves_is_a_note():
     figure = curves_figure(history(chance={"a": -7.0}))
     (first, _) = (ax for ax in figure.axes if ax.get_visible())
     assert [text.get_text() for text in first.texts] == ["chance -7.00, far below"]
@@ -134,7 +134,7 @@ def test_plain_tensors_and_lists_make_a_panel():
     figure = lines_figure(
         [Line("a vs b", steps, values, **band, color="black"), Line("c vs b", [0, 2], [0.2, 0.4])],
         title="cka",
-        floors=[0.0, 0.001],
+        chance=[0.0, 0.001],
         log_x=True,
     )
     (panel,) = figure.axes
@@ -146,7 +146,7 @@ def test_plain_tensors_and_lists_make_a_panel():
 
 
 def test_values_of_a_metric_go_where_the_caller_wants():
-    figure, ax = plot_values(torch.tensor(0.5), title="cka", floor=0.1)
+    figure, ax = plot_values(torch.tensor(0.5), title="cka", chance=0.1)
     assert ax.lines[0].get_ydata().tolist() == [0.5]
     same_figure, same_ax = plot_values([torch.tensor(0.5), 0.25], title="cka", ax=ax)
     assert (same_figure, same_ax) == (figure, ax)

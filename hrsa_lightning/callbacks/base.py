@@ -3,7 +3,7 @@
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, val
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
-from hrsa_lightning.io import NAME_RULE, is_name
+from hrsa_lightning.io import NAME_RULE, is_name, is_path_of_file
 from hrsa_lightning.similarity.history import Evaluation, append_record, cut_history
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
@@ -40,16 +40,16 @@ class Monitor(Callback, ABC):
             super().__init__("norms", Schedule(every_n_train_steps), "norms.jsonl", "warn")
 
         def prepare(self, trainer, pl_module):
-            self.layers = dict(pl_module.encoder.named_children())
+            self.weights = dict(pl_module.named_parameters())
 
         def measure(self, trainer, pl_module):
             return [
-                Measurement("weight_norm", float(layer.weight.norm()), layer=name)
-                for name, layer in self.layers.items()
+                Measurement("norm", float(weight.norm()), layer=name)
+                for name, weight in self.weights.items()
             ]
     ```
 
-    logs `norms/weight_norm/<layer>`.
+    logs `norms/norm/<name>`.
 
     Args:
         name: Begins every tag and file name; two monitors of a trainer need different names.
@@ -62,6 +62,7 @@ class Monitor(Callback, ABC):
         folder: The run's folder, where it has one.
         first_step: Optimizer step at which the current fit began; above 0 where it resumed.
         latest: Measurements of the latest evaluation.
+        is_ending: Whether the fit has ended but for the last evaluation.
 
     Raises:
         ConfigError: When `on_error` is neither `warn` nor `raise`.
@@ -72,6 +73,8 @@ class Monitor(Callback, ABC):
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ConfigError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
+        if history is not None and not is_path_of_file(history):
+            raise ConfigError(f"history: expected the name or path of a file, got {str(history)!r}")
         if not is_name(name):
             raise ConfigError(f"name: expected {NAME_RULE}, got {shown(name)}")
         self.name = name
@@ -125,6 +128,16 @@ class Monitor(Callback, ABC):
         """What a checkpoint has to hold for `begin` to go on from it."""
         return {}
 
+    def check(self, arms: Sequence[str]) -> None:
+        """Refuse what needs no model to be refused; a recipe's commands call it.
+
+        Args:
+            arms: Names of the models; one without name where there are no arms.
+
+        Raises:
+            HRSAError: The message begins with the argument.
+        """
+
     @property
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
@@ -164,6 +177,7 @@ class Monitor(Callback, ABC):
             self._restored = None
         restored, self._restored = self._restored or {}, None
         self.first_step = step
+        self.is_ending = False
         self._open_folder(trainer, restored)
         opening = time.perf_counter() - started
         self.budget.start(step, restored, spent=self._preparing + opening)
@@ -186,6 +200,7 @@ class Monitor(Callback, ABC):
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_ending = True
         if trainer.global_step != self._last_step:
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
@@ -222,6 +237,7 @@ class Monitor(Callback, ABC):
         self.folder: Path | None = None
         self.history_path: Path | None = None
         self.first_step = 0
+        self.is_ending = False
         self.latest: list[Measurement] = []
         self._last_step = -1
         self.schedule.put_off(0)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch import Trainer
 
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.similarity.extraction import Representations
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 from hrsa_lightning.similarity.probes import ProbeSet
@@ -40,7 +41,7 @@ Layout = dict[str, dict[str, list[Any]]]
 _LAYOUTS: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
 
 _CHANCE = "floor"
-"""Stands in tags of chance levels in the place of a comparison."""
+"""Stands in tags of chance levels in the place of a comparison; older logs have it."""
 
 _LONGEST_TEXT = 100
 
@@ -71,13 +72,23 @@ def tag_of(name: str, m: Measurement, *, named: bool = True) -> str:
 def values_by_tag(
     name: str, measurements: Iterable[Measurement], *, named: bool = True
 ) -> dict[str, float]:
-    """Values, and the ends of bands where there are any, by tag; arguments as of `tag_of`."""
+    """Values, and the ends of bands where there are any, by tag; arguments as of `tag_of`.
+
+    Raises:
+        ConfigError: When two values have one tag.
+    """
     found: dict[str, float] = {}
     for m in measurements:
-        found[tag_of(name, m, named=named)] = m.value
-        for end, bound in (("low", m.low), ("high", m.high)):
-            if bound is not None:
-                found[tag_of(name, m._replace(metric=f"{m.metric}_{end}"), named=named)] = bound
+        ends = [("", m.value), ("_low", m.low), ("_high", m.high)]
+        for end, value in ends:
+            if value is None:
+                continue
+            key = tag_of(name, m._replace(metric=f"{m.metric}{end}"), named=named)
+            if key in found:
+                raise ConfigError(
+                    f"{name}: two values have the tag {key!r}; rename an arm, a layer or a label"
+                )
+            found[key] = value
     return found
 
 

@@ -14,6 +14,7 @@ from hrsa_lightning.callbacks.base import Monitor
 __all__ = ["StepProgressBar"]
 
 _SHOWN = {
+    "loss": ("loss", ".3f"),
     "train/tokens_per_second": ("tok/s", ".0f"),
     "train/padding_share": ("padding", ".0%"),
     "train/peak_memory_mb": ("peak_MB", ".0f"),
@@ -27,9 +28,9 @@ SECONDS_BETWEEN_READINGS = 1.0
 class StepProgressBar(ProgressBar):
     """One bar from the first step to the last, with what was logged under `prog_bar=True`.
 
-    It also shows the learning rate and, where they are logged, tokens per second, the share of
-    padding, peak memory and the lowest CKA of any compared output at the last evaluation. A resumed
-    fit starts where it was interrupted.
+    It also shows the loss, the learning rate and, where they are logged, tokens per second, the
+    share of padding, peak memory and the lowest CKA of any compared output at the last evaluation.
+    A resumed fit starts where it was interrupted.
     """
 
     def __init__(self) -> None:

@@ -73,6 +73,9 @@ class RepresentationRecorder(Monitor):
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced)
         super().__init__(name, schedule, None, on_error)
 
+    def check(self, arms: Sequence[str]) -> None:
+        self._extractor.check()
+
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._extractor.prepare(
             find_arms(pl_module, self._arms),

@@ -10,10 +10,10 @@ from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
+from hrsa_lightning.runs.loading import check_source
+from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.extraction import Extractor
 from hrsa_lightning.similarity.layers import LayerSelection, select_layers
-from hrsa_lightning.sources import Source
-from hrsa_lightning.sources.loading import check_source
 
 __all__ = ["OUTPUT", "KnownModel", "chosen_layers", "make_extractor", "read_model"]
 

@@ -8,12 +8,15 @@ from typing import Literal
 
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.sources import Source, find_sources
+from hrsa_lightning.runs.resolve import Source, find_sources
 
-__all__ = ["METRICS", "ExtractionOptions", "MetricOptions", "name_models"]
+__all__ = ["EXTRAS", "METRICS", "ExtractionOptions", "MetricOptions", "name_models"]
 
 METRICS = ("cka", "knn_overlap", "procrustes", "dimension_correlation", "probe_transfer")
-"""The five metrics, as `--metrics` names them; `cka` has the plain value beside it."""
+"""The five metrics, as `--metrics` names them; `cka` has plain and standardized values, too."""
+
+EXTRAS: tuple[Literal["cknna", "predictivity"], ...] = ("cknna", "predictivity")
+"""More metrics for `--metrics`, which `all` leaves out."""
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 
@@ -52,24 +55,26 @@ class MetricOptions:
     """What is measured between two models.
 
     Attributes:
-        metrics: Some of `METRICS`.
+        metrics: Some of `METRICS` and `EXTRAS`.
         protocol: See `hrsa_lightning.functional.orthogonal_procrustes`.
         k: Numbers of neighbors.
         by_label: Also measure within each label.
+        null: Permutations of the rows for 95 % levels and p-values, up to 2,048 rows; 0 for none.
     """
 
     metrics: tuple[str, ...] = METRICS
     protocol: Literal["held_out", "paper", "in_sample"] = "held_out"
     k: tuple[int, ...] = (10, 50)
     by_label: bool = False
+    null: int = 200
 
 
 def name_models(specs: Sequence[str], base: str | None = None) -> dict[str, Source]:
     """Understand the models of a command line.
 
     Args:
-        specs: Each `[NAME=]MODEL`, where MODEL is as in `hrsa_lightning.sources`; the name of a run
-            goes before those of its arms.
+        specs: Each `[NAME=]MODEL`, where MODEL is as in `hrsa_lightning.runs.resolve`; the name of
+            a run goes before those of its arms.
         base: Backbone of the adapters; by default the one that their own config names.
 
     Returns:

@@ -27,10 +27,10 @@ from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import read_json, write_json
 from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, TokenizedTexts
+from hrsa_lightning.runs.loading import load_model
 from hrsa_lightning.similarity.extraction import Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.probes import ProbeSet
-from hrsa_lightning.sources.loading import load_model
 
 __all__ = ["ModelRunner", "RepresentationWriter", "StoredRepresentations"]
 

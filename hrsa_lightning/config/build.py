@@ -5,6 +5,8 @@ import importlib
 import inspect
 import os
 import sys
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
-from hrsa_lightning.callbacks import StepProgressBar
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
-from hrsa_lightning.config.schema import Config, LossConfig
+from hrsa_lightning.callbacks import Monitor, StepProgressBar
+from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
 from hrsa_lightning.data import ContrastiveDataModule, PairSource
-from hrsa_lightning.errors import ConfigError, cut, first_line, nearest, shown
+from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
 from hrsa_lightning.losses import (
+    AlignmentLoss,
     DebiasedInfoNCELoss,
     InfoNCELoss,
     MatryoshkaLoss,
@@ -30,9 +32,10 @@ from hrsa_lightning.losses import (
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
-from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.modules import Alignment, PairedContrastiveModule
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
-from hrsa_lightning.ranks import EndingFitLoop, StepCheckpoint
+from hrsa_lightning.modules.ranks import EndingFitLoop, StepCheckpoint
 from hrsa_lightning.resources import resolve_path
 
 _PACKAGES = ("hrsa_lightning", "lightning", "pytorch_lightning")
@@ -46,10 +49,16 @@ def build_callbacks(config: Config) -> list[Callback]:
         ConfigError: A `_target_` cannot be imported, is not allowed, or an argument is unknown or
             refused by the class; the message names the recipe's key.
     """
-    return [
-        instantiate(entry, f"callbacks.{name}", Callback)
-        for name, entry in config.callbacks.items()
-    ]
+    built = []
+    for name, entry in config.callbacks.items():
+        callback: Callback = instantiate(entry, f"callbacks.{name}", Callback)
+        if isinstance(callback, Monitor):
+            try:
+                callback.check(list(config.arms) if entry.get("arms") == "arms" else [""])
+            except HRSAError as error:
+                raise ConfigError(f"callbacks.{name}.{error}") from error
+        built.append(callback)
+    return built
 
 
 def instantiate(entry: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -73,11 +82,45 @@ def instantiate(entry: Mapping[str, Any], key: str, kind: type) -> Any:
                 f"unknown key '{key}.{cut(name)}'."
                 f"{nearest(name, known) or ' Known here: ' + ', '.join(known) + '.'}"
             )
+    for name, hint in _hints(cls).items():
+        if name in arguments and not _fits(arguments[name], hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ConfigError(
+                f"{key}.{name}: expected {cut(wanted, 100)}, got {shown(arguments[name])}"
+            )
     try:
         return cls(**arguments)
     # The arguments are the user's, and classes raise what they like when they refuse one.
     except Exception as error:
         raise ConfigError(f"{key}: {cut(first_line(error), 300)}") from error
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Annotations of a constructor's arguments, as far as they can be resolved."""
+    try:
+        return typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009 - mypy's rule
+    except Exception:  # a name that only a type checker sees
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of an annotated type; a function or an object never is."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return any(value == option and type(value) is type(option) for option in options)
+    if origin is None:
+        if isinstance(value, bool) or not isinstance(hint, type):
+            return hint is bool or not isinstance(hint, type)
+        of_number = isinstance(value, int) and hint is float
+        return of_number or isinstance(value, str if hint is Path else hint)
+    if isinstance(value, str) or not isinstance(value, list if origin is tuple else origin):
+        return False
+    items = list(value.values()) if isinstance(value, dict) else value
+    return origin is tuple or not options or all(_fits(item, options[-1]) for item in items)
 
 
 def _import_class(target: Any, key: str, kind: type) -> type:
@@ -156,6 +199,7 @@ def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedCo
         loss=loss,
         regularizer=regularizer,
         regularizer_weight=config.loss.sigreg.weight if config.loss.sigreg else 1.0,
+        alignment=_build_alignment(config, arms),
         seeds={name: arm_seed(config, name) for name in arms},
         max_tokens_per_chunk=config.max_tokens_per_chunk,
         activation_budget=config.activation_budget,
@@ -185,6 +229,17 @@ def build_loss(config: LossConfig) -> tuple[nn.Module, SIGRegLoss | None]:
         raise ConfigError(f"loss: {error}") from error
 
 
+def _build_alignment(config: Config, arms: Mapping[str, EmbeddingModel]) -> Alignment | None:
+    if config.loss.alignment is None:
+        return None
+    options: dict[str, Any] = dataclasses.asdict(config.loss.alignment)
+    reference, weight = options.pop("reference"), options.pop("weight")
+    if is_backbone(reference):
+        reference = EmbeddingModel.from_pretrained(reference, **config.model.loading_options())
+    loss = AlignmentLoss(**options, gather_distributed=config.loss.gather_distributed)
+    return Alignment(arms, reference, loss=loss, weight=weight)
+
+
 def build_data(
     config: Config,
     arms: Mapping[str, EmbeddingModel],
@@ -194,16 +249,17 @@ def build_data(
 
     Args:
         config: The recipe.
-        arms: From `build_arms`.
+        arms: From `build_arms`, with a reference of `loss.alignment` that has its own tokenizer.
         sources: What `check_pairs` opened; default: the files are read and checked here.
     """
     data = config.data
     for name, arm in arms.items():
         for key in ("query_length", "passage_length"):
             if arm.max_positions is not None and getattr(data, key) > arm.max_positions:
+                owner = f"arms.{name}" if name in config.arms else name
                 raise ConfigError(
                     f"data.{key}: expected at most {arm.max_positions}, the positions of "
-                    f"arms.{name}, got {getattr(data, key)}"
+                    f"{owner}, got {getattr(data, key)}"
                 )
     return ContrastiveDataModule(
         sources or [resolve_path(path) for path in data.train],

@@ -6,6 +6,7 @@ answered at once. `build.py` turns the result into objects.
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -55,7 +56,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         content["callbacks"] = {name: _expand_preset(name, preset) for name, preset in presets}
     plain = _typed(content, Config, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        merged = OmegaConf.merge(_structured(), plain)
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
@@ -63,6 +64,11 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     check_together(config)
     config.output_dir = expand_user(config.output_dir)
     return config
+
+
+@functools.cache
+def _structured() -> Any:
+    return OmegaConf.structured(Config)  # merging copies it
 
 
 def to_yaml(config: Config) -> str:
@@ -329,6 +335,17 @@ def _expand_preset(name: str, callback: Any) -> Any:
     return callback
 
 
+def _container_in(annotation: Any) -> type | None:
+    """`list` or `dict` where the values of a key are one; sections are mappings."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else ()
+    for option in (annotation, *options):
+        if typing.get_origin(option) in (list, dict):
+            return typing.cast(type, typing.get_origin(option))
+        if dataclasses.is_dataclass(option):
+            return dict
+    return None
+
+
 def _dataclass_in(annotation: Any) -> Any:
     """The dataclass of `X`, `X | None` or `dict[str, X]`, with whether it is a mapping of them."""
     options = (
@@ -360,13 +377,17 @@ def _typed(content: Mapping[str, Any], schema: Any, prefix: str) -> dict[str, An
         if key not in fields:
             raise ConfigError(_unknown(key, fields, prefix))
         inner, is_mapping = _dataclass_in(fields[key].type)
+        kind = _container_in(fields[key].type)
+        if kind is not None and value is not None and not isinstance(value, kind):
+            word = "list" if kind is list else "mapping"
+            raise ConfigError(f"{prefix}{key}: expected a {word}, got {shown(value)}")
         if inner is None or value is None:
             if fields[key].type in (str, str | None) and isinstance(value, _Scalar):
                 value = value.written
             result[key] = _plain(value, prefix + key)
+            if fields[key].type is bool and not isinstance(result[key], bool):
+                raise ConfigError(f"{prefix}{key}: expected true or false, got {shown(value)}")
             continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{prefix}{key}: expected a mapping, got {shown(value)}")
         if not is_mapping:
             result[key] = _typed(value, inner, f"{prefix}{key}.")
             continue

@@ -1,7 +1,6 @@
 """Score embedding models: `python -m hrsa_lightning.evaluate RUN_OR_MODEL ... [--tasks ...]`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.io import write_json, write_text
 
 _EPILOG = """\
 RUN_OR_MODEL  a run's folder (all its arms) or RUN:ARM; an exported folder or hub id; a backbone.
@@ -23,7 +23,7 @@ is computed twice."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
-    return answered(lambda: _run(_parser().parse_args(argv)))
+    return answered(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,21 +46,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import EncoderOptions, find_models
-    from hrsa_lightning.evaluate.arms import find_arm, group_models
-    from hrsa_lightning.evaluate.runner import EMBEDDED_TASK, evaluate_models, read_tasks
+    from hrsa_lightning.evaluate import tables
+    from hrsa_lightning.evaluate.scoring import EMBEDDED_TASK, evaluate_models, read_tasks
+    from hrsa_lightning.runs.encoder import EncoderOptions, find_models
 
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: {out} is a file; expected a folder")
-    arms = group_models([found for text in arguments.models for found in find_models(text)])
-    baseline = find_arm(arguments.baseline, arms) if arguments.baseline else arms[0]
+    arms = tables.group_models([found for text in arguments.models for found in find_models(text)])
+    baseline = tables.find_arm(arguments.baseline, arms) if arguments.baseline else arms[0]
     names = arguments.tasks or ([] if arguments.pairs else [EMBEDDED_TASK])
     tasks = read_tasks(names, arguments.pairs)
     models = [model for arm in arms for model in arm.models]
     results = evaluate_models(models, tasks, out / "cache", EncoderOptions.of(arguments), True)
-
-    from hrsa_lightning.evaluate import tables
 
     differences = tables.all_differences(arms, baseline, results)
     parts = [
@@ -69,9 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
         tables.difference_lines(differences),
     ]
     text = "\n\n".join("\n".join(lines) for lines in parts if lines)
-    content = json.dumps(tables.as_json(arms, results, differences), indent=1)
-    (out / "results.md").write_text(f"{text}\n", encoding="utf-8")
-    (out / "results.json").write_text(f"{content}\n", encoding="utf-8")
+    write_text(out / "results.md", f"{text}\n")
+    write_json(out / "results.json", tables.as_json(arms, results, differences))
     print(f"{text}\n\neverything is in {out}")
     return 0
 

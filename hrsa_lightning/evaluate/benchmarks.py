@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
-from hrsa_lightning.evaluate.scores import TaskScores
+from hrsa_lightning.evaluate.scoring import TaskScores
+from hrsa_lightning.runs.encoder import Encoder
 
 _TEXTS_AT_ONCE = 512
 """Texts that mteb hands over; the encoder sorts them by length into its own batches."""

@@ -1,21 +1,175 @@
-"""Scores of arms over seeds, differences between arms, and the tables that show both."""
+"""Arms over their seeds, differences between arms, and the tables that show both."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.evaluate.arms import EvaluatedArm
-from hrsa_lightning.evaluate.scores import TaskScores
-from hrsa_lightning.evaluate.statistics import bootstrap_interval, paired_p_value
+from hrsa_lightning.cli import markdown_table
+from hrsa_lightning.config import to_yaml
+from hrsa_lightning.errors import ConfigError, nearest
+from hrsa_lightning.evaluate.scoring import TaskScores
+from hrsa_lightning.runs.encoder import ModelReference
 
+Array = NDArray[np.float64]
 Results = dict[str, list[TaskScores]]
 """Scores of every task, by the name of the model."""
 
 _PLURALS = {"task": "tasks", "query": "queries", "subset": "subsets"}
+
+
+@dataclass(frozen=True)
+class EvaluatedArm:
+    """Models that differ in their seeds only.
+
+    Attributes:
+        name: As tables call it.
+        models: One per seed.
+        origin: Equal for arms that start from the same backbone under the same recipe; None for
+            what is no arm of a run.
+    """
+
+    name: str
+    models: tuple[ModelReference, ...]
+    origin: str | None
+
+    def is_control_of(self, other: "EvaluatedArm") -> bool:
+        """Whether only chance makes it different from `other`."""
+        return self is not other and self.origin is not None and self.origin == other.origin
+
+
+def group_models(models: Sequence[ModelReference]) -> list[EvaluatedArm]:
+    """Group models into arms.
+
+    Arms of several runs are seeds of one arm if they have the same name, come from the same step,
+    and their recipes differ in seeds, and where things are written, only.
+
+    Raises:
+        ConfigError: A model is given twice.
+    """
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"model {name} is given twice")
+    groups: dict[tuple[str, str], list[ModelReference]] = {}
+    for model in models:
+        groups.setdefault((_recipe(model), model.arm or model.name), []).append(model)
+    short = [_short_name(members[0]) for members in groups.values()]
+    return [
+        EvaluatedArm(
+            name if short.count(name) == 1 else members[0].name, tuple(members), _origin(members[0])
+        )
+        for name, members in zip(short, groups.values(), strict=True)
+    ]
+
+
+def find_arm(name: str, arms: Sequence[EvaluatedArm]) -> EvaluatedArm:
+    """The arm of this name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    for arm in arms:
+        if arm.name == name:
+            return arm
+    known = [arm.name for arm in arms]
+    raise ConfigError(
+        f"baseline: no arm {name!r}.{nearest(name, known)} Those here: {', '.join(known)}."
+    )
+
+
+def _short_name(model: ModelReference) -> str:
+    if model.arm is not None:
+        return model.arm
+    return Path(model.path).name if Path(model.path).is_dir() else model.path
+
+
+def _recipe(model: ModelReference) -> str:
+    """The recipe without what may differ between seeds, and how far it was followed."""
+    arm = model.source.arm
+    if arm is None:
+        return ""
+    config = copy.deepcopy(arm.config)
+    config.seed, config.output_dir, config.resume = 0, "", True
+    for settings in config.arms.values():
+        settings.seed = None
+    return f"step {arm.step}\n{to_yaml(config)}"
+
+
+def _origin(model: ModelReference) -> str | None:
+    if model.config is None or model.arm is None:
+        return None
+    arm = model.config.arms[model.arm]
+    return f"{arm.backbone}@{arm.revision}\n{_recipe(model)}"
+
+
+RESAMPLES = 10_000
+_VALUES_AT_ONCE = 2**22
+
+
+def bootstrap_interval(values: Sequence[float] | Array, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (95 %, 10,000 resamples).
+
+    Args:
+        values: What is averaged, such as one score per query.
+        seed: Draws the resamples.
+
+    Returns:
+        Lower and upper end; NaN for fewer than two values.
+
+    Example:
+        >>> low, high = bootstrap_interval([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+        >>> bool(low < 4 / 6 < high)
+        True
+    """
+    from scipy import stats
+
+    if len(values) < 2:
+        return math.nan, math.nan
+    batch = max(1, _VALUES_AT_ONCE // len(values))
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed, batch=batch
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def paired_p_value(differences: Sequence[float] | Array, seed: int = 0) -> float:
+    """Two-sided sign-flip permutation test: is the mean of paired differences zero?
+
+    Under the hypothesis that the two of a pair are exchangeable, every difference may as well have
+    the other sign. All sign patterns are counted where there are at most 10,000 of them (up to 13
+    differences), else 10,000 random ones and the observed one.
+
+    Args:
+        differences: One per task or per query, scored by both models.
+        seed: Draws the signs.
+
+    Returns:
+        The p-value; NaN for fewer than two differences. With n differences it is at least
+        2 / 2**n.
+
+    Example:
+        >>> paired_p_value([0.1, 0.2, 0.1, 0.3])
+        0.125
+    """
+    from scipy import stats
+
+    if len(differences) < 2:
+        return math.nan
+    found = stats.permutation_test(
+        (differences,),
+        np.sum,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        rng=seed,
+        batch=max(1, _VALUES_AT_ONCE // len(differences)),
+    )
+    return float(found.pvalue)
 
 
 @dataclass(frozen=True)
@@ -138,7 +292,7 @@ def score_lines(arms: Sequence[EvaluatedArm], results: Results) -> list[str]:
         [f"{task} ({mains[task]})" if task in mains else task, *(str(mean[task]) for mean in means)]
         for task in means[0]
     ]
-    return _markdown([["task", *heads], *rows])
+    return markdown_table([["task", *heads], *rows])
 
 
 def metric_lines(arms: Sequence[EvaluatedArm], results: Results) -> list[str]:
@@ -155,7 +309,7 @@ def metric_lines(arms: Sequence[EvaluatedArm], results: Results) -> list[str]:
             rows.append([arm.name, *means, f"{low:.4f} to {high:.4f}"])
         if first.chance:
             rows.append(["chance", *(f"{first.chance[m]:.4f}" for m in first.metrics), ""])
-        lines += ["", *_markdown(rows)] if lines else _markdown(rows)
+        lines += ["", *markdown_table(rows)] if lines else markdown_table(rows)
     return lines
 
 
@@ -174,7 +328,7 @@ def difference_lines(rows: Sequence[Difference]) -> list[str]:
         ]
         for row in rows
     ]
-    return _markdown([head, *body])
+    return markdown_table([head, *body])
 
 
 def _certainty(row: Difference) -> tuple[str, str]:
@@ -210,12 +364,3 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from hrsa_lightning.cli import answered
+from hrsa_lightning.cli import HelpFormatter, answered
 from hrsa_lightning.errors import ConfigError
 
 _EXAMPLES = """\
@@ -19,7 +19,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
-    return answered(lambda: _run(_parser().parse_args(argv)))
+    return answered(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="%(prog)s RUN [--arm NAME] [--out FOLDER] [options]",
         description="Turn a finished run into a folder that SentenceTransformer loads.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a run, or of a checkpoint step_N in it")
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.export.source import find_trained
+    from hrsa_lightning.runs.resolve import find_trained
 
     source, arm = find_trained(arguments.run, arguments.arm)
     _check(arguments, lora=source.adapter is not None)
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "export needs sentence-transformers: pip install 'hrsa-lightning[export]'"
         )
-    from hrsa_lightning.export.work import Mixing, export
+    from hrsa_lightning.export.writer import Mixing, export
 
     mixing = None
     if arguments.interpolate is not None:

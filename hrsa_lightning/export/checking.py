@@ -1,9 +1,9 @@
 """Whether an exported folder gives the embeddings of the model it came from."""
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import parse_pair
+from hrsa_lightning.io import ContrastivePair, parse_pair, read_json_lines
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.resources import resolve_path
 
@@ -69,20 +69,17 @@ def collect_samples(config: Config) -> Samples:
         path = Path(resolve_path(name))
         if path.suffix != ".jsonl" or not path.is_file():
             continue
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in islice(file, _ROWS_PER_FILE):
-                _add(samples, line)
+        # The file may have changed since the run.
+        for line in islice(read_json_lines(path, lambda *_: None), _ROWS_PER_FILE):
+            with suppress(DataError):
+                _add(samples, parse_pair(line.value))
     step = max(1, len(samples.passages) // _TEXTS_PER_KIND)
     samples.passages = [*samples.passages[::step][:_TEXTS_PER_KIND], *_TEXTS]
     samples.queries = [*samples.queries[::step][:_TEXTS_PER_KIND], *_TEXTS]
     return samples
 
 
-def _add(samples: Samples, line: str) -> None:
-    try:
-        pair = parse_pair(json.loads(line))
-    except (DataError, ValueError):  # the file may have changed since the run
-        return
+def _add(samples: Samples, pair: ContrastivePair) -> None:
     instruction, query = ("", pair.query) if isinstance(pair.query, str) else pair.query
     if instruction:
         samples.instructions[instruction] += 1

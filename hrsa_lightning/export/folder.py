@@ -1,7 +1,8 @@
-"""The files that sentence-transformers reads, written from a trained embedding model."""
+"""The files that sentence-transformers reads, and a model card beside them."""
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,16 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
+from hrsa_lightning.config import to_yaml
+from hrsa_lightning.io import write_json
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
-from hrsa_lightning.sources import Arm
-from hrsa_lightning.sources.naming import EXPORT_SETTINGS, EXPORTED_ADAPTER
+from hrsa_lightning.runs.directory import HISTORIES
+from hrsa_lightning.runs.resolve import EXPORT_SETTINGS, EXPORTED_ADAPTER, Arm
+from hrsa_lightning.runs.summary import summary_lines
 
-__all__ = ["Form", "write_description", "write_model", "write_tokenizer"]
+__all__ = ["Form", "write_card", "write_description", "write_model", "write_tokenizer"]
 
 Form = Literal["standard", "module", "adapter"]
 """Modules of sentence-transformers only; our module on whole weights; our module on an adapter."""
@@ -88,7 +93,7 @@ def write_description(
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }
-    _write_json(folder / "config_sentence_transformers.json", settings)
+    write_json(folder / "config_sentence_transformers.json", settings)
 
 
 def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> None:
@@ -105,7 +110,7 @@ def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> No
         modules.append(("2_Normalize", f"{_BASE}.normalize.Normalize"))
     for path, _ in modules[1:]:
         (folder / path).mkdir(exist_ok=True)
-        _write_json(folder / path / "config.json", pooling if path == "1_Pooling" else {})
+        write_json(folder / path / "config.json", pooling if path == "1_Pooling" else {})
     data = arm.config.data
     transformer = {
         "transformer_task": "feature-extraction",
@@ -114,13 +119,11 @@ def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> No
         "document_length": data.passage_length,
         "processor_kwargs": {"tokenizer_type": _VERBATIM_FAMILY},
     }
-    _write_json(folder / "sentence_bert_config.json", transformer)
+    write_json(folder / "sentence_bert_config.json", transformer)
     _write_modules(folder, modules)
 
 
 def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, arm: Arm) -> None:
-    from hrsa_lightning.models.paths import resolve_backbone
-
     settings: dict[str, Any] = {
         "backbone": None,
         "dtype": "auto",
@@ -146,7 +149,7 @@ def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, arm: Arm)
         weights = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
         plain = {name: tensor.contiguous() for name, tensor in weights.items()}
         save_file(plain, folder / EXPORTED_ADAPTER, metadata={"format": "pt"})
-    _write_json(folder / EXPORT_SETTINGS, settings)
+    write_json(folder / EXPORT_SETTINGS, settings)
     _write_modules(folder, [("", _OWN)])
 
 
@@ -160,7 +163,7 @@ def _write_modules(folder: Path, modules: list[tuple[str, str]]) -> None:
         {"idx": index, "name": str(index), "path": path, "type": kind}
         for index, (path, kind) in enumerate(modules)
     ]
-    _write_json(folder / "modules.json", entries)
+    write_json(folder / "modules.json", entries)
 
 
 def _lone_space_rule() -> dict[str, Any]:
@@ -197,6 +200,96 @@ def _sequence(key: str, rules: list[dict[str, Any] | None]) -> dict[str, Any] | 
     return {"type": "Sequence", key: given}
 
 
-def _write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+def write_card(folder: Path, arm: Arm, form: Form, statements: list[str]) -> None:
+    """Write README.md, and copy the run's curves beside it.
+
+    Args:
+        folder: The export.
+        arm: What is exported.
+        form: How it is loaded.
+        statements: Sentences about this export, such as the differences that were measured.
+    """
+    config = arm.config
+    title = f"{config.name}: {arm.label}"
+    attention = config.model.attention
+    parts = [
+        _front_matter(arm),
+        f"# {title}",
+        f"An embedding model made of `{arm.backbone}` by contrastive training with"
+        " `hrsa_lightning`. Attention is"
+        f" {attention}, pooling is {config.model.pooling}"
+        f"{', embeddings have length 1' if config.model.normalize else ''}.",
+        "## Use",
+        _usage(form),
+        *statements,
+        "## Training",
+        _training(arm),
+        "## Measured while it trained",
+        *_measurements(folder, arm),
+        "## The whole recipe",
+        f"```yaml\n{to_yaml(config).rstrip()}\n```",
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _front_matter(arm: Arm) -> str:
+    lines = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+    lines += ["tags:", "- sentence-transformers", "- feature-extraction", "- hrsa-lightning"]
+    named = arm.backbone
+    on_hub = not named.startswith("embedded:") and not Path(resolve_backbone(named)).is_dir()
+    if on_hub:
+        lines.append(f"base_model: {named}")
+    return "\n".join([*lines, "---"])
+
+
+def _usage(form: Form) -> str:
+    trusted = "" if form == "standard" else ", trust_remote_code=True"
+    text = f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/of/this/folder"{trusted})
+queries = model.encode_query(["..."])
+passages = model.encode_document(["..."])
+scores = model.similarity(queries, passages)
+```"""
+    if form == "standard":
+        return text
+    return (
+        f"{text}\n\nThe module that runs is `hrsa_lightning.export.modules.TrainedEmbedding` of"
+        " the installed package hrsa-lightning; this folder holds no code."
+    )
+
+
+def _training(arm: Arm) -> str:
+    config = arm.config
+    lora = config.model.lora
+    trained = f"LoRA, r {lora.r}, alpha {lora.lora_alpha}" if lora else "all weights"
+    if config.model.quantization:
+        trained += f", beside frozen weights in {config.model.quantization}; here on the full ones"
+    step = "the end of the run" if arm.step is None else f"step {arm.step}"
+    rows = [
+        ("backbone", f"`{arm.backbone}`"),
+        ("trained", trained),
+        ("weights of", step),
+        ("data", ", ".join(f"`{name}`" for name in config.data.train)),
+        ("queries in a batch", config.data.batch_size),
+        ("passages per query", config.data.train_group_size),
+        ("temperature", config.loss.temperature),
+        ("learning rate", f"{config.optimizer.lr:g}, {config.optimizer.schedule}"),
+        ("most tokens", f"{config.data.query_length} (queries), {config.data.passage_length}"),
+        ("seed", config.seed),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _measurements(folder: Path, arm: Arm) -> list[str]:
+    tables = "\n".join(summary_lines(arm.run)).strip("\n")
+    parts = [f"```text\n{tables}\n```"] if tables else ["The run measured nothing."]
+    if arm.step is not None and tables:
+        parts.insert(0, "These are of the whole run, not of this checkpoint alone.")
+    for history in HISTORIES:
+        picture = (arm.run / history).with_suffix(".png")
+        if picture.is_file():
+            shutil.copyfile(picture, folder / picture.name)
+            parts.append(f"![{picture.stem} over training steps]({picture.name})")
+    return parts

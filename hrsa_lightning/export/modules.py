@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer
-from hrsa_lightning.sources import find_sources
-from hrsa_lightning.sources.loading import load_model
+from hrsa_lightning.runs.loading import load_model
+from hrsa_lightning.runs.resolve import find_sources
 
 __all__ = ["TrainedEmbedding"]
 

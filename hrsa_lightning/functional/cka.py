@@ -112,7 +112,7 @@ def _cka_at_once(x: Tensor, y: Tensor, debiased: bool, chunk_bytes: int) -> Tens
     copies = x.shape[0] * (x.shape[1] + y.shape[1])
     if (sum(products) + copies) * x.element_size() > chunk_bytes:
         return None
-    x, y = _centered(x), _centered(y)
+    x, y = _padded(centered(x)), _padded(centered(y))
     k, ell = row_norms(x), row_norms(y)
     for norms in (k, ell):
         if not bool(norms.max() <= MASSIVE * norms.median()):
@@ -162,17 +162,17 @@ def _cka_with_gradients(
     return _ratio(xx, yy, xy, bool((k.sum() > 0) & (ell.sum() > 0)))
 
 
-def _centered(x: Tensor) -> Tensor:
-    """Rows around their mean, taken out in two steps so that a large one costs no digits.
+def _padded(x: Tensor) -> Tensor:
+    """Features of zeros added until `_num_parts` equal parts hold them."""
+    missing = -x.shape[1] % _num_parts(x.shape[1])
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
-    Features of zeros are added until `_num_parts` equal parts hold them.
-    """
-    d = x.shape[1]
-    missing = -d % _num_parts(d)
+
+def centered(x: Tensor) -> Tensor:
+    """Rows in their unit around their mean, taken out in two steps so that it costs no digits."""
     unit = unit_of(x)
-    centered = in_units(x, unit) - location(x, unit).to(x.dtype)
-    centered.sub_(centered.mean(0))
-    return torch.nn.functional.pad(centered, (0, missing)) if missing else centered
+    rows = in_units(x, unit) - location(x, unit).to(x.dtype)
+    return rows.sub_(rows.mean(0))
 
 
 def _num_parts(width: int) -> int:

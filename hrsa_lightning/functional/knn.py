@@ -223,7 +223,9 @@ def nearest_neighbors(
             products would leave the range of their dtype).
     """
     k, n = max(ks), len(x)
-    x = _in_range(x, similarity)
+    # What a row is divided by changes no cosine.
+    cosine = similarity == "cosine"
+    x = with_norms_in_range(x) if cosine else in_units(x, unit_of(x))
     rows, norms, half_norms = _centered_rows(x, similarity)
     if _is_one_point(rows, similarity):
         everything = torch.ones(len(ks), dtype=torch.float64, device=x.device)
@@ -255,14 +257,11 @@ def nearest_neighbors(
     return Neighbors(near, tied.double().mean(0), False)
 
 
-def _in_range(x: Tensor, similarity: Similarity) -> Tensor:
-    """Rows whose squares, and products with each other, the dtype can hold."""
-    if similarity == "euclidean":
-        return in_units(x, unit_of(x))
+def with_norms_in_range(x: Tensor) -> Tensor:
+    """Rows, each divided by a power of two of its own where norms leave the range of the dtype."""
     norms = row_norms(x)
     if bool(((norms > 1 / WIDE) & (norms < WIDE)).all()):
         return x
-    # A row's own unit changes no cosine.
     low, high = torch.aminmax(x, dim=1, keepdim=True)
     most = 126 if x.dtype == torch.float32 else 1022
     exponent = torch.frexp(torch.maximum(-low, high)).exponent.clamp(-most, most)

@@ -82,8 +82,7 @@ def linear_probe_transfer(
         1.0
     """
     x, y = check_pair(x, y, min_samples=MIN_SAMPLES, equal_width=True)
-    if not regularization > 0:
-        raise ValueError(f"Expected `regularization` to be positive, got {regularization}.")
+    check_regularization(regularization)
     check_labels(labels, x.shape[0])
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
@@ -98,21 +97,30 @@ def linear_probe_transfer(
             return ProbeTransferResult(nan, nan, nan)
         labels, num_classes = labels.to(x.device), None
         if labels.is_floating_point():
-            labels = labels.double()
+            labels = labels.double()[:, None]
         else:
             classes, labels = torch.unique(labels, return_inverse=True)
             num_classes = len(classes)
 
-        def samples(rows: Tensor, like: Tensor, chosen: Tensor) -> _Samples:
-            return _Samples(rows, unit_of(like), chosen, labels, num_classes, chunk_bytes)
+        def samples(rows: Tensor, like: Tensor, chosen: Tensor) -> RidgeSamples:
+            return RidgeSamples(rows, unit_of(like), chosen, labels, 1, num_classes, chunk_bytes)
 
-        probe = _fit(samples(y, y, ~test), regularization)
-        own = _fit(samples(x, x, ~test), regularization)
-        return ProbeTransferResult(
-            transfer=_score(probe, samples(x, y, test)),
-            source=_score(probe, samples(y, y, test)),
-            ceiling=_score(own, samples(x, x, test)),
+        probe = fit_ridge(samples(y, y, ~test), regularization)
+        own = fit_ridge(samples(x, x, ~test), regularization)
+        result = ProbeTransferResult(
+            transfer=score_ridge(probe, samples(x, y, test)),
+            source=score_ridge(probe, samples(y, y, test)),
+            ceiling=score_ridge(own, samples(x, x, test)),
         )
+    if not bool(torch.stack(result).isfinite().all()):
+        warn_nan("linear probe transfer", "the targets of the test half are constant or not finite")
+    return result
+
+
+def check_regularization(regularization: float) -> None:
+    """Raise unless it is positive."""
+    if not regularization > 0:
+        raise ValueError(f"Expected `regularization` to be positive, got {regularization}.")
 
 
 def check_labels(labels: object, num_samples: int) -> None:
@@ -125,45 +133,51 @@ def check_labels(labels: object, num_samples: int) -> None:
         )
 
 
-class _Samples(NamedTuple):
-    """Samples to fit or to score a probe on.
+class RidgeSamples(NamedTuple):
+    """Samples to fit or to score a linear map on.
 
     Attributes:
         x: (n, d) representations.
-        unit: power of two to divide them by, that of the rows that the probe is fitted on.
+        unit: power of two to divide them by, that of the rows that the map is fitted on.
         chosen: (n,) bool, the samples meant.
-        labels: (n,), classes from 0 or float64 targets.
-        num_classes: None for targets.
+        targets: (n,) classes from 0, or (n, t) values.
+        target_unit: power of two to divide values by.
+        num_classes: None for values.
         chunk_bytes: bound of the working memory.
     """
 
     x: Tensor
     unit: float
     chosen: Tensor
-    labels: Tensor
+    targets: Tensor
+    target_unit: float
     num_classes: int | None
     chunk_bytes: int
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The chosen rows in pieces, (m, d), with their targets, (m, classes or 1), in float64."""
-        width = max(self.x.shape[1], self.num_classes or 1)
+        """The chosen rows in pieces, (m, d), with their targets, (m, classes or t), in float64."""
+        width = max(self.x.shape[1], self.num_classes or self.targets.shape[1])
         for part in float64_chunks(self.x, width, self.chunk_bytes):
             chosen = self.chosen[part]
-            labels = self.labels[part][chosen]
+            targets = self.targets[part][chosen]
             if self.num_classes is None:
-                targets = labels[:, None]
+                targets = in_units(targets.double(), self.target_unit)
             else:
-                targets = torch.nn.functional.one_hot(labels, self.num_classes).double()
+                targets = torch.nn.functional.one_hot(targets, self.num_classes).double()
             yield in_units(self.x[part][chosen].double(), self.unit), targets
 
 
-class _Probe(NamedTuple):
+class RidgeMap(NamedTuple):
     center: Tensor
     weight: Tensor
     bias: Tensor
 
+    def outputs(self, x: Tensor) -> Tensor:
+        """(n, t) for float64 rows (n, d)."""
+        return (x - self.center) @ self.weight + self.bias
 
-def _fit(samples: _Samples, regularization: float) -> _Probe:
+
+def fit_ridge(samples: RidgeSamples, regularization: float) -> RidgeMap:
     """Ridge regression with intercept, in the smaller of its primal and dual forms."""
     sums = [(rows.sum(0), targets.sum(0)) for rows, targets in samples.parts()]
     n, d = int(samples.chosen.sum()), samples.x.shape[1]
@@ -178,7 +192,7 @@ def _fit(samples: _Samples, regularization: float) -> _Probe:
             gram.addmm_(x.mT, x)
             products.addmm_(x.mT, targets)
         weight = _solve(gram, products, regularization / d)
-    return _Probe(center, weight, bias)
+    return RidgeMap(center, weight, bias)
 
 
 def _solve(gram: Tensor, targets: Tensor, penalty: float) -> Tensor:
@@ -190,20 +204,20 @@ def _solve(gram: Tensor, targets: Tensor, penalty: float) -> Tensor:
     return torch.cholesky_solve(targets, torch.linalg.cholesky(gram))
 
 
-def _score(probe: _Probe, samples: _Samples) -> Tensor:
-    """Accuracy, or R^2 of targets."""
-    total = torch.zeros((), dtype=torch.float64, device=samples.x.device)
-    for x, targets in samples.parts():
-        outputs = (x - probe.center) @ probe.weight + probe.bias
-        if samples.num_classes is None:
-            total += (outputs - targets).square().sum()
-        else:
-            total += (outputs.argmax(1) == targets.argmax(1)).sum()
+def score_ridge(ridge: RidgeMap, samples: RidgeSamples) -> Tensor:
+    """Accuracy, or R^2 over all targets together."""
+    n = samples.chosen.sum()
     if samples.num_classes is not None:
-        return total / samples.chosen.sum()
-    targets = samples.labels[samples.chosen]
-    value: Tensor = 1 - total / (targets - targets.mean()).square().sum()
-    if not bool(value.isfinite()):
-        warn_nan("linear probe transfer", "the targets of the test half are constant or not finite")
-        return scalar_nan(value)
+        hits = [
+            (ridge.outputs(x).argmax(1) == targets.argmax(1)).sum()
+            for x, targets in samples.parts()
+        ]
+        return torch.stack(hits).sum() / n.double()
+    mean = torch.stack([targets.sum(0) for _, targets in samples.parts()]).sum(0) / n
+    left = [
+        torch.stack(((ridge.outputs(x) - targets).square().sum(), (targets - mean).square().sum()))
+        for x, targets in samples.parts()
+    ]
+    errors, total = torch.stack(left).sum(0)
+    value: Tensor = 1 - errors / total
     return value

@@ -19,8 +19,10 @@ from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     full_precision,
     in_units,
+    is_finite,
     row_chunks,
     scalar_nan,
+    unit_of,
     warn_nan,
 )
 from hrsa_lightning.functional._polar import Polar, polar_factor, quick_polar, settles_all
@@ -121,6 +123,39 @@ def orthogonal_procrustes(
         cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
     result = result._replace(mean_cosine=cosine)
     return result if return_rotation else result._replace(rotation=None)
+
+
+def procrustes_identity(y: Tensor, *, y_ids: SampleIds | None = None) -> ProcrustesResult:
+    """What held-out `orthogonal_procrustes` gives for a representation and itself.
+
+    0, 1 and 1 where the fitted half has more samples than features. With fewer it leaves directions
+    open, which count as unaligned: the best that any representation can reach with these samples.
+
+    Args:
+        y: (n, d) representations, floating point.
+        y_ids: ids of the rows, which decide the halves; see `orthogonal_procrustes`.
+
+    Example:
+        >>> y = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        >>> round(procrustes_identity(y).global_cosine.item(), 1)
+        0.5
+    """
+    y, _ = check_pair(y, y, min_samples=min_samples("held_out"))
+    with full_precision(y.device):
+        judged = split_halves(y, check_ids(None, y_ids, len(y)))
+        one = torch.ones((), dtype=torch.float64, device=y.device)
+        if int((~judged).sum()) > y.shape[1] or bool(judged.all()) or not is_finite(y):
+            return ProcrustesResult(0 * one, one, one, one)
+        rows = in_units(y, unit_of(y)).double()
+        fit, judge = (part - part.mean(0) for part in (rows[~judged], rows[judged]))
+        values, vectors = torch.linalg.eigh(fit @ fit.mT)
+        kept = values > values[-1] * torch.finfo(y.dtype).eps
+        # Squared norms of the judged rows within the span of the fitted ones.
+        inside = (judge @ (fit.mT @ (vectors[:, kept] / values[kept].sqrt()))).square().sum(1)
+        norms = judge.square().sum(1)
+        cosine = inside.sum() / norms.sum()
+        mean = (inside / norms).masked_fill(norms == 0, 0).mean()
+    return ProcrustesResult(2 - 2 * cosine, cosine, mean, one)
 
 
 def alignment_spectrum(

@@ -1,7 +1,7 @@
 """What the metrics share: streamed moments, stored rows, their exchange between ranks, errors."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
@@ -23,6 +23,13 @@ from hrsa_lightning.functional._inputs import (
 )
 from hrsa_lightning.functional._moments import SUMS, PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
+from hrsa_lightning.functional.permutation import (
+    by_key,
+    check_num_permutations,
+    compare,
+    permutations,
+    recomputed,
+)
 from hrsa_lightning.functional.probe_transfer import check_labels
 from hrsa_lightning.functional.uncertainty import check_num_groups, jackknife
 from hrsa_lightning.metrics._drawing import draw
@@ -31,6 +38,19 @@ from hrsa_lightning.metrics._exchange import Exchange
 PARTS = ("moments", "rows", "labels")
 ROW_STATES = ("rows_x", "rows_y", "row_ids")
 NO_ID = 0
+
+
+@contextmanager
+def shared_by(metrics: Collection["PairMetric"]) -> Iterator[None]:
+    """Let metrics of one state share what they find of its rows, besides that state."""
+    kept: dict[Any, Any] = {}
+    for metric in metrics:
+        metric._kept = kept
+    try:
+        yield
+    finally:
+        for metric in metrics:
+            metric._kept = None
 
 
 class PairMetric(Metric):
@@ -51,6 +71,9 @@ class PairMetric(Metric):
             under ``{key}_se``, from that many groups of samples; the value is then a dict, and the
             rows are kept until ``reset``. See `hrsa_lightning.functional.jackknife`. The value of
             one batch in ``forward`` has NaN there.
+        null: if given, ``compute`` also gives what permuted samples give in so many permutations:
+            the 95 % level under ``{key}_null`` and the p-value under ``{key}_p``, NaN for keys that
+            have none. See `hrsa_lightning.functional.permutation_null`; otherwise as above.
         chunk_bytes: bound of the working memory beside inputs and state.
         kwargs: see `torchmetrics.Metric`; ``dist_sync_fn`` is not used.
     """
@@ -79,6 +102,7 @@ class PairMetric(Metric):
         *,
         state: Collection[str] = (),
         num_jackknife_groups: int | None = None,
+        null: int | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         **kwargs: Any,
     ) -> None:
@@ -88,7 +112,12 @@ class PairMetric(Metric):
         if num_jackknife_groups is not None:
             check_num_groups(num_jackknife_groups)
             state = (*state, "rows")
+        if null is not None:
+            check_num_permutations(null)
+            state = (*state, "rows")
         self.num_jackknife_groups = num_jackknife_groups
+        self.null = null
+        self._kept: dict[Any, Any] | None = None
         self.parts = tuple(part for part in PARTS if part in self.needs or part in state)
         self.chunk_bytes = chunk_bytes
         self._chance: dict[str, float] = {}
@@ -201,18 +230,27 @@ class PairMetric(Metric):
         check_count(self.num_samples(), self.min_samples, self._described())
         with full_precision(self.device):
             value = self._value()
-            if keys is None or self.num_jackknife_groups is None:
+            if keys is None or (self.num_jackknife_groups is None and self.null is None):
                 return value
-            values = self._by_key(value)
-            errors = dict.fromkeys(values, nan) if in_forward else self._standard_errors()
-            return values | {f"{key}_se": error for key, error in errors.items()}
+            values = found = self._by_key(value)
+            if self.num_jackknife_groups is not None:
+                errors = dict.fromkeys(found, nan) if in_forward else self._standard_errors()
+                values = values | {f"{key}_se": error for key, error in errors.items()}
+            if self.null is not None:
+                null = {} if in_forward else self._permuted(*self._all_rows(), self.null)
+                levels, p_values = compare(dict(found), null)
+                values = values | {f"{key}_null": level for key, level in levels.items()}
+                values = values | {f"{key}_p": p for key, p in p_values.items()}
+            return values
 
     def keys(self) -> tuple[str, ...] | None:
         """Keys of the value; None for a metric whose value is one tensor."""
         names = self._names()
-        if self.num_jackknife_groups is None:
-            return None if self.scalar else names
-        return (*names, *(f"{name}_se" for name in names))
+        endings = [] if self.num_jackknife_groups is None else ["_se"]
+        endings += [] if self.null is None else ["_null", "_p"]
+        if self.scalar and not endings:
+            return None
+        return (*names, *(f"{name}{ending}" for ending in endings for name in names))
 
     @abstractmethod
     def _names(self) -> tuple[str, ...]:
@@ -234,10 +272,25 @@ class PairMetric(Metric):
     ) -> Tensor | dict[str, Tensor]:
         """Compute the value of some rows, in the order of their ids."""
 
+    def _all_rows(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What `_value_of` takes of all samples."""
+        x, y, ids, order = self._rows()
+        return x, y, ids, torch.cat(self.row_labels)[order] if "labels" in self.parts else None
+
+    def _permuted(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
+    ) -> Mapping[str, Tensor]:
+        """Permuted values (p,) of some rows under the keys of the value."""
+
+        def value(x: Tensor, y: Tensor) -> dict[str | int, Tensor]:
+            return by_key(self._by_key(self._value_of(x, y, ids, labels)))
+
+        found = recomputed(value, x, y, permutations(len(x), null, x.device))
+        return {str(key): values for key, values in found.items()}
+
     def _standard_errors(self) -> dict[str, Tensor]:
         """Standard error under each key of the value."""
-        x, y, ids, order = self._rows()
-        labels = torch.cat(self.row_labels)[order] if "labels" in self.parts else None
+        x, y, ids, labels = self._all_rows()
         given = [part for part in (ids, labels) if part is not None]
 
         def value(x: Tensor, y: Tensor, *rest: Tensor) -> dict[str, Tensor]:
@@ -258,6 +311,41 @@ class PairMetric(Metric):
         if self._computed is None:
             self.compute()
         return dict(self._chance)
+
+    def identity(self) -> dict[str, float]:
+        """Value of a representation and itself, with these samples, where one is known.
+
+        What is 1 in theory (0 for the Procrustes residual) is not always within reach: a rotation
+        of more features than fitted samples stays partly open. Every rank must take part.
+        """
+        if self._computed is None:
+            self.compute()
+        with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
+            return self._identity()
+
+    def permuted(self, num_permutations: int) -> dict[str, tuple[float, float]]:
+        """95 % level and p-value under each key, as ``null=`` gives them, where both are defined.
+
+        Empty for a metric that keeps no rows. Every rank must take part.
+        """
+        if "rows" not in self.parts:
+            return {}
+        value = self._by_key(self.compute())
+        values = {key: value[key] for key in self._names() if key in value}
+        with (
+            self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync),
+            full_precision(self.device),
+        ):
+            null = self._permuted(*self._all_rows(), num_permutations)
+        levels, p_values = compare(values, null)
+        return {
+            key: (float(level), float(p_values[key]))
+            for key, level in levels.items()
+            if bool(level.isfinite())
+        }
+
+    def _identity(self) -> dict[str, float]:
+        return dict.fromkeys(self._names(), 1.0)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot a value of ``compute`` or ``forward``, or a list of them; needs matplotlib.

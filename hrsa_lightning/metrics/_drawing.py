@@ -17,13 +17,13 @@ def draw(value: Any, title: str, chance: float | None, ax: Any) -> Any:
     plots = pictures()
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not isinstance(values[0], dict):
-        return plots.plot_values(values, title=title, floor=chance, ax=ax)
+        return plots.plot_values(values, title=title, chance=chance, ax=ax)
     lines = lines_of(values)
     levels = [] if chance is None else [chance]
     if ax is None:
-        figure = plots.lines_figure(lines, title=title, floors=levels, x_label="computation")
+        figure = plots.lines_figure(lines, title=title, chance=levels, x_label="computation")
         return figure, figure.axes[0]
-    plots.draw_lines(ax, lines, title=title, floors=levels)
+    plots.draw_lines(ax, lines, title=title, chance=levels)
     ax.set_xlabel("computation")
     ax.legend(fontsize=7, frameon=False)
     return ax.get_figure(root=True), ax
@@ -33,7 +33,7 @@ def lines_of(values: Sequence[dict[str, Any]]) -> list[Any]:
     """A line per key over several values, with a band where there is a standard error."""
     keys = list(values[0])
     lines = []
-    for key in (key for key in keys if not key.endswith("_se")):
+    for key in (key for key in keys if not key.endswith(("_se", "_null", "_p"))):
         found = [float(value[key]) for value in values]
         low = high = None
         if f"{key}_se" in keys:

@@ -1,11 +1,13 @@
 """Linear CKA as a metric."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from hrsa_lightning.functional.cka import chance_cka, cka_from_moments, linear_cka
 from hrsa_lightning.functional.cka_heatmap import MIN_SAMPLES
+from hrsa_lightning.functional.permutation import permutations, permuted_cka
 from hrsa_lightning.metrics._base import PairMetric
 
 
@@ -39,12 +41,14 @@ class LinearCKA(PairMetric):
         self.standardize = standardize
 
     def _names(self) -> tuple[str, ...]:
+        if self.standardize:
+            return ("cka_standardized",) if self.debiased else ("cka_plain_standardized",)
         return ("cka",) if self.debiased else ("cka_plain",)
 
     def _value(self) -> Tensor:
         if self.standardize:
             x, y, _, _ = self._rows()
-            self._chance = {"cka": 0.0} if self.debiased else {}
+            self._chance = dict.fromkeys(self._names(), 0.0) if self.debiased else {}
             return self._value_of(x, y, None, None)
         moments = self._moments()
         if self.debiased:
@@ -52,6 +56,15 @@ class LinearCKA(PairMetric):
         else:
             self._chance = {"cka_plain": float(chance_cka(moments))}
         return cka_from_moments(moments, self.debiased)
+
+    def _permuted(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
+    ) -> Mapping[str, Tensor]:
+        key, kept = ("cka", self.standardize, null), {} if self._kept is None else self._kept
+        if key not in kept:
+            orders = permutations(len(x), null, x.device)
+            kept[key] = permuted_cka(x, y, orders, self.standardize, self.chunk_bytes)
+        return {self._names()[0]: kept[key][int(self.debiased)]}
 
     def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
         return linear_cka(

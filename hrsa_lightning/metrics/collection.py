@@ -1,6 +1,6 @@
 """The paper's set of metrics as one collection."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -10,15 +10,19 @@ from hrsa_lightning.functional._inputs import check_choice
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.knn import Overlap, Similarity
 from hrsa_lightning.functional.procrustes import Protocol
-from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._base import PairMetric, shared_by
 from hrsa_lightning.metrics._drawing import draw, lines_of, pictures
 from hrsa_lightning.metrics.cka import LinearCKA
+from hrsa_lightning.metrics.cknna import CKNNA
 from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
 from hrsa_lightning.metrics.knn import KNNOverlap
+from hrsa_lightning.metrics.predictivity import LinearPredictivity
 from hrsa_lightning.metrics.probe_transfer import LinearProbeTransfer
 from hrsa_lightning.metrics.procrustes import OrthogonalProcrustes
 
 Level = Literal["representation", "geometry", "function", "all"]
+Extra = Literal["cknna", "predictivity"]
+EXTRAS: dict[str, type[PairMetric]] = {"cknna": CKNNA, "predictivity": LinearPredictivity}
 LEVELS = ("representation", "geometry", "function", "all")
 
 
@@ -37,7 +41,15 @@ class HRSAMetrics(MetricCollection):
                 members = [self._member(name) for name in names]
                 if any(member._computed is None for member in members):
                     stack.enter_context(members[0].synchronized_for(members))
+            stack.enter_context(shared_by([self._member(name) for name in self._modules]))
             return super().compute()
+
+    def identity(self) -> dict[str, float]:
+        """Value of a representation and itself under each key, where known; see `PairMetric`."""
+        result: dict[str, float] = {}
+        for name in self._modules:
+            result |= self._member(name).identity()
+        return {self._set_name(key): value for key, value in result.items()}
 
     def chance(self) -> dict[str, float]:
         """Value of unrelated representations under each key of ``compute``, where one is known."""
@@ -84,7 +96,7 @@ class HRSAMetrics(MetricCollection):
         if len(ax) != len(panels):
             raise ValueError(f"Expected as many axes as keys, {len(panels)}, got {len(ax)}.")
         for axes, (key, lines, levels) in zip(ax, panels, strict=True):
-            pictures().draw_lines(axes, lines, title=key, floors=levels)
+            pictures().draw_lines(axes, lines, title=key, chance=levels)
         return [(axes.get_figure(root=True), axes) for axes in ax]
 
     def _plain_names(self, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,16 +114,19 @@ def hrsa_metrics(
     overlap: Overlap = "jaccard",
     protocol: Protocol = "held_out",
     num_jackknife_groups: int | None = None,
+    null: int | None = None,
+    extra: Collection[Extra] = (),
     prefix: str | None = None,
     postfix: str | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
 ) -> HRSAMetrics:
     """Build the metrics of arXiv 2601.21192 for one pair of representations.
 
-    ``compute`` gives a flat dict of scalars: ``cka``, ``cka_plain``, ``knn_overlap_{k}`` for each
-    k below the number of samples (level geometry); ``procrustes_residual``,
-    ``procrustes_global_cosine``, ``procrustes_mean_cosine``, ``inverse_row_entropy``,
-    ``dimension_correlation``, ``dimension_correlation_median`` (representation);
+    ``compute`` gives a flat dict of scalars: ``cka``, ``cka_plain``, ``cka_standardized``,
+    ``knn_overlap_{k}`` for each k below the number of samples (level geometry);
+    ``procrustes_residual``, ``procrustes_global_cosine``, ``procrustes_mean_cosine``,
+    ``inverse_row_entropy``, ``dimension_correlation``, ``dimension_correlation_median``
+    (representation);
     ``probe_transfer_accuracy``, ``probe_source_accuracy``, ``probe_ceiling_accuracy`` (function).
 
     Args:
@@ -122,6 +137,9 @@ def hrsa_metrics(
         overlap: see `KNNOverlap`.
         protocol: see `OrthogonalProcrustes`.
         num_jackknife_groups: see `PairMetric`; adds ``{key}_se`` beside every key.
+        null: see `PairMetric`; adds ``{key}_null`` and ``{key}_p`` beside every key.
+        extra: more metrics, by name: ``"cknna"`` (`CKNNA`, geometry) and ``"predictivity"``
+            (`LinearPredictivity`, function).
         prefix: put before every key.
         postfix: put after every key.
         chunk_bytes: see `PairMetric`.
@@ -135,7 +153,7 @@ def hrsa_metrics(
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0], [3.0, 5.0], [4.0, 3.0]])
         >>> metrics.update(x, x)
         >>> sorted(metrics.compute())
-        ['cka', 'cka_plain', 'knn_overlap_2']
+        ['cka', 'cka_plain', 'cka_standardized', 'knn_overlap_2']
     """
     check_choice(level, "level", LEVELS)
     if level == "function" and num_classes is None:
@@ -151,20 +169,25 @@ def hrsa_metrics(
         }
         classes["cka"] = (LinearCKA, {"debiased": True})
         classes["cka_plain"] = (LinearCKA, {"debiased": False})
+        classes["cka_standardized"] = (LinearCKA, {"standardize": True})
         classes["knn_overlap"] = (KNNOverlap, options)
     if everything or level == "representation":
         classes["procrustes"] = (OrthogonalProcrustes, {"protocol": protocol})
         classes["dimension_correlation"] = (DimensionCorrelation, {})
     if num_classes is not None and (everything or level == "function"):
         classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
+    for name in extra:
+        check_choice(name, "extra", tuple(EXTRAS))
+        classes[name] = (EXTRAS[name], {})
     parts = {part for cls, options in classes.values() for part in cls(**options).parts}
-    if num_jackknife_groups is not None:
+    if num_jackknife_groups is not None or null is not None:
         parts.add("rows")
     metrics: dict[str, Metric | MetricCollection] = {
         name: cls(
             **options,
             state=parts,
             num_jackknife_groups=num_jackknife_groups,
+            null=null,
             chunk_bytes=chunk_bytes,
         )
         for name, (cls, options) in classes.items()

@@ -1,5 +1,7 @@
 """Dimension-wise correlation as a metric."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from hrsa_lightning.functional.dimension_correlation import (
@@ -8,6 +10,7 @@ from hrsa_lightning.functional.dimension_correlation import (
     correlation_from_moments,
     dimension_correlation,
 )
+from hrsa_lightning.functional.permutation import permutations, permuted_correlation
 from hrsa_lightning.metrics._base import PairMetric
 
 
@@ -45,6 +48,13 @@ class DimensionCorrelation(PairMetric):
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
         return self._summary(dimension_correlation(x, y, chunk_bytes=self.chunk_bytes))
+
+    def _permuted(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
+    ) -> Mapping[str, Tensor]:
+        orders = permutations(len(x), null, x.device)
+        found = permuted_correlation(x, y, orders, self.chunk_bytes)
+        return dict(zip(self._names(), found.values(), strict=True))
 
     def _summary(self, result: DimensionCorrelationResult) -> dict[str, Tensor]:
         return dict(zip(self._names(), (result.mean, result.median), strict=True))

@@ -1,6 +1,6 @@
 """k-NN overlap as a metric."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from hrsa_lightning.functional.knn import (
     chance_overlap,
     check_neighbor_counts,
     knn_overlap,
+    neighbors_of_both,
 )
+from hrsa_lightning.functional.permutation import permutations, permuted_overlaps
 from hrsa_lightning.functional.reference import Reference
 from hrsa_lightning.metrics._base import PairMetric
 
@@ -97,6 +99,19 @@ class KNNOverlap(PairMetric):
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
     ) -> dict[str, Tensor]:
         return self._overlaps(x, Reference(y))
+
+    def _permuted(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
+    ) -> Mapping[str, Tensor]:
+        ks = tuple(k for k in self.ks if k < len(x))
+        found = neighbors_of_both(
+            "k-NN overlap", x, y, self._reference_for(y), ks, self.similarity, self.chunk_bytes
+        )
+        if found is None:
+            return {}
+        orders = permutations(len(x), null, x.device)
+        values = permuted_overlaps(*found, orders, ks, self.overlap)
+        return {f"knn_overlap_{k}": part for k, part in values.items()}
 
     def _overlaps(self, x: Tensor, reference: Reference) -> dict[str, Tensor]:
         """Overlap at each k below the number of samples."""

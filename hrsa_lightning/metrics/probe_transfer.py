@@ -1,10 +1,12 @@
 """Linear-probe transfer as a metric."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrsa_lightning.functional.permutation import permutations, permuted_probe
 from hrsa_lightning.functional.probe_transfer import (
     MIN_SAMPLES,
     ProbeTransferResult,
@@ -74,6 +76,25 @@ class LinearProbeTransfer(PairMetric):
             chunk_bytes=self.chunk_bytes,
         )
         return dict(zip(self._names(), result, strict=True))
+
+    def _permuted(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
+    ) -> Mapping[str, Tensor]:
+        assert labels is not None
+        labels = labels.double() if self.num_classes is None else labels
+        found = permuted_probe(
+            x,
+            y,
+            permutations(len(x), null, x.device),
+            labels,
+            regularization=self.regularization,
+            y_ids=ids,
+            chunk_bytes=self.chunk_bytes,
+        )
+        return {self._names()[0]: found["transfer"]}
+
+    def _identity(self) -> dict[str, float]:
+        return {}
 
 
 def _check_classes(labels: Tensor, num_classes: int) -> None:

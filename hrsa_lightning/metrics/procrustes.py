@@ -1,11 +1,13 @@
 """Orthogonal Procrustes as a metric."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from hrsa_lightning.functional._inputs import check_choice, id_list, split_halves
 from hrsa_lightning.functional._moments import PairMoments
+from hrsa_lightning.functional.permutation import permutations, permuted_procrustes
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
     ProcrustesResult,
@@ -15,6 +17,7 @@ from hrsa_lightning.functional.procrustes import (
     mean_cosine,
     min_samples,
     orthogonal_procrustes,
+    procrustes_identity,
     random_rotation_inverse_row_entropy,
 )
 from hrsa_lightning.metrics._base import PairMetric
@@ -63,6 +66,7 @@ class OrthogonalProcrustes(PairMetric):
         self.protocol: Protocol = protocol
         self.mean_cosine = mean_cosine
         self.min_samples = min_samples(protocol)
+        self._rotation: Tensor | None = None
 
     def _names(self) -> tuple[str, ...]:
         return KEYS if self.mean_cosine else tuple(key for key in KEYS if "mean" not in key)
@@ -73,7 +77,10 @@ class OrthogonalProcrustes(PairMetric):
         if self.mean_cosine and self.protocol == "held_out":
             x, y, ids, _ = self._rows()
             if ids is None:  # the sums were split before all rows were known
-                return self._value_of(x, y, None, None)
+                result = orthogonal_procrustes(
+                    x, y, return_rotation=True, chunk_bytes=self.chunk_bytes
+                )
+                return self._chosen(result)
         rotations = fit_rotations(moments, self.protocol, quick=True)
         rotations = rotations or fit_rotations(moments, self.protocol)
         result = judge_rotations(moments, self.protocol, rotations)
@@ -94,9 +101,35 @@ class OrthogonalProcrustes(PairMetric):
             orthogonal_procrustes(x, y, self.protocol, y_ids=ids, chunk_bytes=self.chunk_bytes)
         )
 
+    def _permuted(
+        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
+    ) -> Mapping[str, Tensor]:
+        if self.protocol != "held_out":
+            return super()._permuted(x, y, ids, labels, null)
+        if self._rotation is None:
+            return {}
+        judged = split_halves(y, id_list(ids))
+        orders = permutations(len(x), null, x.device)
+        found = permuted_procrustes(x, y, orders, judged, self._rotation)
+        return dict(zip(KEYS, found.values(), strict=False))
+
+    def _identity(self) -> dict[str, float]:
+        same = [0.0, 1.0, 1.0]
+        if self.protocol == "held_out" and self.rows_y:
+            _, y, ids, _ = self._rows()
+            found = procrustes_identity(y, y_ids=ids)
+            same = [float(value) for value in found[:3]]
+        known = dict(zip(KEYS, [*same, 1.0], strict=True))
+        return {key: known[key] for key in self._names()}
+
     def _chosen(self, result: ProcrustesResult) -> dict[str, Tensor]:
+        self._rotation = result.rotation
         values = dict(zip(KEYS, result[:4], strict=True))
         return {key: values[key] for key in self._names()}
+
+    def reset(self) -> None:
+        self._rotation = None
+        super().reset()
 
     def _known_chance(self, moments: PairMoments) -> dict[str, float]:
         known = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}

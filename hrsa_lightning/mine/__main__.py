@@ -18,7 +18,7 @@ MODEL    what SentenceTransformer loads (folder or hub id), a run as RUN:ARM, or
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
-    return answered(lambda: _run(_parser().parse_args(argv)))
+    return answered(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.encoders import EncoderOptions, find_model
     from hrsa_lightning.mine import MiningOptions
     from hrsa_lightning.mine.miner import Mining
+    from hrsa_lightning.runs.encoder import EncoderOptions, find_model
 
     if arguments.margin is not None and arguments.keep is None:
         raise ConfigError("--margin needs --keep below or --keep above, see --help")

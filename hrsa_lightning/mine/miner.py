@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource, read_pairs
-from hrsa_lightning.encoders import Encoder
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.mine.output import (
     complete_files,
@@ -25,10 +24,11 @@ from hrsa_lightning.mine.output import (
     summary_file,
     training_line,
 )
+from hrsa_lightning.mine.resuming import ResumeFolder, fill, to_unit_rows
 from hrsa_lightning.mine.rules import MiningOptions, choose_negatives, keep_pairs
 from hrsa_lightning.mine.search import nearest_passages, pair_scores
 from hrsa_lightning.mine.texts import PairTexts, passages_of
-from hrsa_lightning.mine.work import WorkFolder, fill, to_unit_rows
+from hrsa_lightning.runs.encoder import Encoder
 
 PAIRS_PER_BLOCK = 512
 """Pairs that are searched and written at a time."""
@@ -56,7 +56,7 @@ def mine(
 
     Args:
         pairs: As `read_pairs` takes them.
-        encoder: Embeds the texts, see `hrsa_lightning.encoders`.
+        encoder: Embeds the texts, see `hrsa_lightning.runs.encoder`.
         out: A `.jsonl` file for all pairs, or a folder for one file per source.
         options: Which negatives, and which pairs.
         work: Folder of embeddings and intermediate results, which stays; the default lies beside
@@ -101,7 +101,7 @@ class Mining:
         self.options = options or MiningOptions()
         self.progress = progress
         self._out = Path(out)
-        self._work = WorkFolder(
+        self._work = ResumeFolder(
             Path(f"{out}.work") if work is None else Path(work), keep=work is not None
         )
         names = [str(one) if isinstance(one, str | Path) else one.name for one in pairs]

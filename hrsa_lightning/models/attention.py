@@ -113,6 +113,31 @@ def attention_problem(model: PreTrainedModel, attention: Attention) -> str | Non
     return None
 
 
+def mask_of_known_padding(
+    model: PreTrainedModel, attention_mask: Tensor, is_padded: bool
+) -> Tensor | None:
+    """The mask that transformers would make of a (batch, tokens) one, without a look at its values.
+
+    Under sdpa it takes a faster kernel where nothing is padding, and asks the device for that in
+    every forward pass, so that the host waits for all it has queued. Whoever padded knows. A mask
+    that means something else to some layers (windows, causal attention) is returned as it is.
+    """
+    config: Any = model.config
+    simple = (
+        config._attn_implementation == "sdpa"
+        and not getattr(config, "is_causal", True)
+        and not model._forward_pre_hooks  # `ensure_attention` had to expand masks
+        and getattr(config, "sliding_window", None) is None
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    )
+    if not simple:
+        return attention_mask
+    if not is_padded:
+        return None
+    batch, tokens = attention_mask.shape
+    return attention_mask.bool()[:, None, None, :].expand(batch, 1, tokens, tokens)
+
+
 def expand_attention_mask(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -6,38 +6,38 @@ import torch
 from torch import Tensor
 
 
-def length_sorted_chunks(lengths: Tensor, max_slots: int, at_least: int = 1) -> list[Tensor]:
-    """Splits texts into chunks that fill at most `max_slots` slots once padded.
+def length_sorted_chunks(lengths: Tensor, max_tokens: int, at_least: int = 1) -> list[Tensor]:
+    """Splits texts into chunks that have at most `max_tokens` tokens once padded.
 
     Texts are taken longest first, so that the first chunk is the widest and a batch that does not
-    fit into memory fails at once; equal lengths keep their order. A text longer than `max_slots`
+    fit into memory fails at once; equal lengths keep their order. A text longer than `max_tokens`
     has a chunk of its own.
 
     Args:
         lengths: tokens of each text, shape (num_texts,), integers.
-        max_slots: largest (texts in the chunk) x (longest text of the chunk), at least 1.
+        max_tokens: most padded tokens of a chunk, (texts) x (longest text), at least 1.
         at_least: number of chunks to make, if there are as many texts; the fullest are halved.
 
     Returns:
         One int64 tensor of text indices per chunk, on the CPU; together they hold every index once.
 
     Raises:
-        ValueError: `max_slots` is below 1.
+        ValueError: `max_tokens` is below 1.
 
     Example:
-        >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_slots=9)
+        >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_tokens=9)
         [tensor([1]), tensor([2, 3, 0])]
-        >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_slots=9, at_least=3)
+        >>> length_sorted_chunks(torch.tensor([2, 7, 3, 3]), max_tokens=9, at_least=3)
         [tensor([1]), tensor([2, 3]), tensor([0])]
     """
-    if max_slots < 1:
-        raise ValueError(f"Expected `max_slots` to be at least 1, got {max_slots}")
+    if max_tokens < 1:
+        raise ValueError(f"Expected `max_tokens` to be at least 1, got {max_tokens}")
     order = torch.argsort(lengths.cpu(), descending=True, stable=True)
     chunks: list[Tensor] = []
     start = 0
     while start < len(order):
         longest = max(1, int(lengths[order[start]]))
-        size = max(1, max_slots // longest)
+        size = max(1, max_tokens // longest)
         chunks.append(order[start : start + size])
         start += size
     while len(chunks) < min(at_least, len(order)):

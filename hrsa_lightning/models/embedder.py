@@ -1,6 +1,7 @@
 """A decoder LM as an embedding model: backbone (with or without LoRA), pooling, normalization."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hrsa_lightning.distributed import gather_on_rank_zero, rank
 from hrsa_lightning.errors import BackboneError
-from hrsa_lightning.models.attention import Attention, decoder_layers
+from hrsa_lightning.models.attention import Attention, decoder_layers, mask_of_known_padding
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
     DType,
@@ -193,7 +194,11 @@ class EmbeddingModel(nn.Module):
         return self.tokenize(texts, max_length).pad(self.tokenizer.pad_token_id)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, pool_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pool_mask: Tensor | None = None,
+        is_padded: bool | None = None,
     ) -> Tensor:
         """Embeddings of right-padded texts.
 
@@ -202,15 +207,20 @@ class EmbeddingModel(nn.Module):
             attention_mask: real tokens, shape (batch, tokens).
             pool_mask: tokens that mean pooling may use, shape (batch, tokens). All real tokens
                 where it is None, or false all along a row (an instruction that fills the text).
+            is_padded: whether any token is padding, where that is known: else the device is asked.
 
         Returns:
             Shape (batch, features), float32, of length 1 if `normalize`.
         """
         # The transformer is called directly: peft's wrapper would pass by its forward hooks, and
         # one of them makes the 4-D mask where `ensure_attention` found that it takes one.
+        transformer = self.transformer
+        seen: Tensor | None = attention_mask
+        if is_padded is not None:
+            seen = mask_of_known_padding(transformer, attention_mask, is_padded)
         with self._autocast():
-            hidden_states = self.transformer(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            hidden_states = transformer(
+                input_ids=input_ids, attention_mask=seen, use_cache=False
             ).last_hidden_state
         mask = attention_mask.bool()
         if pool_mask is not None and self.pooling in ("mean", "weighted_mean"):
@@ -247,7 +257,7 @@ class EmbeddingModel(nn.Module):
 
         Args:
             tokens: any number of texts.
-            max_tokens_per_chunk: most slots of a padded chunk, see `length_sorted_chunks`; None
+            max_tokens_per_chunk: most padded tokens of a chunk, see `length_sorted_chunks`; None
                 takes all texts at once.
 
         Returns:
@@ -255,12 +265,24 @@ class EmbeddingModel(nn.Module):
         """
         if not len(tokens):
             return torch.zeros(0, self.embedding_dim, device=self.device)
-        tokens = tokens.to(self.device)
-        pad_token_id = self.tokenizer.pad_token_id
-        if max_tokens_per_chunk is None:
-            return cast(Tensor, self(**tokens.pad(pad_token_id)))
-        chunks = length_sorted_chunks(tokens.lengths, max_tokens_per_chunk)
-        return restore_order([self(**tokens.pad(pad_token_id, chunk)) for chunk in chunks], chunks)
+        tokens = tokens.to(self.device, non_blocking=True)
+        chunks = length_sorted_chunks(tokens.lengths, max_tokens_per_chunk or sys.maxsize)
+        return restore_order([self.encode_chunk(tokens, chunk) for chunk in chunks], chunks)
+
+    def encode_chunk(self, tokens: TokenizedTexts, texts: Tensor) -> Tensor:
+        """Embeddings of some texts in one forward pass, for which the host does not wait.
+
+        Args:
+            tokens: on the device of the model.
+            texts: numbers of the texts to encode, shape (texts,), on the CPU.
+
+        Returns:
+            Shape (texts, features).
+        """
+        lengths = tokens.lengths[texts]
+        is_padded = bool(lengths.min() < lengths.max())
+        padded = tokens.pad(self.tokenizer.pad_token_id, texts)
+        return cast(Tensor, self(**padded, is_padded=is_padded))
 
     @torch.no_grad()
     def embed(self, texts: Sequence[Text], max_length: int = 512, batch_size: int = 64) -> Tensor:

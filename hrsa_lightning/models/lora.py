@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from peft import (
     get_peft_model_state_dict,
 )
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hrsa_lightning.distributed import shard_like
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -29,6 +31,8 @@ AUTOCAST_DTYPES = {
     "16": torch.float16,
 }
 """What autocast computes in, by Lightning's names of mixed precision."""
+
+AdapterState = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def add_lora(
@@ -131,6 +135,39 @@ def cast_frozen_linears(model: nn.Module, dtype: torch.dtype) -> int:
     return count
 
 
+def adapter_state(
+    backbone: PreTrainedModel | PeftModel, state_dict: Mapping[str, Tensor] | None = None
+) -> AdapterState | None:
+    """peft's configuration (JSON types) and weights; `None` if the model has no adapter.
+
+    Written as `adapter_config.json` and `adapter_model.safetensors` they are what peft reads.
+
+    Args:
+        backbone: with or without adapter.
+        state_dict: where to take the weights from, by their names in `backbone`; default: from it.
+    """
+    if not isinstance(backbone, PeftModel):
+        return None
+    config = backbone.peft_config["default"].to_dict()
+    weights = get_peft_model_state_dict(backbone, state_dict, save_embedding_layers=False)
+    return {key: _plain(value) for key, value in config.items()}, weights
+
+
+def load_adapter_state(backbone: PreTrainedModel | PeftModel, weights: dict[str, Tensor]) -> None:
+    """Puts weights from `adapter_state` back into a backbone that has the same adapter.
+
+    Raises:
+        ValueError: the weights do not belong to this adapter.
+    """
+    own = get_peft_model_state_dict(backbone, save_embedding_layers=False)
+    if own.keys() != weights.keys():
+        odd = sorted(own.keys() ^ weights.keys())[0]
+        raise ValueError(f"the adapter in the checkpoint is another one (such as at {odd})")
+    with torch.no_grad():
+        for name, weight in own.items():  # what peft returns shares its memory with the model
+            weight.copy_(shard_like(weights[name], weight))
+
+
 @contextmanager
 def _without_noise() -> Iterator[None]:
     """Silences what peft warns of on its own account, so that no caller could heed it.
@@ -162,3 +199,9 @@ def _seeded(seed: int | None, model: nn.Module) -> Iterator[None]:
         for index in devices:
             torch.cuda.default_generators[index].manual_seed(seed)
         yield
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value

@@ -1,6 +1,7 @@
 """Contrastive training of one embedding model, or of several side by side on the same batches."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -9,13 +10,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from hrsa_lightning.checkpoints import ADAPTERS
 from hrsa_lightning.data import ContrastiveBatch
+from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
-from hrsa_lightning.models.adapters import adapter_state, load_adapter_state
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
+from hrsa_lightning.models.lora import adapter_state, load_adapter_state
 from hrsa_lightning.models.tokenization import TokenizedTexts
+from hrsa_lightning.modules.alignment import REFERENCE, Alignment
+from hrsa_lightning.modules.checkpoints import ADAPTERS
 from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
 from hrsa_lightning.modules.gradient_sync import GradientSync, gradient_sync, shard
@@ -45,6 +48,8 @@ class PairedContrastiveModule(LightningModule):
         regularizer: Of all local embeddings and the number of the optimizer step, such as
             `SIGRegLoss`; added to the loss.
         regularizer_weight: What the regularizer is multiplied with.
+        alignment: Pulls the arms towards a reference or pushes them away from it; added to the
+            loss. With another arm as the reference an arm no longer trains as if it were alone.
         seeds: Dropout seed of each arm; an arm that is not named has seed 0.
         lr: Peak learning rate.
         weight_decay: AdamW's decay, on matrices only (not on biases and norms).
@@ -65,6 +70,7 @@ class PairedContrastiveModule(LightningModule):
         loss: nn.Module | None = None,
         regularizer: nn.Module | None = None,
         regularizer_weight: float = 1.0,
+        alignment: Alignment | None = None,
         seeds: Mapping[str, int] | None = None,
         lr: float = 2e-5,
         weight_decay: float = 0.05,
@@ -82,6 +88,7 @@ class PairedContrastiveModule(LightningModule):
         self.loss = loss or InfoNCELoss()
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
+        self.alignment = alignment
         self.seeds = {name: (seeds or {}).get(name, 0) for name in arms}
         self.lr = lr
         self.weight_decay = weight_decay
@@ -95,14 +102,17 @@ class PairedContrastiveModule(LightningModule):
         self._cached: list[CachedEncoding] = []
         self._deferred = DeferredGradients()
         self._throughput = Throughput()
+        self._broken = torch.zeros(len(arms), dtype=torch.bool)  # whether a loss was not finite
+        self._broken_step: int | None = None
         # Checkpoints carry what is trained; frozen backbones are read from where they came from.
         self.strict_loading = False
 
     def configure_model(self) -> None:
         """Shard every arm over the ranks where the strategy asks for it (FSDP2)."""
         if self.device_mesh is not None:
-            for arm in self.named_arms().values():
-                shard(arm, self.device_mesh["data_parallel"])
+            frozen = self.alignment.frozen_models() if self.alignment else []
+            for model in [*self.named_arms().values(), *frozen]:
+                shard(model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Find out how this strategy averages gradients.
@@ -123,15 +133,16 @@ class PairedContrastiveModule(LightningModule):
         self._cached.clear()
         self._throughput.start_step()
         losses: dict[str, Tensor] = {}
-        for name, arm in self.arms.items():
+        for name in self.alignment.order(self.named_arms()) if self.alignment else self.arms:
             if self._budget is not None and (one_by_one or not losses):
                 self._budget.reset(self.device, self.trainer.num_devices, self.trainer.optimizers)
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:
-                with self._deferred.capture(arm, self._loss_scale()) as backward:
+                with self._deferred.capture(self._arm(name), self._loss_scale()) as backward:
                     backward(loss)
                     self._backward_cached()
+        losses = {name: losses[name] for name in self.arms}
         self._log_step(batch, losses)
         total = torch.stack(list(losses.values())).sum()
         return self._deferred.loss(total) if one_by_one else total
@@ -144,11 +155,37 @@ class PairedContrastiveModule(LightningModule):
         measured = torch.tensor(list(throughput.values()), dtype=torch.float32)
         values = torch.cat([loss_of_arms, measured.to(self.device, non_blocking=True)])
         values = self.trainer.strategy.reduce(values, reduce_op="mean")
+        self._watch_losses(values[: len(losses)])
         names = [*(f"loss/{name}" for name in losses), *throughput]
         for name, value in zip(names, values, strict=True):
             self.log(f"train/{name}", value, batch_size=len(batch))
+        # Not with `prog_bar`: Lightning reads such values in every step, on every rank.
         mean = values[: len(losses)].mean()
-        self.log("loss", mean, prog_bar=True, logger=False, batch_size=len(batch))
+        self.log("loss", mean, logger=False, batch_size=len(batch))
+
+    def _watch_losses(self, losses: Tensor) -> None:
+        """Warn once of a loss that is not finite, at the next step whose values are logged.
+
+        Only there, since reading a value waits for the device, as the logger does then.
+        """
+        self._broken = losses.isfinite().logical_not() | self._broken.to(losses.device)
+        step = self.trainer.global_step + 1
+        rhythm = max(1, getattr(self.trainer, "log_every_n_steps", 1))
+        waits = self.device.type != "cpu" and step % rhythm
+        if self._broken_step is None and not waits and bool(self._broken.any()):
+            self._broken_step = step
+            self._warn_of_losses(f"not finite at step {step}; weights of it are lost from there on")
+
+    def on_train_end(self) -> None:
+        """Say again, where a long run is read, that a loss was not finite."""
+        if self._broken_step is not None:
+            self._warn_of_losses(f"not finite from step {self._broken_step} on; discard this run")
+
+    def _warn_of_losses(self, what: str) -> None:
+        arms = [name for name, bad in zip(self.arms, self._broken.tolist(), strict=True) if bad]
+        cure = "a smaller optimizer.lr, or trainer.gradient_clip_val, may help"
+        if self.trainer.is_global_zero:
+            warnings.warn(f"loss of {', '.join(arms)}: {what} ({cure})", HRSAWarning, stacklevel=2)
 
     def _loss_scale(self) -> Tensor | float:
         """What mixed precision with float16 multiplies losses with, against underflow."""
@@ -159,25 +196,39 @@ class PairedContrastiveModule(LightningModule):
         """The embedding models by name."""
         return {name: self._arm(name) for name in self.arms}
 
+    def encoders(self) -> dict[str, EmbeddingModel]:
+        """Models that a batch has tokens for: the arms, and a reference with its own tokenizer."""
+        model = self.alignment.model if self.alignment else None
+        return self.named_arms() | ({} if model is None else {REFERENCE: model})
+
     def _arm(self, name: str) -> EmbeddingModel:
         return cast(EmbeddingModel, self.arms[name])
 
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
-        queries, passages = cast(tuple[TokenizedTexts, TokenizedTexts], batch.tokens(name))
-        embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
-        query_embeddings = embeddings[batch.query_rows]
-        passage_embeddings = embeddings[batch.passage_rows.flatten() + len(queries)]
+        embeddings = self._encode(name, _texts(batch, name), batch_idx)
+        query_embeddings, passage_embeddings = _rows(batch, embeddings)
         loss: Tensor = self.loss(
             query_embeddings,
             passage_embeddings.view(len(batch), batch.group_size, -1),
             batch.document_ids,
             batch.query_ids,
         )
+        if self.regularizer is None and self.alignment is None:
+            return loss
+        everything = torch.cat([query_embeddings, passage_embeddings])
         if self.regularizer is not None:
-            everything = torch.cat([query_embeddings, passage_embeddings])
             loss = loss + self.regularizer_weight * self.regularizer(
                 everything, self.trainer.global_step
             )
+        if self.alignment is not None:
+
+            def encode(model: EmbeddingModel, tokens: str) -> Tensor:
+                texts = _texts(batch, tokens)
+                chunks, passes = self._chunks(texts.lengths)
+                outputs = [model.encode_chunk(texts, some) for some in passes]
+                return torch.cat(_rows(batch, restore_order(outputs, chunks)))
+
+            loss = loss + self.alignment(name, self._arm(name), everything, encode)
         return loss
 
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
@@ -187,8 +238,7 @@ class PairedContrastiveModule(LightningModule):
         self._throughput.count(tokens.lengths, passes)
 
         def encode(number: int) -> Tensor:
-            embeddings: Tensor = arm(**tokens.pad(arm.tokenizer.pad_token_id, passes[number]))
-            return embeddings
+            return arm.encode_chunk(tokens, passes[number])
 
         # The same numbers with and without other arms, and in any mode of computing gradients.
         key = (self.seeds[name], self.current_epoch, batch_idx, self.global_rank)
@@ -210,11 +260,11 @@ class PairedContrastiveModule(LightningModule):
         Where forward passes contain collectives, every rank has as many of them: a rank with too
         few texts for as many chunks encodes its last one again.
         """
-        max_slots = self.max_tokens_per_chunk or sys.maxsize
-        chunks = length_sorted_chunks(lengths, max_slots)
+        max_tokens = self.max_tokens_per_chunk or sys.maxsize
+        chunks = length_sorted_chunks(lengths, max_tokens)
         wanted = self._sync.max_over_ranks(len(chunks))
         if wanted > len(chunks):
-            chunks = length_sorted_chunks(lengths, max_slots, wanted)
+            chunks = length_sorted_chunks(lengths, max_tokens, wanted)
         return chunks, chunks + chunks[-1:] * (wanted - len(chunks))
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -274,11 +324,12 @@ class PairedContrastiveModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights only: adapters in peft's form, other trained tensors as they are."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        state = checkpoint["state_dict"]  # whole tensors, also of weights that ranks share out
+        state = checkpoint["state_dict"]  # full tensors; under FSDP2 on rank 0 only
         adapters = {}
         for name in self.arms:
-            own = {key.removeprefix(f"arms.{name}."): value for key, value in state.items()}
-            if (adapter := adapter_state(self._arm(name), own)) is not None:
+            prefix = f"arms.{name}.backbone."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if (adapter := adapter_state(self._arm(name).backbone, own)) is not None:
                 adapters[name] = adapter
                 trained -= {key for key in trained if key.startswith(f"arms.{name}.")}
         checkpoint[ADAPTERS] = adapters
@@ -287,7 +338,19 @@ class PairedContrastiveModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
         for name, (_, weights) in checkpoint.get(ADAPTERS, {}).items():
-            load_adapter_state(self._arm(name), weights)
+            load_adapter_state(self._arm(name).backbone, weights)
+
+
+def _texts(batch: ContrastiveBatch, name: str) -> TokenizedTexts:
+    """Distinct queries, then distinct passages, as a model reads them."""
+    return TokenizedTexts.cat(cast(tuple[TokenizedTexts, TokenizedTexts], batch.tokens(name)))
+
+
+def _rows(batch: ContrastiveBatch, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """(queries, features) and (all passages, features) from those of the distinct texts."""
+    num_queries = len(embeddings) - len(cast(TokenizedTexts, batch.passages[0]))
+    passage_rows = batch.passage_rows.flatten() + num_queries
+    return embeddings[batch.query_rows], embeddings[passage_rows]
 
 
 class ContrastiveModule(PairedContrastiveModule):

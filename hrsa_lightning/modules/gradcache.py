@@ -25,7 +25,7 @@ class ActivationBudget:
     """How many bytes of saved activations may be kept between the two passes.
 
     The bytes of a chunk are measured on the first one (the widest) and taken to grow with its
-    padded slots, which overestimates narrower chunks.
+    padded tokens, which overestimates narrower chunks.
 
     Args:
         limit: Bytes; 0 keeps nothing; `"auto"` takes half of what is free at the first step, in
@@ -42,7 +42,7 @@ class ActivationBudget:
             raise ValueError(f"activation_budget: expected bytes or 'auto', got {limit!r}")
         self.limit = limit
         self.agree = agree
-        self._bytes_per_slot = 0.0
+        self._bytes_per_token = 0.0
         self._widest = 0
         self._spent = 0.0
 
@@ -66,24 +66,24 @@ class ActivationBudget:
             self.limit = max(0, int(AUTO_SHARE * left))
 
     @contextmanager
-    def admit(self, num_slots: int, width: int, parameters: Sequence[Tensor]) -> Iterator[bool]:
+    def admit(self, num_tokens: int, width: int, parameters: Sequence[Tensor]) -> Iterator[bool]:
         """Decide whether a chunk's graph may be kept, and account for it.
 
-        A chunk wider than any before is measured: attention may save more per slot there.
+        A chunk wider than any before is measured: attention may save more per token there.
         """
         assert isinstance(self.limit, int)
         if self.limit == 0 or not self.agree(
-            self._spent + num_slots * self._bytes_per_slot <= self.limit
+            self._spent + num_tokens * self._bytes_per_token <= self.limit
         ):
             yield False
         elif width <= self._widest:
-            self._spent += num_slots * self._bytes_per_slot
+            self._spent += num_tokens * self._bytes_per_token
             yield True
         else:
             with _saved_bytes(parameters) as saved:
                 yield True
             self._widest = width
-            self._bytes_per_slot = max(self._bytes_per_slot, sum(saved.values()) / num_slots)
+            self._bytes_per_token = max(self._bytes_per_token, sum(saved.values()) / num_tokens)
             self._spent += sum(saved.values())
 
 

@@ -1,25 +1,26 @@
-"""Memory, arithmetic and disk of a recipe, from its workload and its backbones' shapes.
+"""Memory of a recipe, from the shapes of its backbones and the lengths of its texts.
 
-Every figure is an estimate. Formulas: AdamW keeps two moments of the size of the trained weights.
-A forward pass takes 2 operations a weight and token (input embedding aside) and 4 x width x hidden
-a layer and token in attention; a backward pass takes twice that where all weights are trained, once
-where gradients only pass through (LoRA). GradCache and gradient checkpointing each compute a
-forward pass again, GradCache for the share of graphs that is not kept.
+Every figure is an estimate. AdamW keeps two moments of the size of the trained weights. GradCache
+keeps the graphs of texts while its budget lasts, and has one chunk's graph beside them otherwise.
 """
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hrsa_lightning.config.schema import Config
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import parse_pair, read_json_lines
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
-from hrsa_lightning.plan.activations import Backbone, measure_backbone
-from hrsa_lightning.plan.monitoring import Monitoring, monitoring_of
-from hrsa_lightning.plan.shapes import backbone_config
-from hrsa_lightning.plan.workload import Workload
+from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
+from hrsa_lightning.resources import resolve_path
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "Monitoring", "Workload", "estimate", "workload_of"]
 
 RUNTIME_BYTES = 10**9
 """Assumed for the CUDA context, kernels and communication buffers of one process."""
@@ -31,13 +32,64 @@ NF4_BITS = 4.127
 AUTO_SHARE = 0.5
 """What `activation_budget: auto` takes of what weights, gradients and optimizer leave free."""
 
+CHARACTERS_PER_TOKEN = 4
+"""Assumed where the length of a text is estimated from its characters (English, 32 k and more)."""
+
+_SAMPLE = 400
+_DEFAULT_PROBES = 512
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "auto": torch.bfloat16,
-}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_SHARDING = ("fsdp", "modelparallel", "model_parallel", "deepspeed", "fullysharded")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The texts of one run.
+
+    Attributes:
+        processes: How many train.
+        steps: Optimizer steps, or `None` where they follow from an unknown number of examples.
+        texts: Queries and passages of a step, of all processes.
+        mean_tokens: Tokens of a text, on average.
+        tokens_are: Where `mean_tokens` comes from, in words.
+        width: Tokens of the longest row.
+        chunk_texts: Rows of that width in a chunk, at most those of a process.
+    """
+
+    processes: int
+    steps: int | None
+    texts: int
+    mean_tokens: float
+    tokens_are: str
+    width: int
+    chunk_texts: int
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a step, of all processes."""
+        return self.texts * self.mean_tokens
+
+    @property
+    def rows(self) -> float:
+        """Texts of a step on one process, in rows of full width."""
+        return self.tokens / self.processes / self.width
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """Memory of the monitors of a recipe, of which one evaluates at a time.
+
+    Attributes:
+        probes: Texts of the largest probe set.
+        layers: Layers that are compared, the output included.
+        device_bytes: On one GPU, during an evaluation.
+        host_bytes: Representations of live models and references, in the computer's memory.
+    """
+
+    probes: int = 0
+    layers: int = 0
+    device_bytes: float = 0.0
+    host_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,43 +98,23 @@ class Estimate:
 
     Attributes:
         arms: Sizes of each arm's backbone.
-        workload: Examples, steps and tokens.
-        monitoring: What the similarity monitors add.
-        memory: Bytes on one GPU by part.
-        budget: `"auto"` where the activations are to take half of what is free.
-        forwards: Forward passes' worth of arithmetic of a step, per forward pass.
-        flops: Operations of a step, of all processes and arms.
-        loading: Bytes of a node's own memory while its processes read the backbones.
-        disk: Bytes by part.
+        workload: Steps and texts.
+        monitoring: What the monitors add.
+        memory: Bytes on one GPU, or of one process on CPUs, by purpose.
     """
 
     arms: dict[str, Backbone]
     workload: Workload
     monitoring: Monitoring
     memory: dict[str, float]
-    budget: int | str | None
-    forwards: float
-    flops: float
-    loading: float
-    disk: dict[str, float] = field(default_factory=dict)
 
     @property
     def total_memory(self) -> float:
         return sum(self.memory.values())
 
-    @property
-    def monitor_share(self) -> float:
-        """Operations of the monitors, as a share of those of training."""
-        return self.monitoring.flops_per_step / self.flops
-
     def to_json(self) -> dict[str, Any]:
-        """Plain data, with the totals."""
-        return {
-            **asdict(self),
-            "total_memory": self.total_memory,
-            "total_disk": sum(self.disk.values()),
-            "monitor_share": self.monitor_share,
-        }
+        """Plain data, with the total."""
+        return {**asdict(self), "total_memory": self.total_memory}
 
 
 def estimate(config: Config, workload: Workload, device_memory: float | None = None) -> Estimate:
@@ -90,7 +122,7 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
 
     Args:
         config: The recipe.
-        workload: Its examples, steps and texts.
+        workload: Its steps and texts.
         device_memory: Bytes of one GPU; without it, `activation_budget: auto` is planned as 0.
 
     Raises:
@@ -98,37 +130,71 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
         ConfigError: LoRA cannot be put on a backbone as asked.
     """
     arms = _arms(config, workload.width)
-    monitoring = monitoring_of(config, arms)
-    fixed = _fixed_memory(config, workload, arms, monitoring)
+    monitoring = _monitoring(config, arms)
+    sharded = any(word in str(config.trainer.strategy).lower() for word in _SHARDING)
+    shards = workload.processes if sharded else 1
+    copies = 2 if workload.processes > shards else 1  # DDP has buckets beside the gradients
+    trained = sum(arm.trained_bytes for arm in arms.values())
+    memory = {
+        "weights": sum(_weight_bytes(config, arm) for arm in arms.values()) / shards,
+        "gradients": trained / shards * copies,
+        "optimizer": 2 * trained / shards,
+    }
+    if config.trainer.accelerator != "cpu":
+        memory["runtime"] = RUNTIME_BYTES
     budget = config.activation_budget
     if budget == "auto":
-        held = sum(
-            fixed.get(name, 0.0) for name in ("weights", "gradients", "optimizer", "runtime")
-        )
+        held = sum(memory.values())
         free = 0.0 if device_memory is None else max(0.0, device_memory - held)
         budget = int(AUTO_SHARE * free)
-    kept, peak, recomputed = _activations(config, workload, arms, budget)
-    forwards = 1 + recomputed + config.model.gradient_checkpointing
-    forwards += 2 if config.model.lora is None else 1
-    flops = sum(forwards * _forward_flops(arm, workload) for arm in arms.values())
-    return Estimate(
-        arms=arms,
-        workload=workload,
-        monitoring=monitoring,
-        memory={**fixed, "kept graphs": kept, "graph in work": peak},
-        budget=config.activation_budget,
-        forwards=forwards,
-        flops=flops,
-        loading=_loading_bytes(config, arms) * workload.gpus / config.trainer.num_nodes,
-        disk=_disk(config, workload, arms, monitoring),
+    if shards > 1:
+        memory["gathered layers"] = 2 * max(a.weight_bytes / a.num_layers for a in arms.values())
+    memory |= _graphs(config, workload, arms, budget)
+    memory["loss"] = _loss_bytes(config, workload, arms)
+    memory["monitor"] = monitoring.device_bytes
+    return Estimate(arms, workload, monitoring, memory)
+
+
+def workload_of(
+    config: Config, examples: int | None = None, text_tokens: float | None = None
+) -> Workload:
+    """Count what the recipe asks for.
+
+    Args:
+        config: The recipe.
+        examples: Pairs, where the files cannot be counted here.
+        text_tokens: Mean tokens of a text, where it is known better.
+
+    Raises:
+        ConfigError: The batch does not divide over the processes, or devices make no number.
+    """
+    data = config.data
+    processes = _count_processes(config)
+    if data.batch_size % processes:
+        raise ConfigError(
+            f"data.batch_size: {data.batch_size} queries do not divide over {processes} processes"
+        )
+    width = max(data.query_length, data.passage_length)
+    if text_tokens is None:
+        mean, tokens_are = _estimate_tokens(config)
+    else:
+        mean, tokens_are = min(text_tokens, width), "as given"
+    texts = data.batch_size * (1 + data.train_group_size)
+    limit = config.max_tokens_per_chunk
+    rows = math.ceil(texts * mean / processes / width)
+    return Workload(
+        processes=processes,
+        steps=_count_steps(config, examples),
+        texts=texts,
+        mean_tokens=mean,
+        tokens_are=tokens_are,
+        width=width,
+        chunk_texts=rows if limit is None else min(rows, max(1, limit // width)),
     )
 
 
 def _arms(config: Config, width: int) -> dict[str, Backbone]:
-    precision = config.trainer.precision
-    dtype = _weight_dtype(config)
     lora = asdict(config.model.lora) if config.model.lora else None
-    size = 4 if precision == "32-true" else 2
     measured: dict[str, Backbone] = {}
     arms = {}
     for name, arm in config.arms.items():
@@ -137,125 +203,160 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
         if key not in measured:
             measured[key] = measure_backbone(
                 shape,
-                dtype=dtype,
+                dtype=_weight_dtype(config),
                 lora=lora,
                 width=width,
-                autocast=AUTOCAST_DTYPES.get(precision),
-                dropout_bytes=1 + size,
+                autocast=AUTOCAST_DTYPES.get(config.trainer.precision),
             )
         arms[name] = measured[key]
     return arms
 
 
 def _weight_dtype(config: Config) -> torch.dtype:
-    return _TRUE.get(config.trainer.precision, _DTYPES[config.model.dtype])
-
-
-def _loading_bytes(config: Config, arms: dict[str, Backbone]) -> float:
-    """Each backbone is read in its own dtype before its frozen weights are cast."""
-    size = _weight_dtype(config).itemsize
-    uncast = max(arm.num_weights * size - arm.weight_bytes for arm in arms.values())
-    return sum(arm.weight_bytes for arm in arms.values()) + max(0, uncast)
+    named = _DTYPES.get(config.model.dtype, torch.bfloat16)  # auto is what backbones come in
+    return _TRUE.get(config.trainer.precision, named)
 
 
 def _weight_bytes(config: Config, arm: Backbone) -> float:
     if config.model.quantization is None:
         return arm.weight_bytes
     # Embedding and adapters stay as they are; norms and biases are too few to tell apart.
-    kept = arm.num_embedding_weights * torch.finfo(_weight_dtype(config)).bits / 8
+    kept = arm.num_embedding_weights * _weight_dtype(config).itemsize
     frozen = arm.num_weights - arm.num_trained - arm.num_embedding_weights
     return frozen * NF4_BITS / 8 + kept + arm.trained_bytes
 
 
-def _chunks(workload: Workload) -> float:
-    return max(1.0, workload.rows_per_gpu / workload.chunk_texts)
-
-
-def _activations(
-    config: Config, workload: Workload, arms: dict[str, Backbone], budget: int | None
-) -> tuple[float, float, float]:
-    """Bytes of kept graphs, of the graph that is computed again, and the share that is.
-
-    With gradient checkpointing a chunk's graph shrinks to its layers' inputs, but one layer's graph
-    is there at a time.
-    """
-    rows, chunk = workload.rows_per_gpu, workload.chunk_texts
+def _graphs(
+    config: Config, workload: Workload, arms: Mapping[str, Backbone], budget: int | None
+) -> dict[str, float]:
+    """Bytes of graphs that are kept, and of the chunk that is computed again beside them."""
+    rows, chunk = workload.rows, workload.chunk_texts
     # Under mixed precision the residual stream, which is what checkpointing keeps, has the dtype of
     # the weights.
-    size = torch.finfo(_weight_dtype(config)).bits // 8
-    checkpointing = config.model.gradient_checkpointing
+    size = _weight_dtype(config).itemsize
 
     def graph(arm: Backbone, texts: float, chunks: float) -> float:
-        if not checkpointing:
-            return arm.graph_bytes(texts, chunks)
-        return arm.checkpointed_bytes(texts, size)
+        if config.model.gradient_checkpointing:
+            return arm.checkpointed_bytes(texts, size)
+        return arm.graph_bytes(texts, chunks)
 
-    everything = sum(graph(arm, rows, _chunks(workload)) for arm in arms.values())
+    everything = sum(graph(arm, rows, max(1.0, rows / chunk)) for arm in arms.values())
     if budget is None or budget >= everything:
-        return everything, 0.0, 0.0
+        return {"kept graphs": everything}
     one = max(graph(arm, chunk, 1) for arm in arms.values())
-    return float(budget), one, 1 - budget / everything
+    return {"kept graphs": float(budget), "graph of a chunk": one}
 
 
-def _fixed_memory(
-    config: Config, workload: Workload, arms: dict[str, Backbone], monitoring: Monitoring
-) -> dict[str, float]:
-    """Bytes of all but the graphs."""
-    shards, copies = _shards(config, workload.gpus)
-    trained = sum(arm.trained_bytes for arm in arms.values())
-    parts: dict[str, float] = {
-        "weights": sum(_weight_bytes(config, arm) for arm in arms.values()) / shards,
-        "gradients": trained / shards * copies,
-        "optimizer": 2 * trained / shards,
-        "loss": _loss_bytes(config, workload, arms),
-        "monitor": monitoring.device_bytes,
-    }
-    if shards > 1:
-        parts["gathered layers"] = 2 * max(arm.layer_bytes for arm in arms.values())
-    if config.trainer.accelerator != "cpu":
-        parts["runtime"] = RUNTIME_BYTES
-    return parts
-
-
-def _shards(config: Config, gpus: int) -> tuple[int, int]:
-    """Over how many processes weights are shared out, and copies of the gradients (buckets)."""
-    name = str(config.trainer.strategy).lower()
-    if any(
-        word in name
-        for word in ("fsdp", "modelparallel", "model_parallel", "deepspeed", "fullysharded")
-    ):
-        return gpus, 1
-    return 1, 1 if gpus == 1 else 2
-
-
-def _loss_bytes(config: Config, workload: Workload, arms: dict[str, Backbone]) -> float:
+def _loss_bytes(config: Config, workload: Workload, arms: Mapping[str, Backbone]) -> float:
     """Similarities with their gradient and softmax, and gathered passages, of one arm at a time."""
-    queries = config.data.batch_size / workload.gpus
+    queries = config.data.batch_size / workload.processes
     passages = config.data.batch_size * config.data.train_group_size
     widest = max(arm.hidden_size for arm in arms.values())
     return 4.0 * (3 * queries * passages + 2 * passages * widest)
 
 
-def _forward_flops(arm: Backbone, workload: Workload) -> float:
-    matrices = 2 * (arm.num_weights - arm.num_embedding_weights)
-    attention = 4 * arm.num_layers * arm.hidden_size * workload.mean_tokens
-    return workload.tokens * (matrices + attention)
+def _monitoring(config: Config, arms: Mapping[str, Backbone]) -> Monitoring:
+    """Of the callbacks of the recipe that have probes or pairs."""
+    found = [
+        _monitor(entry, probes, arms)
+        for entry in config.callbacks.values()
+        if (probes := entry.get("probes", entry.get("pairs"))) is not None
+    ]
+    return Monitoring(
+        probes=max((each.probes for each in found), default=0),
+        layers=max((each.layers for each in found), default=0),
+        device_bytes=max((each.device_bytes for each in found), default=0.0),
+        host_bytes=sum(each.host_bytes for each in found),
+    )
 
 
-def _disk(
-    config: Config, workload: Workload, arms: dict[str, Backbone], monitoring: Monitoring
-) -> dict[str, float]:
-    trained = sum(arm.trained_bytes for arm in arms.values())
-    downloads = {
-        config.arms[name].backbone: 2.0 * arm.num_weights
-        for name, arm in arms.items()
-        if not config.arms[name].backbone.startswith("embedded:")
-    }
-    steps = workload.steps or 0
-    return {
-        "backbones": sum(downloads.values()),
-        # One more than is kept: a new checkpoint is complete before an old one goes.
-        "checkpoints": 3.0 * trained * (config.checkpoint.keep + 1),
-        "result": float(trained),
-        "recorded representations": monitoring.recorded_bytes(steps),
-    }
+def _monitor(entry: Mapping[str, Any], texts: Any, arms: Mapping[str, Backbone]) -> Monitoring:
+    batch = entry.get("batch_size", 32)
+    probes = (_count_lines(texts) if isinstance(texts, str) else None) or _DEFAULT_PROBES
+    if entry.get("limit_probe_batches") is not None:
+        probes = min(probes, int(entry["limit_probe_batches"]) * batch)
+    batch_tokens = batch * float(entry.get("max_length", 128))
+    compares = "similarity" in entry["_target_"].lower()
+    references = entry.get("reference", "initial")
+    references = len(references) if isinstance(references, list) else 1
+    device = host = 0.0
+    layers = 0
+    for arm in arms.values():
+        patterns = entry.get("layers", ["output"])
+        seen = sum(arm.num_layers if "*" in pattern else 1 for pattern in patterns)
+        layers = max(layers, seen if compares else 1)
+        # Hidden states of a batch, a few at a time, without a graph.
+        device = max(device, 8 * 4 * batch_tokens * arm.hidden_size)
+        if compares:
+            host += 4.0 * seen * probes * arm.hidden_size * (1 + references)
+            device = max(device, 8.0 * (4 * arm.hidden_size**2 + 2 * probes * arm.hidden_size))
+    return Monitoring(probes, layers, device, host)
+
+
+def _count_processes(config: Config) -> int:
+    """Processes of the recipe; `devices: auto` counts as one a node: another machine may train."""
+    devices = config.trainer.devices
+    if isinstance(devices, list):
+        count = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        count = devices
+    elif devices == "auto":
+        count = 1
+    else:
+        raise ConfigError(f"trainer.devices: expected a number of devices to plan, got {devices!r}")
+    return count * config.trainer.num_nodes
+
+
+def _count_lines(path: str) -> int | None:
+    """Lines of a JSONL file that is there, else `None`."""
+    file = Path(resolve_path(path))
+    if file.suffix != ".jsonl" or not file.is_file():
+        return None
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
+def _count_steps(config: Config, examples: int | None) -> int | None:
+    trainer, data = config.trainer, config.data
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    if examples is None:
+        counts = [_count_lines(path) for path in data.train]
+        if None in counts:
+            return None
+        examples = sum(count or 0 for count in counts)
+    exact = examples / data.batch_size
+    batches = math.floor(exact) if data.drop_last else math.ceil(exact)
+    return (trainer.max_epochs or 1) * max(1, batches // trainer.accumulate_grad_batches)
+
+
+def _estimate_tokens(config: Config) -> tuple[float, str]:
+    """Mean tokens of a text over the first pairs of each file, queries and passages alike."""
+    data = config.data
+    group = data.train_group_size
+    sample = [
+        min(query / CHARACTERS_PER_TOKEN, data.query_length)
+        + group * min(passages / CHARACTERS_PER_TOKEN, data.passage_length)
+        for query, passages in _sampled(config)
+    ]
+    if not sample:
+        longest = data.query_length + group * data.passage_length
+        return longest / (1 + group), "every text at its longest"
+    words = f"{CHARACTERS_PER_TOKEN} characters a token, over {len(sample)} pairs of the files"
+    return sum(sample) / len(sample) / (1 + group), words
+
+
+def _sampled(config: Config) -> Iterator[tuple[int, float]]:
+    """Characters of a query with its instruction, and of a passage on average."""
+    for name in config.data.train:
+        path = Path(resolve_path(name))
+        if path.suffix != ".jsonl" or not path.is_file():
+            continue
+        for line in islice(read_json_lines(path, lambda *_: None), _SAMPLE):
+            try:
+                pair = parse_pair(line.value)
+            except DataError:
+                continue  # train answers it; here it counts for nothing
+            query = pair.query if isinstance(pair.query, str) else "".join(pair.query)
+            passages = [*pair.positives, *pair.negatives]
+            yield len(query), sum(map(len, passages)) / len(passages)

@@ -1,4 +1,4 @@
-"""The pictures: curves with floors and bands, maps over layers and steps, spectra.
+"""The pictures: curves with chance levels and bands, maps over layers and steps, spectra.
 
 Every function returns a `Figure` that pyplot does not know, so nothing of a user's own matplotlib
 state is touched and no backend is needed; a notebook shows it as the last value of a cell. Inputs

@@ -10,7 +10,8 @@ from hrsa_lightning.plots.style import (
     DASHES,
     INK,
     PANEL,
-    draw_floors,
+    draw_chance,
+    literal,
     plain,
     style_axes,
 )
@@ -54,23 +55,23 @@ def lines_figure(
     lines: Sequence[Line],
     *,
     title: str,
-    floors: Sequence[float] = (),
+    chance: Sequence[float] = (),
     x_label: str = "optimizer step",
     log_x: bool = False,
     legend: bool = True,
 ) -> "Figure":
-    """One panel with curves, bands, and floors dashed.
+    """One panel with curves, bands, and chance levels dashed.
 
     Args:
         lines: The curves.
         title: What they show.
-        floors: Chance levels; one that would flatten the curves becomes a note.
+        chance: Chance levels; one that would flatten the curves becomes a note.
         x_label: What the abscissa is.
         log_x: Abscissa linear up to 1 and logarithmic above, so that step 0 stays on it.
         legend: Name the curves below the panel.
 
     Example:
-        >>> figure = lines_figure([Line("a vs b", [0, 10], [1.0, 0.8])], title="cka", floors=[0.0])
+        >>> figure = lines_figure([Line("a vs b", [0, 10], [1.0, 0.8])], title="cka", chance=[0.0])
         >>> figure.axes[0].get_title()
         'cka'
     """
@@ -81,8 +82,8 @@ def lines_figure(
     figure = Figure(figsize=(PANEL[0], height), dpi=110)
     bottom = (0.5 + 0.18 * rows) / height
     ax = figure.add_axes((0.145, bottom, 0.83, 1 - bottom - 0.25 / height))
-    draw_lines(ax, lines, title=title, floors=floors, log_x=log_x)
-    ax.set_xlabel(x_label, fontsize=8, color=INK)
+    draw_lines(ax, lines, title=title, chance=chance, log_x=log_x)
+    ax.set_xlabel(literal(x_label), fontsize=8, color=INK)
     if legend:
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(
@@ -92,21 +93,21 @@ def lines_figure(
 
 
 def plot_values(
-    values: Any, *, title: str, floor: float | None = None, ax: "Axes | None" = None
+    values: Any, *, title: str, chance: float | None = None, ax: "Axes | None" = None
 ) -> "tuple[Figure, Axes]":
     """The values of one metric as it was computed again and again; what a `.plot()` returns.
 
     Args:
         values: One number, or a sequence of numbers, as `Metric.compute` or `Metric.forward` gave.
         title: Name of the metric.
-        floor: Its chance level.
+        chance: Its chance level.
         ax: Where to draw; the default is a figure of its own.
 
     Returns:
         Figure and axes, as torchmetrics' own `.plot()`.
 
     Example:
-        >>> figure, ax = plot_values([0.5, 0.75], title="cka", floor=0.0)
+        >>> figure, ax = plot_values([0.5, 0.75], title="cka", chance=0.0)
         >>> ax.lines[0].get_ydata().tolist()
         [0.5, 0.75]
     """
@@ -117,7 +118,7 @@ def plot_values(
     numbers = [plain(v) for v in values] if isinstance(values, (list, tuple)) else plain(values)
     numbers = numbers if isinstance(numbers, list) else [numbers]
     line = Line(title, range(len(numbers)), numbers)
-    draw_lines(ax, [line], title=title, floors=[] if floor is None else [floor])
+    draw_lines(ax, [line], title=title, chance=[] if chance is None else [chance])
     ax.set_xlabel("computation", fontsize=8, color=INK)
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -148,7 +149,7 @@ def curves_figure(
         ValueError: When the history holds nothing to draw.
     """
     place, panels = _panels(history, probes, layer)
-    named = [(metric.replace("_", " "), lines, floors) for metric, lines, floors in panels]
+    named = [(metric.replace("_", " "), lines, chance) for metric, lines, chance in panels]
     title = f"{title} {place}, by optimizer step"
     return panels_figure(named, title=title, log_x=log_x, legend=_needs_legend(panels))
 
@@ -176,9 +177,9 @@ def metric_figures(
     """
     place, panels = _panels(history, probes, layer)
     legend = _needs_legend(panels)
-    for metric, lines, floors in panels:
+    for metric, lines, chance in panels:
         title = f"{metric.replace('_', ' ')} {place}"
-        yield metric, lines_figure(lines, title=title, floors=floors, log_x=log_x, legend=legend)
+        yield metric, lines_figure(lines, title=title, chance=chance, log_x=log_x, legend=legend)
 
 
 def panels_figure(
@@ -191,7 +192,7 @@ def panels_figure(
     """Several panels with the same lines and one legend.
 
     Args:
-        panels: Title, lines and floors of each.
+        panels: Title, lines and chance levels of each.
         title: Of the whole figure.
         log_x: See `lines_figure`.
         legend: Name the lines of the first panel below all.
@@ -206,11 +207,11 @@ def panels_figure(
     height = rows * (PANEL[1] + 0.3) + 0.5 + 0.25 * legend_rows
     figure = Figure(figsize=(columns * wide, height), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for ax, (name, lines, floors) in zip(axes, panels, strict=False):
-        draw_lines(ax, lines, title=name, floors=floors, log_x=log_x)
+    for ax, (name, lines, chance) in zip(axes, panels, strict=False):
+        draw_lines(ax, lines, title=name, chance=chance, log_x=log_x)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure.suptitle(literal(title), fontsize=11, color=INK)
     if legend:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
@@ -227,25 +228,24 @@ def draw_lines(
     lines: Sequence[Line],
     *,
     title: str,
-    floors: Sequence[float] = (),
+    chance: Sequence[float] = (),
     log_x: bool = False,
 ) -> None:
-    """Draw curves, bands and floors into a panel and style it."""
+    """Draw curves, bands and chance levels into a panel and style it."""
     from matplotlib.ticker import MaxNLocator
 
     for index, line in enumerate(lines):
         color = line.color or COLORS[index % len(COLORS)]
         steps, values = plain(line.steps), plain(line.values)
         marker = "o" if len(steps) < _MOST_MARKED else ""
-        ax.plot(
-            steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=color, label=line.label
-        )
+        label = literal(line.label)
+        ax.plot(steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=color, label=label)
         if line.low is not None and line.high is not None:
             low, high = plain(line.low), plain(line.high)
             ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
     style_axes(ax, title)
     ax.margins(x=0.02, y=0.08)
-    draw_floors(ax, floors)
+    draw_chance(ax, chance)
     ax.ticklabel_format(axis="y", useOffset=False)
     if log_x:
         ax.set_xscale("symlog", linthresh=1.0)

@@ -1,4 +1,4 @@
-"""One look for all pictures."""
+"""One style for all pictures."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ FAINT = "#D9D9D9"
 MUTED = "#777777"
 PANEL = (3.4, 2.3)
 """Width and height of one panel in inches."""
-_FAR = 2.0  # a floor this many spans of the curves away would flatten them
-_SAME_FLOOR = 5e-3  # floors nearer than this are one line
+_FAR = 2.0  # a level this many spans of the curves away would flatten them
+_SAME_LEVEL = 5e-3  # levels nearer than this are one line
 _ROOM = 0.08
 
 
@@ -26,9 +26,14 @@ def plain(values: Any) -> Any:
     return values
 
 
+def literal(text: str) -> str:
+    """A text that matplotlib shows as it is: a pair of `$` begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def style_axes(ax: "Axes", title: str) -> None:
     """Title, grid and spines of a panel."""
-    ax.set_title(title, fontsize=9, color=INK)
+    ax.set_title(literal(title), fontsize=9, color=INK)
     ax.tick_params(labelsize=8, colors=INK)
     ax.grid(color=FAINT, lw=0.6)
     ax.set_axisbelow(True)
@@ -37,19 +42,19 @@ def style_axes(ax: "Axes", title: str) -> None:
         spine.set_color(INK)
 
 
-def draw_floors(ax: "Axes", floors: Sequence[float], name: str = "chance") -> None:
+def draw_chance(ax: "Axes", chance: Sequence[float], name: str = "chance") -> None:
     """A dashed line where it leaves the curves readable, else a note of where it would be."""
     low, high = ax.dataLim.y0, ax.dataLim.y1
     distinct: list[float] = []
-    for floor in floors:
-        if math.isfinite(floor) and all(abs(floor - other) >= _SAME_FLOOR for other in distinct):
-            distinct.append(floor)
+    for level in chance:
+        if math.isfinite(level) and all(abs(level - other) >= _SAME_LEVEL for other in distinct):
+            distinct.append(level)
     if not distinct or not (math.isfinite(low) and math.isfinite(high)):
         return
     reach = _FAR * max(high - low, 1e-3)
-    near = [floor for floor in distinct if low - reach <= floor <= high + reach]
-    for floor in near:
-        ax.axhline(floor, ls=(0, (4, 3)), lw=1.1, color=MUTED, zorder=0)
+    near = [level for level in distinct if low - reach <= level <= high + reach]
+    for level in near:
+        ax.axhline(level, ls=(0, (4, 3)), lw=1.1, color=MUTED, zorder=0)
     if near:
         text, at, offset, units = name, (1.0, max(near)), (-3, 2), ("axes fraction", "data")
     else:

@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from hrsa_lightning.cli import answered
+from hrsa_lightning.cli import HelpFormatter, answered
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
-    return answered(lambda: _run(_parser().parse_args(argv)))
+    return answered(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -36,42 +37,21 @@ def _run(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hrsa_lightning.report",
-        description="Put one run, or many, on one page: report.html, report.md, CSV, pictures. "
+        description="Put one run, or many, on one page: report.html, report.md, CSV, figures.\n"
         "Runs of one recipe that differ in seeds are averaged.",
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=Path,
-        metavar="RUN",
-        help="a run's folder, or one above several runs",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FOLDER",
-        help="where to write (default: RUN/report, or ./report for several)",
-    )
-    parser.add_argument("--log-x", action="store_true", help="steps on a logarithmic axis")
-    parser.add_argument(
-        "--replicates",
-        action="store_true",
-        help="all RUNs are seeds of one experiment, whatever their recipes",
-    )
-    parser.add_argument(
-        "--seed-control",
-        action="append",
-        default=[],
-        metavar="A_vs_B",
-        help="a comparison of two seeds (default: arms with one backbone)",
-    )
-    parser.add_argument(
-        "--displacement",
-        action="append",
-        default=[],
-        metavar="ARM",
-        help="an arm that was only moved (default: backbones in a folder 'controls')",
-    )
+    add: Any = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one above several")
+    add("--out", type=Path, metavar="FOLDER",
+        help="where to write (default: RUN/report, or ./report for several)")  # fmt: skip
+    add("--log-x", action="store_true", help="steps on a logarithmic axis")
+    add("--replicates", action="store_true",
+        help="all RUNs are seeds of one experiment, whatever their recipes")  # fmt: skip
+    add("--seed-control", action="append", default=[], metavar="A_vs_B",
+        help="a comparison of two seeds (default: arms with one backbone)")  # fmt: skip
+    add("--displacement", action="append", default=[], metavar="ARM",
+        help="an arm that was only moved (default: backbones in a folder 'controls')")  # fmt: skip
     return parser
 
 

@@ -94,7 +94,7 @@ def curves_gallery(
                 chance.append(experiment.chance.get(key, math.nan))
         if lines:
             words = info_of(metric).title
-            draw = partial(draw_lines, lines=lines, title=words, floors=chance, log_x=log_x)
+            draw = partial(draw_lines, lines=lines, title=words, chance=chance, log_x=log_x)
             panels.append(Panel(f"{words}, {title}", draw, PANEL))
     legend = [Swatch(str(pair), *style) for pair, style in colors.items()]
     return Gallery(name, title, panels, legend)

@@ -52,6 +52,7 @@ class MetricInfo:
 _KNOWN = {
     "cka": MetricInfo("linear CKA, debiased", "geometry", 1.0, kind="global"),
     "cka_plain": MetricInfo("linear CKA, plain", "geometry", 1.0, kind="global"),
+    "cka_standardized": MetricInfo("linear CKA, standardized", "geometry", 1.0, kind="global"),
     "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
     "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1, "basis"),
     "procrustes_global_cosine": MetricInfo("Procrustes cosine, global", "representation", 1.0),

@@ -4,6 +4,8 @@ Shapes: `x` is (samples, features) of the live model, `y` is (samples, other fea
 reference, row by row of the same samples.
 """
 
+import math
+import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +17,18 @@ from torchmetrics import Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import jackknife
+from hrsa_lightning.functional.permutation import check_num_permutations
 from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.metrics import PairMetric, hrsa_metrics
+from hrsa_lightning.metrics._base import shared_by
 from hrsa_lightning.similarity.measurement import Measurement
 
 __all__ = ["Comparer", "LabeledComparer", "Result", "variance_shares"]
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
+MAX_PERMUTED = 2048
+"""Most samples that are permuted: the time grows with their square."""
 
 
 @dataclass
@@ -33,12 +39,16 @@ class Result:
         values: By metric key.
         chance: Value of unrelated representations by metric key, where one is known.
         bands: Ends of the 95 % band by metric key, where bands were asked for.
+        identity: Value of `y` and itself by metric key, where it was asked for and is known.
+        null: 95 % level and p-value of permuted samples by metric key, likewise.
         notes: Metrics left out, degenerate or non-finite input.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     bands: dict[str, tuple[float, float]] = field(default_factory=dict)
+    identity: dict[str, float] = field(default_factory=dict)
+    null: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,17 +61,33 @@ class Comparer:
         num_classes: Number of classes of the labels, for the probe of the HRSA set.
         num_groups: Leave each of so many groups of samples out once, for a jackknife band around
             every value; 0 for none.
+        num_permutations: Permutations of the samples for levels and p-values where a comparison is
+            calibrated; 0 for none, and none for more than `MAX_PERMUTED` samples.
 
     Attributes:
         min_samples: Fewest samples for which all metrics are defined.
+        calibration_seconds: Time that calibrations have taken so far.
 
     Raises:
         ConfigError: When `metrics` is none of these or names an unknown key.
     """
 
     def __init__(
-        self, metrics: Any = None, *, num_classes: int | None = None, num_groups: int = 0
+        self,
+        metrics: Any = None,
+        *,
+        num_classes: int | None = None,
+        num_groups: int = 0,
+        num_permutations: int = 0,
     ) -> None:
+        if num_permutations:
+            try:
+                check_num_permutations(num_permutations)
+            except ValueError:
+                raise ConfigError(
+                    "null: expected 0 or at least 19 permutations, which a 95 % level needs, "
+                    f"got {num_permutations}"
+                ) from None
         if num_groups and num_groups < MIN_GROUPS:
             raise ConfigError(
                 f"num_jackknife_groups: expected 0 or at least {MIN_GROUPS}, got {num_groups}"
@@ -71,10 +97,18 @@ class Comparer:
         needs = [metric.min_samples for metric in members if isinstance(metric, PairMetric)]
         self.min_samples = max([MIN_SAMPLES, *needs])
         self._num_groups = num_groups
+        self._num_permutations = num_permutations
+        self.calibration_seconds = 0.0
         self._fitting: dict[Hashable, tuple[MetricCollection, list[str]]] = {}
 
     def compare(
-        self, x: Tensor, y: Tensor, labels: Tensor | None = None, key: Hashable = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None = None,
+        key: Hashable = None,
+        *,
+        calibrate: bool = False,
     ) -> Result:
         """Compare two representations.
 
@@ -84,6 +118,7 @@ class Comparer:
             labels: (samples,), classes, for metrics that use them.
             key: Names a reference whose `y` will come again, so that metrics that keep what they
                 found of it, such as its neighbor lists, are kept for it.
+            calibrate: Also give what `y` has with itself and with permuted samples.
 
         Raises:
             DataError: When the numbers of rows differ or are too small, or a metric gives no
@@ -113,7 +148,7 @@ class Comparer:
             result.values = dict.fromkeys(keys, float("nan"))
             result.notes.append("representations are not finite, so all values are NaN")
             return result
-        result.values = self._run(metrics, x, y, known, result)
+        result.values = self._run(metrics, x, y, known, result, calibrate=calibrate)
         if self._num_groups:
             self._add_bands(metrics, x, y, known, result)
         return result
@@ -125,8 +160,10 @@ class Comparer:
         y: Tensor,
         known: dict[str, Tensor],
         result: Result,
+        *,
+        calibrate: bool = False,
     ) -> dict[str, float]:
-        """Values by key; chance levels and notes go to `result`."""
+        """Values by key; what is known of them goes to `result`."""
         if _members(metrics)[0][1].device != x.device:
             metrics.to(x.device)
         with warnings.catch_warnings(record=True) as caught:
@@ -134,14 +171,33 @@ class Comparer:
             try:
                 metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
-                chance = _chance(metrics, values)
+                _split_null(metrics, values, result)
+                chance = _by_key(metrics, values, "chance")
+                if calibrate:
+                    self._calibrate(metrics, values, result, len(x))
             finally:
                 metrics.reset()  # lets go of the rows as well
         result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         if self._keys is not None:
             values = {key: values[key] for key in self._keys if key in values}
         result.chance |= {key: chance[key] for key in values if key in chance}
+        result.identity = {key: v for key, v in result.identity.items() if key in values}
+        result.null = {key: v for key, v in result.null.items() if key in values}
         return values
+
+    def _calibrate(
+        self,
+        metrics: MetricCollection,
+        values: Mapping[str, float],
+        result: Result,
+        num_samples: int,
+    ) -> None:
+        started = time.perf_counter()
+        result.identity = _by_key(metrics, values, "identity")
+        if self._num_permutations and num_samples <= MAX_PERMUTED:
+            with shared_by([part for _, part in _members(metrics) if isinstance(part, PairMetric)]):
+                result.null |= _by_key(metrics, values, "permuted", self._num_permutations)
+        self.calibration_seconds += time.perf_counter() - started
 
     def _add_bands(
         self,
@@ -180,6 +236,9 @@ class LabeledComparer:
         labels: One per sample, or `None`.
         labeled: For all samples where they have labels; `None` takes `comparer`.
         by_label: Whether to compare within each label at all.
+
+    Attributes:
+        comparers: Those that were given.
     """
 
     def __init__(
@@ -192,13 +251,20 @@ class LabeledComparer:
     ) -> None:
         self._comparer = comparer
         self._labeled = labeled
+        self.comparers = [each for each in (comparer, labeled) if each is not None]
         self._by_label = by_label
         self._classes = sorted(set(labels or ()))
         place = {label: number for number, label in enumerate(self._classes)}
         self._numbers = torch.tensor([place[label] for label in labels or ()], dtype=torch.int64)
 
     def compare(
-        self, place: Measurement, x: Tensor, y: Tensor, key: tuple[Hashable, ...] | None = None
+        self,
+        place: Measurement,
+        x: Tensor,
+        y: Tensor,
+        key: tuple[Hashable, ...] | None = None,
+        *,
+        calibrate: bool = False,
     ) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
         """Measurements of two representations; notes for the reader, and the place of each.
 
@@ -207,6 +273,7 @@ class LabeledComparer:
             x: See `Comparer.compare`.
             y: See `Comparer.compare`.
             key: See `Comparer.compare`.
+            calibrate: See `Comparer.compare`; within labels nothing is calibrated.
 
         Raises:
             DataError: See `Comparer.compare`.
@@ -215,7 +282,8 @@ class LabeledComparer:
         uses_labels = self._labeled is not None and numbers is not None
         comparer = self._labeled if uses_labels else self._comparer
         assert comparer is not None
-        result = comparer.compare(x, y, numbers if uses_labels else None, key)
+        known = numbers if uses_labels else None
+        result = comparer.compare(x, y, known, key, calibrate=calibrate)
         found, notes = _measurements(place, result), [(note, place) for note in result.notes]
         if not self._by_label or numbers is None or self._comparer is None:
             return found, notes
@@ -235,8 +303,19 @@ def _measurements(place: Measurement, result: Result) -> list[Measurement]:
     found = []
     for metric, value in result.values.items():
         low, high = result.bands.get(metric, (None, None))
-        chance = result.chance.get(metric)
-        found.append(place._replace(metric=metric, value=value, chance=chance, low=low, high=high))
+        level, p_value = result.null.get(metric, (None, None))
+        found.append(
+            place._replace(
+                metric=metric,
+                value=value,
+                chance=result.chance.get(metric),
+                low=low,
+                high=high,
+                identity=result.identity.get(metric),
+                null_95=level,
+                p_value=p_value,
+            )
+        )
     return found
 
 
@@ -351,14 +430,27 @@ def _not_distributed() -> bool:
     return False
 
 
-def _chance(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str, float]:
-    """Chance levels under the keys of the values, where metrics know them."""
-    found: dict[str, float] = {}
+def _split_null(metrics: MetricCollection, values: dict[str, float], result: Result) -> None:
+    """What a metric with `null=` of its own gives beside its values goes to `result`."""
+    parts = [part for _, part in _members(metrics) if isinstance(part, PairMetric) and part.null]
+    for key in [key for key in values if parts and f"{key}_null" in values]:
+        found = values.pop(f"{key}_null"), values.pop(f"{key}_p")
+        if not math.isnan(found[0]):
+            result.null[key] = found
+
+
+def _by_key(
+    metrics: MetricCollection, values: Mapping[str, float], method: str, *arguments: Any
+) -> dict[str, Any]:
+    """What a method of the metrics gives under the keys of the values, where metrics have it."""
+    found: dict[str, Any] = {}
     for name, metric in _members(metrics):
-        if not callable(chance := getattr(metric, "chance", None)):
+        if not callable(ask := getattr(metric, method, None)):
             continue
         known = {
-            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v for k, v in chance().items()
+            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v
+            for k, v in ask(*arguments).items()
+            if method == "chance" or math.isfinite(v[0] if isinstance(v, tuple) else v)
         }
         whole = f"{metrics.prefix or ''}{name}{metrics.postfix or ''}"
         if len(known) == 1 and whole in values:  # one value has the metric's name for a key

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, HRSAWarning
+from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
 from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer, variance_shares
 from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
@@ -100,6 +101,8 @@ class SimilarityEvaluator:
             the whole HRSA set.
         by_label: Also compare within each label of the probes.
         num_jackknife_groups: 5 or more gives 95 % bands by leaving out so many groups in turn.
+        null: Permutations of the samples, for the 95 % level and p-value of a calibrated
+            evaluation; 0 for none, and none for more than 2,048 samples.
         reference_layers: Layers of the reference, one for each of `layers` as matched, where it
             names them otherwise.
         forward: `forward(module, batch)`; the default calls the module with a mapping's matching
@@ -136,6 +139,7 @@ class SimilarityEvaluator:
         *,
         by_label: bool = False,
         num_jackknife_groups: int = 0,
+        null: int = NUM_PERMUTATIONS,
         reference_layers: Sequence[str] | None = None,
         forward: Forward | None = None,
         pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
@@ -168,15 +172,26 @@ class SimilarityEvaluator:
         self._metrics = metrics
         self._by_label = by_label
         self._num_groups = num_jackknife_groups
-        self._comparer = Comparer(metrics, num_groups=num_jackknife_groups)
+        self._null = null
+        self._comparer = Comparer(metrics, num_groups=num_jackknife_groups, num_permutations=null)
         self._comparers: dict[str, LabeledComparer] = {}
-        self._is_first = True
+        self._is_first = self._is_new = True
         self._has_checked_tokens = False
         self._warned: set[str] = set()
         self._warn: Callable[[str, str], None] = self._warn_once
         if models is not None:
             self.prepare(models)
             self.start()
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse what needs no model to be refused; `names` are those that the models will have.
+
+        Raises:
+            ConfigError: A reference names a model that is not there.
+            DataError: A file of probes is not there or holds bad lines.
+        """
+        comparisons_of(self._given, names)
+        self.extractor.check()
 
     def prepare(
         self,
@@ -227,7 +242,10 @@ class SimilarityEvaluator:
             labels, labeled = probes.labels, None
             if (num_classes := len(set(labels or ()))) > 1:
                 labeled = Comparer(
-                    self._metrics, num_classes=num_classes, num_groups=self._num_groups
+                    self._metrics,
+                    num_classes=num_classes,
+                    num_groups=self._num_groups,
+                    num_permutations=self._null,
                 )
             self._comparers[name] = LabeledComparer(
                 self._comparer, labels, labeled, by_label=self._by_label
@@ -246,7 +264,7 @@ class SimilarityEvaluator:
             folder: Keep representations of references in files there and not in memory.
             prefix: Begins the names of the files.
         """
-        self._is_first = True
+        self._is_first, self._is_new = True, not state
         for reference in self._references:
             reference.start(folder, prefix)
             if isinstance(reference, InitialReference) and state and state.get(INITIAL) is not None:
@@ -261,27 +279,35 @@ class SimilarityEvaluator:
         return {}
 
     @property
+    def calibration_seconds(self) -> float:
+        """Time that calibrations have taken so far, on this rank."""
+        used = {self._comparer, *(c for each in self._comparers.values() for c in each.comparers)}
+        return sum(comparer.calibration_seconds for comparer in used)
+
+    @property
     def device(self) -> torch.device:
         """Where metrics are computed: not on MPS, which lacks the float64 that they need."""
         device = self.extractor.device
         return torch.device("cpu") if device.type == "mps" else device
 
-    def evaluate(self, step: int) -> list[Measurement]:
+    def evaluate(self, step: int, *, calibrate: bool | None = None) -> list[Measurement]:
         """Compare all models with all references; every rank has to call it.
 
         Training state is as before afterwards: see `preserve_training_state`.
 
         Args:
             step: Optimizer step, for the measurements, and for references that were recorded.
+            calibrate: Find `identity`, `null_95` and `p_value` as well, which takes the time of
+                two or three evaluations; the default is at the first evaluation of a run.
 
         Raises:
             ConfigError: When tokens are to be compared that two tokenizers split differently.
             DataError: When two sides have different numbers of rows, or too few.
         """
         with preserve_training_state(*self.extractor.models.values()):
-            return self.run(step).measurements
+            return self.run(step, calibrate=calibrate).measurements
 
-    def run(self, step: int) -> SimilarityEvaluation:
+    def run(self, step: int, *, calibrate: bool | None = None) -> SimilarityEvaluation:
         """`evaluate` for callers who preserve the training state; with the representations."""
         ranks = self.extractor.ranks
         first, self._is_first = self._is_first, False
@@ -294,7 +320,8 @@ class SimilarityEvaluator:
                 self._has_checked_tokens = True
             pairs = self._pairs(live)
             jobs = self._jobs(pairs, step)
-            own = [self._compare(job) for job in jobs[ranks.rank :: ranks.world_size]]
+            calibrate = first and self._is_new if calibrate is None else calibrate
+            own = [self._compare(job, calibrate) for job in jobs[ranks.rank :: ranks.world_size]]
         per_rank = ranks.gather_objects(own)
         measurements: list[Measurement] = []
         places: dict[str, list[str]] = {}
@@ -357,9 +384,12 @@ class SimilarityEvaluator:
                 by_place.setdefault((probes, layer), []).append(job)
         return [job for jobs in by_place.values() for job in jobs]
 
-    def _compare(self, job: _Job) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
+    def _compare(
+        self, job: _Job, calibrate: bool
+    ) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
         x, y = job.x.to(self.device), job.y.to(self.device)
-        return self._comparers[job.place.probes].compare(job.place, x, y, job.key)
+        comparer = self._comparers[job.place.probes]
+        return comparer.compare(job.place, x, y, job.key, calibrate=calibrate)
 
     def _warn_once(self, message: str, details: str = "") -> None:
         if message not in self._warned and self.extractor.ranks.rank == 0:

@@ -7,8 +7,8 @@ Shapes: an activation is (samples, features), (samples, tokens, features) or (sa
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fnmatch import fnmatchcase
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +16,16 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
-from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.errors import ConfigError, DataError, check_counts
+from hrsa_lightning.io import is_file
 from hrsa_lightning.similarity.layers import LayerSelection, select_layers
-from hrsa_lightning.similarity.pooling import POOLINGS, PoolingMethod, drop_first_token, pool
+from hrsa_lightning.similarity.pooling import LayerPooling, PoolingMethod
 from hrsa_lightning.similarity.probes import (
     ProbeSet,
     Tokenizer,
     batch_size,
     load_probes,
+    read_texts,
     tokenizer_of,
 )
 
@@ -87,16 +89,9 @@ class Extractor:
             raise ConfigError("probes: expected the inputs that models are compared on, got none")
         if isinstance(layers, str) or not layers:
             raise ConfigError(f"layers: expected a list of names or globs, got {layers!r}")
-        if batch_size < 1 or (limit_batches is not None and limit_batches < 1):
-            raise ConfigError(
-                "batch_size and limit_probe_batches: expected positive numbers, got "
-                f"{batch_size} and {limit_batches}"
-            )
-        for method in pooling.values() if isinstance(pooling, Mapping) else [pooling]:
-            if not (callable(method) or method in POOLINGS):
-                raise ConfigError(
-                    f"pooling: expected {', '.join(POOLINGS)} or a function, got {method!r}"
-                )
+        check_counts(
+            max_length=max_length, batch_size=batch_size, limit_probe_batches=limit_batches
+        )
         self.patterns = list(layers)
         self.max_length = max_length
         self.models: dict[str, nn.Module] = {}
@@ -107,15 +102,30 @@ class Extractor:
         self.holder = ""
         self._sources = probes if isinstance(probes, Mapping) else {"": probes}
         self._forward = forward or call_module
-        self._pooling = pooling
-        self._mask = mask
-        self._exclude_first_token = exclude_first_token
+        self._pooling = LayerPooling(pooling, mask, exclude_first_token)
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._label_key = label_key
         self._limit = limit_batches
         self._keep_on_device = keep_on_device
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def check(self) -> None:
+        """Read probes of a recipe, and refuse bad ones before there is a model.
+
+        Raises:
+            DataError: The message begins with `probes`.
+        """
+        for source in self._sources.values():
+            if isinstance(source, str) and source.isidentifier() and not is_file(source):
+                continue  # it may be the name of a loader method
+            try:
+                if isinstance(source, (str, Path)):
+                    read_texts(source)
+                elif isinstance(source, (int, float, list, Mapping)):
+                    load_probes(source, size=1, label_key=None, limit=None, shard=0, shards=1)
+            except DataError as error:
+                raise DataError(f"probes: {str(error).removeprefix('probes: ')}") from None
 
     def prepare(
         self,
@@ -251,14 +261,14 @@ class Extractor:
         """
         batch = _to_module(batch, self.device, dtype_of(module))
         num_samples = cache(lambda: batch_size(batch))
-        mask = cache(lambda: self.mask_of(batch))
+        mask = cache(lambda: self._pooling.mask_of(batch))
         found: dict[str, Tensor | Exception] = {}
 
         def keep(name: str, result: Any, key: str | None = None) -> None:
             try:
                 activation = _output(result, key)
                 with torch.autocast(activation.device.type, enabled=False):
-                    found[name] = self._pool(name, activation, num_samples(), mask())
+                    found[name] = self._pooling.rows(name, activation, num_samples(), mask())
             except Exception as error:
                 found[name] = error
 
@@ -285,63 +295,16 @@ class Extractor:
         """The user's tokenizer, or the module's own."""
         return self._tokenizer or tokenizer_of(module, self.max_length)
 
-    def pooling_of(self, layer: str) -> PoolingMethod:
-        """The pooling method of one layer."""
-        if not isinstance(self._pooling, Mapping):
-            return self._pooling
-        for pattern, method in self._pooling.items():
-            if fnmatchcase(layer, pattern):
-                return method
-        return "mean"
-
-    def mask_of(self, batch: Any) -> Tensor | None:
-        """The (samples, tokens) mask of a batch, `None` where there is none."""
-        if callable(self._mask):
-            mask: Tensor | None = self._mask(batch)
-        elif not isinstance(batch, Mapping):
-            mask = None
-        elif self._mask is not None:
-            if self._mask not in batch:
-                raise DataError(
-                    f"mask: expected a key of the batch, got {self._mask!r}; it has {list(batch)}"
-                )
-            mask = batch[self._mask]
-        else:
-            mask = _token_mask(batch)
-        if mask is not None and self._exclude_first_token:
-            return drop_first_token(mask)
-        return mask
-
     def text_split_differently(self, owner: str, other: str) -> str | None:
         """A text of which two owners have other tokens, where rows are tokens; else `None`."""
         selections = self.layers.values()
-        if not any(self.pooling_of(name) == "none" for s in selections for name in s.names):
+        if not any(self._pooling.method_of(name) == "none" for s in selections for name in s.names):
             return None
         found = (
-            probes.text_split_differently(owner, other, self.mask_of)
+            probes.text_split_differently(owner, other, self._pooling.mask_of)
             for probes in self.probes.values()
         )
         return next((text for text in found if text is not None), None)
-
-    def _pool(self, name: str, activation: Tensor, num_samples: int, mask: Tensor | None) -> Tensor:
-        full_tensor = getattr(activation, "full_tensor", None)
-        activation = full_tensor() if full_tensor is not None else activation
-        method = self.pooling_of(name)
-        if mask is None and self._exclude_first_token and activation.ndim == 3:
-            mask = drop_first_token(activation.new_ones(activation.shape[:2], dtype=torch.bool))
-        try:
-            rows = pool(activation, method, mask)
-        except ValueError as error:
-            raise DataError(f"layer {name}: {error}") from None
-        if method != "none" and len(rows) != num_samples:
-            raise DataError(
-                f"layer {name}: expected a row for each of {num_samples} samples, got {len(rows)} "
-                "rows; choose pooling='none' or a function for this layer"
-            )
-        if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
-            # The next layer may work in place, and a view would keep the whole activation alive.
-            return rows.clone(memory_format=torch.contiguous_format)
-        return rows
 
     def _own(self, probes: ProbeSet) -> list[int]:
         """Numbers of the batches of this rank."""
@@ -389,14 +352,6 @@ def is_sharded(module: nn.Module) -> bool:
 
 def _called(name: str) -> str:
     return f"arm {name!r}" if name else "the module"
-
-
-def _token_mask(batch: Mapping[str, Any]) -> Tensor | None:
-    attention, pooled = batch.get("attention_mask"), batch.get("pool_mask")
-    if pooled is None or attention is None:
-        return attention if pooled is None else pooled
-    # A text without any token to pool (an instruction that fills it) is pooled over all it has.
-    return torch.where(pooled.bool().any(1, keepdim=True), pooled.bool(), attention.bool())
 
 
 def _to_module(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -34,9 +34,16 @@ __all__ = [
 DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 
-_NUMBERS = ("value", "chance", "low", "high")
+_NUMBERS = ("value", "chance", "low", "high", "identity", "null_95", "p_value")
+_SPECTRA = ("singular_values", "row_entropy")
+_LARGEST = 1e100
+"""Larger values are taken as undefined, so that squares and sums stay finite."""
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 _SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
 _BOUNDS = ("low", "high")
+
+_UNNAMED = "reference"
+"""The only reference of a monitor, whose name files of version 0.1 do not hold."""
 
 
 class Evaluation(NamedTuple):
@@ -122,12 +129,14 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     """Read a history file evaluation by evaluation; see `read_history`."""
     path = Path(path)
     old = _TagReader(path.stem)
-    found = []
+    found: list[Evaluation] = []
+    num_old = 0
     for number, _, _, record in read_json_lines(path, ended_only=True):
         try:
-            step, monitor = record["step"], record.get("monitor", "")
+            step, monitor = _count(record["step"]), _word(record.get("monitor", ""))
             if "values" in record:
                 monitor, measurements = old.read(record)
+                num_old += 1
             else:
                 measurements = [_measurement(step, fields) for fields in record["measurements"]]
             found.append(
@@ -135,17 +144,17 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                     step,
                     measurements,
                     monitor,
-                    record.get("epoch", 0),
+                    _count(record.get("epoch", 0)),
                     _number(record.get("time")),
                     _number(record.get("seconds")),
                 )
             )
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except _MALFORMED:
             raise DataError(
                 f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
                 f"got {json.dumps(record):.80}"
             ) from None
-    return found
+    return _with_named_reference(found[:num_old], found[num_old:]) + found[num_old:]
 
 
 def read_details(path: str | Path) -> list[Detail]:
@@ -160,13 +169,12 @@ def read_details(path: str | Path) -> list[Detail]:
         try:
             if "group" in record:
                 record = _old_detail(record, path.name.removesuffix(DETAILS_SUFFIX))
-            values = [
-                [*map(_number, row)] if isinstance(row, list) else _number(row)
-                for row in record["values"]
-            ]
-            found.append(Detail(**{**record, "values": values}))
-        except (KeyError, TypeError):
-            raise DataError(f"{path}:{number}: expected a map or spectrum with 'values'") from None
+            found.append(_detail(record))
+        except _MALFORMED:
+            raise DataError(
+                f"{path}:{number}: expected a map with 'values' of its 'rows' and 'columns', or a "
+                f"spectrum with a list 'values', got {json.dumps(record):.80}"
+            ) from None
     return found
 
 
@@ -222,10 +230,30 @@ def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:
 
 
 def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
-    for name in _NUMBERS:
-        if name in fields:
-            fields[name] = _number(fields[name])
+    for name, value in fields.items():
+        fields[name] = _number(value) if name in _NUMBERS else _word(value)
     return Measurement(**fields, step=step)
+
+
+def _detail(fields: dict[str, Any]) -> Detail:
+    """A map has rows and columns, a spectrum has neither."""
+    rows, columns = fields.get("rows", ()), fields.get("columns", ())
+    if (fields["kind"] == "cka" and not rows) or (fields["kind"] in _SPECTRA and rows):
+        raise ValueError
+    if rows:
+        shape = [len(columns)] * len(rows)
+        if [len(row) for row in fields["values"]] != shape:
+            raise ValueError
+        values: list[Any] = [[_number(value) for value in row] for row in fields["values"]]
+    else:
+        values = [_number(value) for value in fields["values"]]
+    read: dict[str, Any] = {
+        "step": _count(fields["step"]),
+        "values": values,
+        "rows": rows and [_word(name) for name in rows],
+        "columns": columns and [_word(name) for name in columns],
+    }
+    return Detail(**{**{k: _word(v) for k, v in fields.items() if k not in read}, **read})
 
 
 def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
@@ -239,7 +267,24 @@ def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value) if abs(value) < _LARGEST else math.nan
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError
+    return value
+
+
+def _word(value: Any) -> str:
+    """A name; one that breaks a line or has half a surrogate pair fits into no title or file."""
+    if type(value) is not str or not value.isprintable():
+        raise TypeError
+    return value
 
 
 def _finite(value: Any) -> Any:
@@ -279,18 +324,19 @@ class _TagReader:
                 continue
             series = self._known.get(tag) or self._known.setdefault(tag, self._series(tag))
             chance = self._floors.get(tag)
+            chance = None if chance is None else _number(chance)
             found[series] = _of_series(series, _number(value), chance, record["step"])
         return name, _with_bands(found)
 
     def _series(self, tag: str) -> Series:
-        group, *parts = tag.split("/")
+        group, *parts = _word(tag).split("/")
         probes = _probes_of(group, self._name)
         if len(parts) < 3 and _SCORE.fullmatch(parts[-1]):
             return Series(parts[-1], probes, arm=parts[0] if len(parts) == 2 else "")
         metric, *place = parts
         if metric.startswith("variance_share_"):
             return Series(metric, probes, arm="".join(place[:-1]), layer=place[-1])
-        arm, reference = "", "reference"
+        arm, reference = "", _UNNAMED
         if len(place) > 1 and "_vs_" in place[0]:
             arm, reference = _sides(place.pop(0), self._arms)
         return Series(
@@ -319,6 +365,23 @@ def _with_bands(found: dict[Series, Measurement]) -> list[Measurement]:
     ]
 
 
+def _with_named_reference(old: list[Evaluation], later: Sequence[Evaluation]) -> list[Evaluation]:
+    """Where a run of version 0.1 was resumed, its later records name the only reference."""
+    names = {m.reference for e in later for m in e.measurements if m.reference and not m.arm}
+    if len(names) != 1:
+        return old
+    (name,) = names
+    return [
+        e._replace(
+            measurements=[
+                m._replace(reference=name) if (m.arm, m.reference) == ("", _UNNAMED) else m
+                for m in e.measurements
+            ]
+        )
+        for e in old
+    ]
+
+
 def _probes_of(group: str, name: str) -> str:
     return group.removeprefix(name).removeprefix(".")
 
@@ -335,7 +398,7 @@ def _sides(comparison: str, arms: Iterable[str]) -> tuple[str, str]:
 def _old_detail(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     names: Sequence[str] = ("step", "kind", "values", "rows", "columns")
     found = {key: record[key] for key in names if key in record}
-    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", "reference")
+    sides = _sides(record["comparison"], ()) if record["comparison"] else ("", _UNNAMED)
     return {
         **found,
         "probes": _probes_of(record["group"], name),

@@ -54,7 +54,7 @@ def select_layers(
     names its matches `layer_0`, `layer_1`, …; a pattern without wildcards keeps its own name.
 
     Args:
-        module: The module to look into.
+        module: The module whose submodules are searched.
         patterns: Names or globs.
         relative: When a pattern matches nothing, try it without its first parts as well, so that
             `backbone.layers.*` finds `layers.*` in a bare backbone.

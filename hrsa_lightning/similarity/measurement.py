@@ -48,6 +48,11 @@ class Measurement(NamedTuple):
         step: Optimizer step.
         low: Lower end of the 95 % band; `None` where none was asked for.
         high: Upper end of the band.
+        identity: Value of the reference compared with itself on these samples; `None` where it is
+            not known. Like the next two it is found at the first and the last evaluation.
+        null_95: Level that 95 % of the values stay below where the samples of one side are
+            permuted (above, for a residual).
+        p_value: Share of the permuted values as much alike as the value, which counts as one.
     """
 
     metric: str
@@ -61,6 +66,9 @@ class Measurement(NamedTuple):
     step: int = 0
     low: float | None = None
     high: float | None = None
+    identity: float | None = None
+    null_95: float | None = None
+    p_value: float | None = None
 
     @property
     def series(self) -> Series:

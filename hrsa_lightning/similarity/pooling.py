@@ -1,12 +1,15 @@
 """From a layer's activation to a (samples, features) matrix, for tokens, images and vectors."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["POOLINGS", "PoolingMethod", "drop_first_token", "pool"]
+from hrsa_lightning.errors import ConfigError, DataError
+
+__all__ = ["POOLINGS", "LayerPooling", "PoolingMethod", "drop_first_token", "pool"]
 
 POOLINGS = ("none", "mean", "cls", "first", "last", "flatten")
 
@@ -14,6 +17,88 @@ PoolingMethod = (
     Literal["none", "mean", "cls", "first", "last", "flatten"]
     | Callable[[Tensor, Tensor | None], Tensor]
 )
+
+
+class LayerPooling:
+    """How the activations of each layer become rows.
+
+    Args:
+        pooling: One method for all layers, or a mapping from short names (globs allowed) to
+            methods; layers that the mapping does not name are averaged.
+        mask: Key of the mask in a batch, a function `mask(batch) -> Tensor`, or `None` to use
+            `pool_mask` or `attention_mask` where the batch is a mapping that has one.
+        exclude_first_token: Leave each sample's first counted token out.
+
+    Raises:
+        ConfigError: When a method is unknown.
+    """
+
+    def __init__(
+        self,
+        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        mask: str | Callable[[Any], Tensor] | None = None,
+        exclude_first_token: bool = False,
+    ) -> None:
+        for method in pooling.values() if isinstance(pooling, Mapping) else [pooling]:
+            if not (callable(method) or method in POOLINGS):
+                raise ConfigError(
+                    f"pooling: expected {', '.join(POOLINGS)} or a function, got {method!r}"
+                )
+        self._pooling = pooling
+        self._mask = mask
+        self._exclude_first_token = exclude_first_token
+
+    def method_of(self, layer: str) -> PoolingMethod:
+        """The pooling method of one layer."""
+        if not isinstance(self._pooling, Mapping):
+            return self._pooling
+        for pattern, method in self._pooling.items():
+            if fnmatchcase(layer, pattern):
+                return method
+        return "mean"
+
+    def mask_of(self, batch: Any) -> Tensor | None:
+        """The (samples, tokens) mask of a batch, `None` where there is none."""
+        if callable(self._mask):
+            mask: Tensor | None = self._mask(batch)
+        elif not isinstance(batch, Mapping):
+            mask = None
+        elif self._mask is not None:
+            if self._mask not in batch:
+                raise DataError(
+                    f"mask: expected a key of the batch, got {self._mask!r}; it has {list(batch)}"
+                )
+            mask = batch[self._mask]
+        else:
+            mask = _token_mask(batch)
+        if mask is not None and self._exclude_first_token:
+            return drop_first_token(mask)
+        return mask
+
+    def rows(self, name: str, activation: Tensor, num_samples: int, mask: Tensor | None) -> Tensor:
+        """(rows, features) of a layer, which the next layer cannot change.
+
+        Raises:
+            DataError: The activation cannot be pooled, or gives another number of rows.
+        """
+        full_tensor = getattr(activation, "full_tensor", None)
+        activation = full_tensor() if full_tensor is not None else activation
+        method = self.method_of(name)
+        if mask is None and self._exclude_first_token and activation.ndim == 3:
+            mask = drop_first_token(activation.new_ones(activation.shape[:2], dtype=torch.bool))
+        try:
+            rows = pool(activation, method, mask)
+        except ValueError as error:
+            raise DataError(f"layer {name}: {error}") from None
+        if method != "none" and len(rows) != num_samples:
+            raise DataError(
+                f"layer {name}: expected a row for each of {num_samples} samples, got {len(rows)} "
+                "rows; choose pooling='none' or a function for this layer"
+            )
+        if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
+            # The next layer may work in place, and a view would keep the whole activation alive.
+            return rows.clone(memory_format=torch.contiguous_format)
+        return rows
 
 
 def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None = None) -> Tensor:
@@ -80,6 +165,14 @@ def drop_first_token(mask: Tensor) -> Tensor:
     mask = mask.bool()
     is_first = mask & (mask.cumsum(1) == 1)
     return mask & ~(is_first & (mask.sum(1, keepdim=True) > 1))
+
+
+def _token_mask(batch: Mapping[str, Any]) -> Tensor | None:
+    attention, pooled = batch.get("attention_mask"), batch.get("pool_mask")
+    if pooled is None or attention is None:
+        return attention if pooled is None else pooled
+    # A text without any token to pool (an instruction that fills it) is pooled over all it has.
+    return torch.where(pooled.bool().any(1, keepdim=True), pooled.bool(), attention.bool())
 
 
 def _pool_all(activation: Tensor, method: str) -> Tensor:

@@ -23,6 +23,7 @@ __all__ = [
     "batch_probes",
     "batch_size",
     "load_probes",
+    "read_texts",
     "text_probes",
     "tokenizer_of",
 ]
@@ -128,7 +129,7 @@ def load_probes(
         DataError: When there are no samples or a form is not understood.
     """
     if isinstance(source, (str, Path)):
-        source = _read_texts(source)
+        source = read_texts(source)
     if isinstance(source, Tensor):
         source = torch.split(source, size)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
@@ -240,8 +241,12 @@ def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
     return lambda texts: dict(probe_batch(texts, max_length))
 
 
-def _read_texts(path: str | Path) -> list[dict[str, Any]]:
-    """Texts of a file: JSON lines (`text`, optionally `label`), or one a line of `.txt`."""
+def read_texts(path: str | Path) -> list[dict[str, Any]]:
+    """Texts of a file: JSON lines (`text`, optionally `label`), or one a line of `.txt`.
+
+    Raises:
+        DataError: The file is not there, holds no text, or has bad lines, all named in one error.
+    """
     problems = Problems()
     records = []
     for number, record in read_text_records(path, problems.add):

@@ -60,11 +60,11 @@ class Reference(ABC):
 
     Attributes:
         name: As given.
-        rank: References of a lower rank are compared first.
+        order: References of a lower one are compared first.
         absence: Why there are no rows now, and details that change from step to step.
     """
 
-    rank: ClassVar[int]
+    order: ClassVar[int]
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -143,7 +143,7 @@ class _KeptReference(Reference):
 class InitialReference(_KeptReference):
     """The models as they were before their first training step."""
 
-    rank = 2
+    order = 2
 
     def __init__(self) -> None:
         super().__init__(INITIAL)
@@ -199,7 +199,7 @@ class ArmReference(Reference):
         ConfigError: The arm is called `initial`.
     """
 
-    rank = 1
+    order = 1
 
     def __init__(self, name: str, only: str | None = None) -> None:
         super().__init__(_new_name(name))
@@ -228,7 +228,7 @@ class ModelReference(_KeptReference):
         layers: Its layers where it names them otherwise than the live models.
     """
 
-    rank = 3
+    order = 3
     per_arm: ClassVar[bool] = False
     """Whether each arm has a reference of its own."""
 
@@ -446,7 +446,7 @@ class CheckpointReference(ModelReference):
 class TraceReference(Reference):
     """Representations that another run recorded, step for step."""
 
-    rank = 4
+    order = 4
 
     def __init__(self, name: str, trace: RepresentationTrace) -> None:
         super().__init__(_new_name(name))
@@ -542,7 +542,7 @@ def comparisons_of(references: Sequence[Reference | str], arms: Sequence[str]) -
             Comparison(live, ArmReference(base, live)) for base, live in combinations(arms, 2)
         ]
     given = [reference for reference in references if isinstance(reference, Reference)]
-    for reference in sorted(given, key=lambda reference: reference.rank):
+    for reference in sorted(given, key=lambda reference: reference.order):
         for arm in reference.arms(arms):
             pair = {arm, reference.name}
             if isinstance(reference, ArmReference) and any(

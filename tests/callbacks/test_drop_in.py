@@ -1,6 +1,7 @@
 """The forms in callbacks/README.md: what LightningCLI and Hydra make of them is watched."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import yaml
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
-from hrsa_lightning.callbacks import SimilarityMonitor
-from hrsa_lightning.callbacks.base import Monitor
+from hrsa_lightning.callbacks import Monitor, Schedule, SimilarityMonitor
 from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.similarity import Measurement
 from hrsa_lightning.similarity.trace import TraceWriter
 from tests.callbacks import projects
-from tests.callbacks.projects import classifier, fit, flavor
+from tests.callbacks.projects import classifier, fit, flavor, same, weights
 from tests.histories import read_tags
 
 PRESETS = resource_files("callbacks")
@@ -59,6 +60,18 @@ def test_plain_lightning(tmp_path):
     exec(lines, names)
     fit([names["monitor"]], tmp_path, make=project, max_steps=1)
     assert {"similarity/cka/layer_0", "similarity/cka/output"} <= tags(names["monitor"])
+
+
+def test_a_monitor_of_ones_own(tmp_path):
+    names = {"Monitor": Monitor, "Schedule": Schedule, "Measurement": Measurement}
+    (lines,) = re.findall(r"```python\n(.*?)```", inspect.getdoc(Monitor), flags=re.DOTALL)
+    exec(lines, names)
+    watch = names["NormMonitor"](2)
+    trainer = fit([watch], tmp_path / "a", max_steps=3)
+    assert [record["step"] for record in read_tags(watch.history_path)] == [0, 2, 3]
+    norm = trainer.lightning_module.head.weight.norm().item()
+    assert trainer.callback_metrics["norms/norm/head.weight"].item() == pytest.approx(norm)
+    assert same(weights(trainer), weights(fit([], tmp_path / "b", max_steps=3)))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's calls of jsonargparse

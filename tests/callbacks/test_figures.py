@@ -144,7 +144,7 @@ def test_what_was_not_asked_for_is_not_computed(tmp_path):
 
 def test_a_rotation_that_is_not_unique_has_no_row_entropy(tmp_path):
     watch = monitor()
-    with pytest.warns(HRSAWarning, match="not unique"):
+    with pytest.warns(HRSAWarning, match="unique"):
         fit([watch], tmp_path, max_steps=1, make=widening)
     assert {record.kind for record in details(watch)} == {"cka", "singular_values"}
     assert len(details(watch, "singular_values")[0].values) == 5, "as many as are settled"

@@ -17,7 +17,9 @@ from hrsa_lightning.callbacks.logging import (
     log_settings,
     log_text,
     tag_of,
+    values_by_tag,
 )
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.similarity import Measurement
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
@@ -75,6 +77,19 @@ def test_monitors_of_one_trainer_share_a_layout(tmp_path):
     assert "cka" in found["other at layer_0"]
     ranks = found["retrieval on held-out pairs"]["recall@1"]
     assert ranks == ["retrieval/recall@1$", "retrieval/floor/recall@1$"]
+
+
+def test_two_values_of_one_tag_are_refused():
+    m = Measurement("cka", 0.5, arm="a", reference="b", layer="x", label="y", low=0.4, high=0.6)
+    found = values_by_tag("similarity", [m])
+    assert found == {
+        "similarity/cka/a_vs_b/x/y": 0.5,
+        "similarity/cka_low/a_vs_b/x/y": 0.4,
+        "similarity/cka_high/a_vs_b/x/y": 0.6,
+    }
+    for other in (m._replace(layer="x/y", label=""), m._replace(metric="cka_low", low=None)):
+        with pytest.raises(ConfigError, match="two values have the tag"):
+            values_by_tag("similarity", [m, other])
 
 
 def test_a_chart_shows_its_own_place_only():

@@ -12,7 +12,8 @@ class _Logs(LightningModule):
 
     def training_step(self, batch, batch_idx):
         loss = self.layer(batch).square().mean()
-        self.log("loss", loss, prog_bar=True)
+        self.log("loss", loss)
+        self.log("norm", self.layer.weight.norm(), prog_bar=True)
         self.log("train/tokens_per_second", 1234.4)
         self.log("train/padding_share", 0.05)
         self.log("train/peak_memory_mb", 321.0)
@@ -60,6 +61,7 @@ def test_one_bar_counts_the_steps_of_all_epochs(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "12/12" in shown
     assert "loss=" in shown
+    assert "norm=" in shown
     assert "Epoch" not in shown
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hrsa_lightning import train
 from hrsa_lightning.compare import __main__ as compare
 from hrsa_lightning.compare import comparison as comparisons
 from hrsa_lightning.compare import representations, results
 from hrsa_lightning.compare.representations import RepresentationWriter
-from hrsa_lightning.sources.loading import load_model
+from hrsa_lightning.runs.loading import load_model
+from hrsa_lightning.train import __main__ as train
 from tests.contrastive_runs import WORDS, write_pairs
 from tests.histories import read_tags
 from tests.tiny import make_backbone
@@ -119,7 +119,7 @@ def test_gives_the_numbers_of_the_monitor_in_the_loop(place, run, tmp_path, step
     _compare(*models, "--texts", place / "probes.jsonl", *LENGTHS, "--out", tmp_path)
     expected, found = _history(run, step), _values(tmp_path)
     assert expected.keys() == found.keys()
-    assert len({metric for _, _, metric in expected}) == 13
+    assert len({metric for _, _, metric in expected}) == 14
     for key, value in expected.items():
         assert math.isfinite(value), key
         assert found[key] == pytest.approx(value, abs=1e-5), key

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from hrsa_lightning.data import read_retrieval_set
-from hrsa_lightning.encoders import find_models
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
 from hrsa_lightning.evaluate.benchmarks import TaskEncoder, find_tasks, score_benchmarks
-from hrsa_lightning.evaluate.pairs import score_retrieval
-from hrsa_lightning.evaluate.runner import Tasks, evaluate_models
+from hrsa_lightning.evaluate.scoring import Tasks, evaluate_models, score_retrieval
+from hrsa_lightning.runs.encoder import find_models
 from tests.evaluate.runs import write_pairs
 
 # mteb warns on its own account, about models that are on no hub

@@ -92,7 +92,7 @@ def test_tasks_of_mteb_through_the_command(runs, tmp_path, monkeypatch, capsys):
     assert results["arms"]["rlvr"]["tasks"]["mean of tasks"]["num_seeds"] == 2
 
     capsys.readouterr()
-    monkeypatch.setattr("hrsa_lightning.encoders.ModelReference.load", None)
+    monkeypatch.setattr("hrsa_lightning.runs.encoder.ModelReference.load", None)
     assert main([*runs, "--tasks", *names, "--out", str(out)]) == 0
     assert json.loads((out / "results.json").read_text()) == results
     assert main([*runs, "--tasks", names[0], "--out", str(out)]) == 0

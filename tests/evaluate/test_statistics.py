@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hrsa_lightning.evaluate.statistics import bootstrap_interval, paired_p_value
+from hrsa_lightning.evaluate.tables import bootstrap_interval, paired_p_value
 
 
 @pytest.mark.parametrize("count", [2, 5, 13])

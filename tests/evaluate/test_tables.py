@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hrsa_lightning.encoders import ModelReference
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.evaluate import tables
-from hrsa_lightning.evaluate.arms import EvaluatedArm, find_arm, group_models
-from hrsa_lightning.evaluate.scores import TaskScores
-from hrsa_lightning.sources import Source
+from hrsa_lightning.evaluate.scoring import TaskScores
+from hrsa_lightning.evaluate.tables import EvaluatedArm, find_arm, group_models
+from hrsa_lightning.runs.encoder import ModelReference
+from hrsa_lightning.runs.resolve import Source
 
 
 def _arm(name, *models, origin="x"):
@@ -93,7 +93,7 @@ def test_tables_are_markdown_and_json():
 
 
 def test_runs_that_differ_in_seeds_only_are_one_arm(runs):
-    from hrsa_lightning.encoders import find_models
+    from hrsa_lightning.runs.encoder import find_models
 
     models = [model for run in runs for model in find_models(str(run))]
     arms = group_models(models)
@@ -112,7 +112,7 @@ def test_runs_that_differ_in_seeds_only_are_one_arm(runs):
 
 
 def test_runs_of_different_recipes_are_different_arms(runs, tmp_path):
-    from hrsa_lightning.encoders import find_models
+    from hrsa_lightning.runs.encoder import find_models
 
     other = tmp_path / "other"
     other.mkdir()
@@ -126,7 +126,7 @@ def test_runs_of_different_recipes_are_different_arms(runs, tmp_path):
 
 
 def test_steps_of_a_run_are_no_seeds(runs):
-    from hrsa_lightning.encoders import find_models
+    from hrsa_lightning.runs.encoder import find_models
 
     (last,) = find_models(f"{runs[0]}:base")
     steps = [

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from hrsa_lightning.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.config import load_config, to_yaml
 from hrsa_lightning.config.build import arm_seed
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.summary import write_summary
+from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
+from hrsa_lightning.runs.summary import write_summary
 
 
 def make_run(

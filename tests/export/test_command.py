@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from hrsa_lightning.encoders import find_model
 from hrsa_lightning.export.__main__ import main
+from hrsa_lightning.runs.encoder import find_model
 from tests.export.runs import make_run, make_whole_checkpoint
 from tests.tiny import make_backbone
 
@@ -236,7 +236,7 @@ def test_adapters_for_another_base_are_refused(tmp_path, capsys):
 def test_a_folder_that_differs_from_the_model_is_not_kept(run, tmp_path, capsys, monkeypatch):
     folder, _ = run
     monkeypatch.setattr(
-        "hrsa_lightning.export.work.largest_difference",
+        "hrsa_lightning.export.writer.largest_difference",
         lambda *arguments: (0.5, torch.tensor([0.0])),
     )
     said = _answer(capsys, folder, "--arm", "base", "--out", tmp_path / "new" / "out")

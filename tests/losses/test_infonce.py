@@ -31,6 +31,15 @@ def test_equals_the_formula(temperature, ids):
             {"symmetric": True, "same_side_negatives": True, "hardness": 2.0},
             {"symmetric": True, "same_side": True, "hardness": 2.0},
         ),
+        ({"symmetric": True, "joint": True}, {"symmetric": True, "joint": True}),
+        (
+            {"symmetric": True, "same_side_negatives": True, "joint": True},
+            {"symmetric": True, "same_side": True, "joint": True},
+        ),
+        (
+            {"symmetric": True, "joint": True, "hardness": 2.0, "false_negative_margin": -0.2},
+            {"symmetric": True, "joint": True, "hardness": 2.0, "margin": -0.2},
+        ),
         ({"false_negative_margin": 0.1}, {"margin": 0.1}),
         ({"false_negative_margin": -0.2, "hardness": 9.0}, {"margin": -0.2, "hardness": 9.0}),
     ],
@@ -107,6 +116,26 @@ def test_temperature_must_be_positive(temperature):
         InfoNCELoss(temperature)
 
 
+def test_the_joint_form_is_equation_2_of_2308_03281():
+    queries, passages, *_ = make_batch()
+    q, d = (rows / rows.norm(dim=1, keepdim=True) for rows in (queries, passages[:, 0]))
+    total = 0.0
+    for i in range(QUERIES):
+        others = [j for j in range(QUERIES) if j != i]
+        z = sum(math.exp(q[i] @ d[j] / 0.3) for j in range(QUERIES))
+        z += sum(math.exp(q[i] @ q[j] / 0.3) for j in others)
+        z += sum(math.exp(q[j] @ d[i] / 0.3) for j in range(QUERIES))
+        z += sum(math.exp(d[j] @ d[i] / 0.3) for j in others)
+        total -= math.log(math.exp(q[i] @ d[i] / 0.3) / z) / QUERIES
+    loss = InfoNCELoss(0.3, symmetric=True, same_side_negatives=True, joint=True)
+    assert loss(queries, passages[:, :1]).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_joint_joins_two_directions():
+    with pytest.raises(ValueError, match="joint: expected symmetric"):
+        InfoNCELoss(joint=True)
+
+
 def test_hardness_must_not_be_negative():
     with pytest.raises(ValueError, match="hardness must be at least 0"):
         InfoNCELoss(hardness=-1.0)
@@ -142,3 +171,18 @@ def test_without_gather_each_rank_has_its_own_negatives(ddp_pool):
         rows = slice(rank * 4, rank * 4 + 4)
         expected = slow_infonce(queries[rows], passages[rows], 0.1, *(i[rows] for i in ids))
         assert math.isclose(loss, expected.item(), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(("device", "pieces"), [("cpu", 256), ("meta", 2)])
+def test_scores_come_in_few_pieces_where_memory_is_an_accelerators(device, pieces):
+    queries = torch.zeros(4096, 1, device=device)
+    batch = candidates.collect_candidates(queries, queries[:, None].expand(-1, 4, -1))
+    rows = []
+
+    def loss(some):
+        rows.append(some)
+        return batch.queries[some].sum()
+
+    batch.mean_over_queries(loss)
+    assert len(rows) == pieces
+    assert sum(len(range(*some.indices(4096))) for some in rows) == 4096

@@ -14,7 +14,7 @@ from hrsa_lightning.metrics import (
 )
 from tests.functional.inputs import pair
 
-GEOMETRY = ["cka", "cka_plain", "knn_overlap_10", "knn_overlap_50"]
+GEOMETRY = ["cka", "cka_plain", "cka_standardized", "knn_overlap_10", "knn_overlap_50"]
 REPRESENTATION = [
     "dimension_correlation",
     "dimension_correlation_median",
@@ -81,7 +81,7 @@ def test_all_members_share_one_state_from_the_first_update_on() -> None:
     assert len(metrics.compute_groups) == 1
     metrics.update(x, y)
     states = [metric.metric_state for metric in metrics.values(copy_state=False)]
-    assert len(states) == 5
+    assert len(states) == 6
     for state in states[1:]:
         assert all(state[name] is states[0][name] for name in states[0])
 

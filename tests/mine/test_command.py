@@ -13,7 +13,7 @@ from tests.mine.brute import GridEncoder
 def grid(monkeypatch):
     """A model that needs no loading stands for what the user names."""
     monkeypatch.setattr(
-        "hrsa_lightning.encoders.ModelReference.load", lambda *_: GridEncoder(dim=8, levels=9)
+        "hrsa_lightning.runs.encoder.ModelReference.load", lambda *_: GridEncoder(dim=8, levels=9)
     )
 
 

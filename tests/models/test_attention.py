@@ -18,6 +18,7 @@ from hrsa_lightning.models.attention import (
     decoder_layers,
     ensure_attention,
     expand_attention_mask,
+    mask_of_known_padding,
 )
 from tests.tiny import FAMILIES, make_model
 
@@ -266,3 +267,27 @@ def test_unpadding_attention_gets_the_flat_mask_and_the_right_direction(attentio
     embeddings = EmbeddingModel(model, cast(EmbeddingTokenizer, None))(mask, mask)
     assert embeddings.shape == (2, 32)
     assert seen == [(2, attention == "causal")] * 2
+
+
+@pytest.mark.parametrize("num_padding", [0, 3])
+@pytest.mark.parametrize("family", [*sorted(set(SUPPORTED) - EAGER_ONLY), "causal"])
+def test_known_padding_needs_no_look_at_the_mask(
+    backbone_folder: Callable[..., Path], family: str, num_padding: int
+) -> None:
+    model = load_backbone(
+        backbone_folder("qwen2" if family == "causal" else family),
+        attn_implementation="sdpa",
+        attention="causal" if family == "causal" else "bidirectional",
+    )
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 9 - num_padding :] = 0
+    ids = torch.cat([_ids(9), _ids(9).flip(1)])
+    seen = mask_of_known_padding(model, mask, num_padding > 0)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        found = model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+    assert torch.equal(found[mask.bool()], expected[mask.bool()])
+    if family == "qwen2":
+        assert seen is None if num_padding == 0 else seen.shape == (2, 1, 9, 9)
+    if family == "causal":
+        assert seen is mask

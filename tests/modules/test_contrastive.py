@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
-from hrsa_lightning.checkpoints import newest_checkpoint
+from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.modules import ContrastiveModule, PairedContrastiveModule
+from hrsa_lightning.modules.checkpoints import newest_checkpoint
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from tests.allocations import peak_bytes
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
@@ -112,11 +113,11 @@ def test_any_budget_gives_the_plain_gradient_with_dropout_on(place, tmp_path, bu
     assert _worst_difference(plain[0], cached[0]) < 1e-5
 
 
-@pytest.mark.parametrize("slots", [1, 50, 200])
-def test_any_chunking_gives_the_full_batch_gradient(place, tmp_path, slots):
+@pytest.mark.parametrize("max_tokens", [1, 50, 200])
+def test_any_chunking_gives_the_full_batch_gradient(place, tmp_path, max_tokens):
     whole = _gradients(place, tmp_path, dropout=0.0)
     chunked = _gradients(
-        place, tmp_path, dropout=0.0, max_tokens_per_chunk=slots, activation_budget=0
+        place, tmp_path, dropout=0.0, max_tokens_per_chunk=max_tokens, activation_budget=0
     )
     assert _worst_difference(whole[0], chunked[0]) < 1e-5
 
@@ -445,3 +446,22 @@ def test_full_fine_tuning_saves_every_weight(place, tmp_path):
 def test_unknown_schedule_is_refused(place):
     with pytest.raises(ValueError, match="schedule: expected one of cosine, constant, got 'lin'"):
         _module(place, schedule="lin")
+
+
+def test_a_loss_that_is_not_finite_is_said_at_once_and_at_the_end(place, tmp_path):
+    module = _module(place)
+
+    class Spoiler(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 1:
+                with torch.no_grad():
+                    next(p for p in module.arms["other"].parameters() if p.requires_grad).fill_(
+                        torch.nan
+                    )
+
+    with pytest.warns(HRSAWarning) as caught:
+        fit(module, place / "pairs.jsonl", tmp_path, max_steps=4, callbacks=(Spoiler(),))
+    said = [str(w.message) for w in caught if w.category is HRSAWarning]
+    assert len(said) == 2
+    assert said[0].startswith("loss of other: not finite at step 2")
+    assert said[1].startswith("loss of other: not finite from step 2 on; discard this run")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from hrsa_lightning.config import load_config
+from hrsa_lightning.config.build import build_arms, build_data
 from hrsa_lightning.models import EmbeddingModel
+from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.modules import gradcache
-from hrsa_lightning.plan.activations import measure_backbone
-from hrsa_lightning.plan.estimate import estimate
-from hrsa_lightning.plan.shapes import KNOWN, backbone_config, build_empty
-from hrsa_lightning.plan.workload import workload_of
+from hrsa_lightning.plan.backbone import KNOWN, backbone_config, measure_backbone
+from hrsa_lightning.plan.estimate import estimate, workload_of
 from tests.tiny import make_backbone
 
 BASE = ["arms.rlvr=null", "arms.sft=null", "arms.base_seed2=null", "callbacks.retrieval=null"]
@@ -35,11 +35,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_known_shapes_have_the_published_numbers_of_weights(name):
     config = backbone_config(name)
-    sizes = [
-        sum(p.numel() for p in build_empty(config, layers, torch.float32, None).parameters())
-        for layers in (1, 2)
-    ]
-    total = sizes[0] + (config.num_hidden_layers - 1) * (sizes[1] - sizes[0])
+    total = measure_backbone(config, dtype=torch.float32, lora=None, width=2).num_weights
     embedding = config.vocab_size * config.hidden_size
     published, without_embedding = PUBLISHED[name]
     assert (total - embedding) / 1e9 == pytest.approx(without_embedding, rel=0.015)
@@ -115,12 +111,10 @@ def test_a_budget_bounds_kept_graphs_and_costs_forward_passes():
     half = _plan(f"activation_budget={int(free.memory['kept graphs'] / 2)}")
     assert tight.memory["kept graphs"] == 0
     assert half.memory["kept graphs"] == pytest.approx(free.memory["kept graphs"] / 2, rel=1e-6)
-    assert (free.forwards, tight.forwards) == (2, 3)
-    assert 2.4 < half.forwards < 2.6
-    assert tight.memory["graph in work"] > 0
+    assert "graph of a chunk" not in free.memory
+    assert tight.memory["graph of a chunk"] > 0
     checkpointed = _plan("activation_budget=0", "model.gradient_checkpointing=true")
-    assert checkpointed.memory["graph in work"] < tight.memory["graph in work"]
-    assert checkpointed.forwards == 4
+    assert checkpointed.memory["graph of a chunk"] < tight.memory["graph of a chunk"]
 
 
 def test_an_automatic_budget_takes_half_of_what_is_free():
@@ -130,24 +124,21 @@ def test_an_automatic_budget_takes_half_of_what_is_free():
     held = memory["weights"] + memory["gradients"] + memory["optimizer"]
     plan = estimate(config, workload_of(config), held + everything)
     assert plan.memory["kept graphs"] == pytest.approx(everything / 2, rel=1e-6)
-    assert estimate(config, workload_of(config)).forwards == 3
-    assert estimate(config, workload_of(config), 1e12).forwards == 2
+    assert estimate(config, workload_of(config)).memory["kept graphs"] == 0
+    assert estimate(config, workload_of(config), 1e12).memory["kept graphs"] == everything
 
 
 def test_more_processes_share_the_work_and_shards_the_weights():
     one, four = _plan(), _plan("trainer.devices=2", "trainer.num_nodes=2")
-    assert four.flops == pytest.approx(one.flops)
     assert four.memory["kept graphs"] == pytest.approx(one.memory["kept graphs"] / 4, rel=0.05)
     assert four.memory["weights"] == one.memory["weights"]
     assert four.memory["gradients"] == 2 * one.memory["gradients"]  # and DDP's buckets
     sharded = _plan("trainer.devices=4", "trainer.strategy=fsdp2")
     assert sharded.memory["optimizer"] == one.memory["optimizer"] / 4
     assert sharded.memory["gathered layers"] > 0
-    assert sharded.loading == 4 * one.loading == 2 * four.loading
 
 
-def test_all_weights_cost_a_backward_pass_more_than_adapters():
-    assert _plan("model.lora=null").forwards == 3
+def test_all_weights_have_moments_where_all_are_trained():
     whole = _plan("model.lora=null")
     assert whole.memory["optimizer"] == 2 * whole.memory["weights"]
 
@@ -169,6 +160,29 @@ def test_steps_and_tokens():
 
 def test_names_of_recipes_backbones_are_known():
     assert all(backbone_config(name).num_hidden_layers for name in KNOWN)
+
+
+def test_the_graphs_of_a_real_batch_are_those_that_are_planned(backbone):
+    """To 5 %: the texts of a step as the recipe draws, tokenizes and chunks them, for one arm."""
+    config = load_config("quickstart", [*BASE, f"arms.base.backbone={backbone}"])
+    models = build_arms(config)
+    data = build_data(config, models)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    arm, outputs, padded_tokens = models["base"].train(), [], 0
+    with gradcache._saved_bytes(list(arm.parameters())) as saved:
+        which = batch.tokenizers["base"]
+        for tokens in (batch.queries[which], batch.passages[which]):
+            limit = config.max_tokens_per_chunk or sys.maxsize
+            for chunk in length_sorted_chunks(tokens.lengths, limit):
+                outputs.append(arm(**tokens.pad(arm.tokenizer.pad_token_id, chunk)))
+                padded_tokens += int(tokens.lengths[chunk].max()) * len(chunk)
+        kept = sum(saved.values())
+    texts = config.data.batch_size * (1 + config.data.train_group_size)
+    mean = padded_tokens / texts  # each distinct text is encoded once
+    plan = estimate(config, workload_of(config, text_tokens=mean))
+    assert sum(map(len, outputs)) <= plan.workload.texts == texts
+    assert plan.memory["kept graphs"] == pytest.approx(kept, rel=0.05)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ Lightning and transformers run as they are.
 Calls for which the host waits for the device are counted with the place they come from.
 
 What it cannot see: C++ that makes tensors without Python (gradients within the autograd engine are
-taken to be wherever they are asked for), kernels' own numerics, and streams.
+taken to be wherever they are asked for), weights that FSDP2 shares out over ranks, kernels' own
+numerics, and streams.
 """
 
 import importlib

@@ -17,6 +17,7 @@ from hrsa_lightning.similarity import (
     SimilarityEvaluator,
     preserve_training_state,
 )
+from hrsa_lightning.similarity.history import Evaluation, append_record, read_history
 from hrsa_lightning.similarity.trace import TraceWriter
 
 INPUTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(7))
@@ -185,6 +186,32 @@ def test_labels():
     assert {m.reference for m in found} == {"", "reference"}
 
 
+def test_names_with_the_marks_of_tags_stay_apart(tmp_path):
+    """Tags join names with these marks; measurements keep them in fields, through the file."""
+    labels = ["at@home", "a/b"] * 20
+    batches = [(x, labels[8 * i : 8 * i + 8]) for i, x in enumerate(BATCHES)]
+    models = {"a_vs_b": network(0), "b": network(1), "initial_vs": network(2)}
+    evaluator = SimilarityEvaluator(
+        models,
+        reference=["initial", "pairs"],
+        by_label=True,
+        **quiet(probes=batches, layers=["output"], label_key=1, metrics=["cka"]),
+    )
+    found = evaluator.evaluate(0)
+    append_record(tmp_path / "similarity.jsonl", Evaluation(0, found, "similarity"))
+    assert read_history(tmp_path / "similarity.jsonl") == found
+    pairs = {(m.arm, m.reference) for m in found if m.reference}
+    assert pairs == {(arm, "initial") for arm in models} | {
+        ("b", "a_vs_b"),
+        ("initial_vs", "a_vs_b"),
+        ("initial_vs", "b"),
+    }
+    assert {m.label for m in found if m.reference} == {"", "at@home", "a/b"}
+    assert len({m.series for m in found}) == len(found)
+    scored = read_history(tmp_path / "similarity.jsonl")
+    assert not [m for m in scored if m.reference and not m.layer], "none is a retrieval score"
+
+
 def test_bands_are_fields():
     found = SimilarityEvaluator(
         network(), reference=network(1), num_jackknife_groups=5, **quiet(metrics=["cka"])
@@ -221,3 +248,16 @@ def test_the_engine_imports_no_trainer():
         "assert not found & sys.modules.keys(), found & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_evaluation_is_calibrated_and_others_where_asked():
+    evaluator = SimilarityEvaluator(network(), reference=network(1), null=20, **quiet())
+    calibrated = [
+        {
+            m.p_value is not None
+            for m in evaluator.evaluate(step, calibrate=calibrate)
+            if m.reference
+        }
+        for step, calibrate in enumerate((None, None, True))
+    ]
+    assert calibrated == [{True}, {False}, {True}]

@@ -25,7 +25,9 @@ def evaluation(step, **values):
     return Evaluation(step, measurements, "similarity", 1, 2.0, 0.5)
 
 
-FULL = Measurement("cka", 0.5, 0.1, "math", "rlvr", "initial", "layer_1", "at@home", 7, 0.4, 0.6)
+FULL = Measurement(
+    "cka", 0.5, 0.1, "math", "rlvr", "initial", "layer_1", "at@home", 7, 0.4, 0.6, 0.9, 0.2, 0.005
+)
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -119,6 +121,18 @@ def test_single_comparisons_and_scores_of_version_0_1(tmp_path):
     (found,) = old(tmp_path / "retrieval.jsonl", {"step": 0, "values": scores})
     expected = [Measurement("mrr@10", 0.5), Measurement("mrr@10", 0.25, arm="rlvr")]
     assert found.measurements == expected
+
+
+def test_a_resumed_run_of_version_0_1_has_one_curve(tmp_path):
+    path = tmp_path / "similarity.jsonl"
+    path.write_text(json.dumps({"step": 0, "values": {"similarity/cka/output": 1.0}}) + "\n")
+    later = Measurement("cka", 0.5, reference="initial", layer="output", step=5)
+    append_record(path, Evaluation(5, [later], "similarity"))
+    assert read_history(path) == [later._replace(step=0, value=1.0), later]
+    path.unlink()
+    both = [later, later._replace(reference="reference")]
+    append_record(path, Evaluation(5, both, "similarity"))
+    assert read_history(path) == both, "a module of the user has that name by default"
 
 
 def test_details_of_version_0_1(tmp_path):

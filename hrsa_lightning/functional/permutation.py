@@ -1,0 +1,455 @@
+"""Permutation nulls: what a similarity is where the samples of one side are shuffled.
+
+Shape legend: n samples, m judged samples, p permutations.
+
+Nothing is computed anew that a permutation leaves as it is: Gram matrices are reordered, not
+multiplied again; neighbor lists are renamed; a map that was fitted on one half is judged on
+shuffled pairs of the other.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hrsa_lightning.functional._inputs import SampleIds, check_ids, check_pair, split_halves
+from hrsa_lightning.functional._moments import row_norms
+from hrsa_lightning.functional._numerics import (
+    DEFAULT_CHUNK_BYTES,
+    SimilarityWarning,
+    float64_mean,
+    full_precision,
+    in_units,
+    row_chunks,
+    scalar_nan,
+    unit_of,
+)
+from hrsa_lightning.functional.cka import centered, hsic_unbiased, linear_cka, standardized
+from hrsa_lightning.functional.cknna import SparseKernel, cknna, hsic, sparse_kernels
+from hrsa_lightning.functional.dimension_correlation import dimension_correlation
+from hrsa_lightning.functional.knn import (
+    Overlap,
+    Similarity,
+    knn_overlap,
+    nearest_neighbors,
+    overlap_of_neighbors,
+)
+from hrsa_lightning.functional.predictivity import linear_predictivity
+from hrsa_lightning.functional.probe_transfer import (
+    RidgeSamples,
+    fit_ridge,
+    linear_probe_transfer,
+)
+from hrsa_lightning.functional.procrustes import Protocol, orthogonal_procrustes
+from hrsa_lightning.functional.reference import Reference
+
+NUM_PERMUTATIONS = 200
+LEVEL = 0.95
+WHOLE_TABLE = 4096
+"""Up to so many samples a table holds their places in all neighbor lists, in 32 MiB."""
+
+Values = dict[str | int, Tensor]
+
+
+class PermutationNull(NamedTuple):
+    """A value beside its permutation null: tensors, or dicts of them.
+
+    Attributes:
+        value: as the function gives it.
+        level: that 95 % of the permuted values stay below (above, where small values mean alike).
+        p_value: share of the permuted values as extreme as the value, which counts as one of them.
+    """
+
+    value: Any
+    level: Any
+    p_value: Any
+
+
+def permutation_null(
+    function: Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    *others: Tensor,
+    num_permutations: int = NUM_PERMUTATIONS,
+    lower_is_alike: bool = False,
+    **options: Any,
+) -> PermutationNull:
+    r"""The 95 % level and the p-value of a similarity from permuted samples.
+
+    A chance level is a mean; half of all unrelated pairs lie above it. Shuffling the rows of ``y``
+    leaves all but their pairing with ``x`` as it is, so that the share of permuted values as large
+    as the value, :math:`(1 + \#\{v_\pi \ge v\}) / (1 + p)`, is an exact p-value of
+    the hypothesis that the pairing means nothing.
+
+    For `linear_cka`, `knn_overlap`, `cknna`, `dimension_correlation` and what is held out
+    (`orthogonal_procrustes`, `linear_predictivity`, `linear_probe_transfer`) a permutation costs a
+    fraction of the value: see this module. Held-out values are permuted within the judged half, for
+    the map that was fitted; inverse row entropy, which has no judged half, has NaN. Any other
+    function is computed anew for each permutation.
+
+    Args:
+        function: takes ``x``, ``y``, ``others`` and ``options``, and gives a tensor, a named tuple
+            or a mapping of tensors.
+        x: (n, d_x) representations, floating point.
+        y: (n, d_y) representations of the same samples.
+        others: further tensors with one entry per sample, such as labels; they stay with ``y``.
+        num_permutations: number of permutations, at least 19 for a 95 % level.
+        lower_is_alike: whether small values of a function of your own mean alike.
+        options: passed to the function.
+
+    Raises:
+        ValueError: if there are fewer than 19 permutations.
+
+    Example:
+        >>> x, noise = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
+        >>> value, level, p_value = permutation_null(linear_cka, x, x + noise)
+        >>> bool(0 < level < 0.2 < value), round(p_value.item(), 3)
+        (True, 0.005)
+    """
+    check_num_permutations(num_permutations)
+    value = function(x, y, *others, **options)
+    orders = permutations(len(x), num_permutations, x.device)
+    permuted = PERMUTED.get(function)
+    if not any(bool(part.isfinite()) for part in by_key(value).values()):
+        null: Values = {}
+    elif permuted is not None:
+        x, y = check_pair(x, y)
+        with full_precision(x.device):
+            null = permuted(x, y, orders, *others, **options)
+    else:
+        null = recomputed(lambda *rows: by_key(function(*rows, **options)), x, y, orders, *others)
+    levels, p_values = compare(by_key(value), null, lower_is_alike)
+    if isinstance(value, Tensor):
+        return PermutationNull(value, levels[""], p_values[""])
+    return PermutationNull(by_key(value), levels, p_values)
+
+
+def check_num_permutations(num_permutations: int) -> None:
+    """Raise unless they are enough for a 95 % level."""
+    if num_permutations < 19:
+        raise ValueError(
+            f"Expected at least 19 permutations for a 95 % level, got {num_permutations}."
+        )
+
+
+def permutations(num_samples: int, num_permutations: int, device: torch.device) -> Tensor:
+    """(p, n) int64, the same ones for the same sizes on every rank and device."""
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(num_samples, generator=generator) for _ in range(num_permutations)]
+    return torch.stack(orders).to(device)
+
+
+def by_key(value: Any) -> Values:
+    """Values by key: that of a tensor is empty, those of a named tuple its fields of one number."""
+    if isinstance(value, Tensor):
+        return {"": value}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {
+        name: part for name, part in value._asdict().items() if part is not None and part.ndim == 0
+    }
+
+
+def compare(
+    values: Mapping[Any, Tensor], null: Mapping[Any, Tensor], lower_is_alike: bool = False
+) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
+    """Levels and p-values of values, from permuted ones (p,) under the same keys."""
+    levels, p_values = {}, {}
+    for key, value in values.items():
+        found = null.get(key, scalar_nan(value).expand(1)).to(value)
+        if not bool(found.isfinite().all() & value.isfinite()):
+            levels[key] = p_values[key] = scalar_nan(value)
+            continue
+        lower = lower_is_alike or "residual" in str(key)
+        levels[key] = found.quantile(1 - LEVEL if lower else LEVEL)
+        extreme = found <= value if lower else found >= value
+        p_values[key] = (1 + extreme.sum()).double() / (1 + len(found))
+    return levels, p_values
+
+
+def recomputed(
+    function: Callable[..., Values], x: Tensor, y: Tensor, orders: Tensor, *others: Tensor
+) -> Values:
+    """Permuted values of any function."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SimilarityWarning)  # the value itself has warned
+        found = [function(x, y[order], *(part[order] for part in others)) for order in orders]
+    return {key: torch.stack([one[key] for one in found]) for key in found[0]}
+
+
+def permuted_cka(
+    x: Tensor, y: Tensor, orders: Tensor, standardize: bool, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """Plain and debiased linear CKA, (p,) each.
+
+    The Gram matrix of ``y`` is kept where it fits half of the chunk, up to about 4,000 samples by
+    default; beyond, its rows are multiplied anew for every permutation.
+    """
+    if standardize:
+        x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
+    x, y = centered(x), centered(y)
+    n, half = len(x), -(-chunk_bytes // 2)
+    gram = y @ y.mT if n * n * y.element_size() <= half else None
+    xx, yy = torch.zeros(2, dtype=torch.float64, device=x.device)
+    xy = torch.zeros(len(orders), dtype=torch.float64, device=x.device)
+    parts = row_chunks(x, 4 * n * x.element_size(), half, n)
+    rooms = x.new_empty(2, parts[0].stop, n)
+    for rows in parts:
+        room, turned = rooms[:, : rows.stop - rows.start]
+        left = x[rows] @ x.mT
+        own = y[rows] @ y.mT if gram is None else gram[rows]
+        xx += row_norms(left).sum()
+        yy += row_norms(own).sum()
+        for place, order in enumerate(orders):
+            if gram is None:
+                torch.matmul(y[order[rows]], y.mT, out=room)
+            else:
+                torch.index_select(gram, 0, order[rows], out=room)
+            torch.index_select(room, 1, order, out=turned)
+            xy[place] += left.flatten().dot(turned.flatten())
+    plain = xy / (xx * yy).sqrt()
+    k, ell = row_norms(x), row_norms(y)
+    traces = k.sum(), ell.sum()
+    xx = hsic_unbiased(xx, k.dot(k), traces[0], traces[0], n)
+    yy = hsic_unbiased(yy, ell.dot(ell), traces[1], traces[1], n)
+    xy = hsic_unbiased(xy, ell[orders] @ k, *traces, n)
+    return plain, xy / (xx * yy).sqrt()
+
+
+def permuted_overlaps(
+    near_x: Tensor, near_y: Tensor, orders: Tensor, ks: tuple[int, ...], overlap: Overlap
+) -> Values:
+    """k-NN overlap at each k from neighbor lists, (p,) each."""
+    n, widest = near_x.shape
+    own = torch.arange(widest, dtype=torch.int16, device=near_x.device)
+    sums: dict[int, list[Tensor]] = {k: [] for k in ks}
+    table = None
+    if n <= WHOLE_TABLE:
+        # Place of every sample in the list of each: where a permuted one has it, without renaming.
+        table = own.new_full((n, n), widest).scatter_(1, near_y, own.expand(n, -1)).flatten()
+    for order in orders:
+        if table is None:
+            values = overlap_of_neighbors(near_x, order.argsort()[near_y[order]], ks, overlap)
+            for k in ks:
+                sums[k].append(values[k])
+            continue
+        later = torch.maximum(table[order[near_x].add_(n * order[:, None])], own)
+        for k in ks:
+            shared = (later < k).sum(1).double()
+            sums[k].append((shared / (2 * k - shared if overlap == "jaccard" else k)).mean())
+    return {k: torch.stack(values) for k, values in sums.items()}
+
+
+def permuted_correlation(x: Tensor, y: Tensor, orders: Tensor, chunk_bytes: int) -> Values:
+    """Mean and median of the dimension-wise correlation, (p,) each."""
+    x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
+    varies = (x != 0).any(0) & (y != 0).any(0)
+    x, y = x[:, varies], y[:, varies]
+    room = torch.empty_like(y)
+    found = [torch.index_select(y, 0, o, out=room).mul_(x).mean(0, keepdim=True) for o in orders]
+    values = torch.cat(found)
+    return {"mean": values.mean(1).double(), "median": values.double().quantile(0.5, dim=1)}
+
+
+def permuted_procrustes(
+    x: Tensor, y: Tensor, orders: Tensor, judged: Tensor, rotation: Tensor
+) -> Values:
+    """Held-out values of a fitted rotation, (p,) each, in the order of `ProcrustesResult`."""
+    unit_x, unit_y = unit_of(x), unit_of(y)
+    left, right = in_units(x[judged], unit_x), in_units(y[judged], unit_y)
+    left, right = ((v - float64_mean(v, 1, DEFAULT_CHUNK_BYTES).to(v)) for v in (left, right))
+    norms_x, norms_y = row_norms(left), row_norms(right)
+    turned = left @ rotation.to(left)
+    weight = (norms_x.sqrt() * norms_y.sqrt()[within(orders, judged)]).reciprocal()
+    room = torch.empty_like(right)
+    products = torch.stack(
+        [
+            torch.index_select(right, 0, order, out=room).mul_(turned).sum(1)
+            for order in within(orders, judged)
+        ]
+    ).double()
+    inner, total_x, total_y = products.sum(1), norms_x.sum(), norms_y.sum()
+    size = unit_x / unit_y
+    return {
+        "residual_variance_ratio": (total_x * size - 2 * inner) * size / total_y + 1,
+        "global_cosine": inner / (total_x * total_y).sqrt(),
+        "mean_cosine": (products * weight.nan_to_num(posinf=0)).mean(1),
+    }
+
+
+def permuted_map(
+    source: Tensor,
+    target: Tensor,
+    scored: Tensor,
+    num_classes: int | None,
+    orders: Tensor,
+    judged: Tensor,
+    regularization: float,
+    chunk_bytes: int,
+) -> Tensor:
+    """Held-out scores (p,) of the ridge map from ``source`` to ``target``, for ``scored`` rows.
+
+    Args:
+        source: (n, d) rows that the map is fitted on.
+        target: (n, t) values or (n,) classes.
+        scored: (n, d) rows whose outputs are compared with permuted targets.
+        num_classes: None for values.
+        orders: (p, n).
+        judged: (n,) bool.
+        regularization: weight of the ridge penalty.
+        chunk_bytes: bound of the working memory of the fit.
+    """
+    unit, target_unit = unit_of(source), 1.0 if num_classes else unit_of(target)
+
+    def samples(rows: Tensor, chosen: Tensor) -> RidgeSamples:
+        return RidgeSamples(rows, unit, chosen, target, target_unit, num_classes, chunk_bytes)
+
+    ridge = fit_ridge(samples(source, ~judged), regularization)
+    outputs = torch.cat([ridge.outputs(rows) for rows, _ in samples(scored, judged).parts()])
+    if num_classes is not None:
+        hits = outputs.argmax(1) == target[judged][within(orders, judged)]
+        return hits.double().mean(1)
+    targets = in_units(target[judged].double(), target_unit)
+    mean = targets.mean(0)
+    outputs, targets = outputs - mean, targets - mean
+    inner = [torch.einsum("mt,mt->", outputs, targets[order]) for order in within(orders, judged)]
+    return (2 * torch.stack(inner) - outputs.square().sum()) / targets.square().sum()
+
+
+def within(orders: Tensor, judged: Tensor) -> Tensor:
+    """(p, m) permutations of the judged samples alone."""
+    return orders[:, judged].argsort(1)
+
+
+def _of_cka(
+    x: Tensor,
+    y: Tensor,
+    orders: Tensor,
+    debiased: bool = True,
+    *,
+    standardize: bool = False,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    **_: Any,
+) -> Values:
+    return {"": permuted_cka(x, y, orders, standardize, chunk_bytes)[int(debiased)]}
+
+
+def _of_knn(
+    x: Tensor,
+    y: Tensor,
+    orders: Tensor,
+    k: int | Sequence[int] = 10,
+    similarity: Similarity = "cosine",
+    overlap: Overlap = "jaccard",
+    *,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    **_: Any,
+) -> Values:
+    ks = (k,) if isinstance(k, int) else tuple(k)
+    near_x, near_y = (nearest_neighbors(v, ks, similarity, chunk_bytes).indices for v in (x, y))
+    found = permuted_overlaps(near_x, near_y, orders, ks, overlap)
+    return {"": found[k]} if isinstance(k, int) else found
+
+
+def _of_cknna(
+    x: Tensor,
+    y: Tensor,
+    orders: Tensor,
+    k: int = 10,
+    *,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    **_: Any,
+) -> Values:
+    kernels = sparse_kernels(x, y, Reference(y), k, chunk_bytes)
+    return {} if kernels is None else {"": permuted_alignment(*kernels, orders)}
+
+
+def permuted_alignment(x: SparseKernel, y: SparseKernel, orders: Tensor) -> Tensor:
+    """CKNNA, (p,)."""
+    norm = (hsic(x, x) * hsic(y, y)).sqrt()
+    return torch.stack([hsic(x, y.permuted(order)) for order in orders]) / norm
+
+
+def _of_correlation(
+    x: Tensor, y: Tensor, orders: Tensor, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, **_: Any
+) -> Values:
+    return permuted_correlation(x, y, orders, chunk_bytes)
+
+
+def _of_procrustes(
+    x: Tensor,
+    y: Tensor,
+    orders: Tensor,
+    protocol: Protocol = "held_out",
+    *,
+    y_ids: SampleIds | None = None,
+    x_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    **_: Any,
+) -> Values:
+    options: dict[str, Any] = {"chunk_bytes": chunk_bytes, "x_ids": x_ids, "y_ids": y_ids}
+    if protocol != "held_out":
+        return recomputed(
+            lambda x, y: by_key(orthogonal_procrustes(x, y, protocol, **options)), x, y, orders
+        )
+    judged = split_halves(y, check_ids(x_ids, y_ids, len(x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SimilarityWarning)
+        fitted = orthogonal_procrustes(x, y, return_rotation=True, **options)
+    if fitted.rotation is None:
+        return {}
+    return permuted_procrustes(x, y, orders, judged, fitted.rotation)
+
+
+def permuted_predictivity(
+    x: Tensor,
+    y: Tensor,
+    orders: Tensor,
+    *,
+    regularization: float = 1e-5,
+    x_ids: SampleIds | None = None,
+    y_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> Values:
+    judged = split_halves(y, check_ids(x_ids, y_ids, len(x)))
+    rest = (None, orders, judged, regularization, chunk_bytes)
+    return {
+        "forward": permuted_map(x, y, x, *rest),
+        "backward": permuted_map(y, x, y, *rest),
+    }
+
+
+def permuted_probe(
+    x: Tensor,
+    y: Tensor,
+    orders: Tensor,
+    labels: Tensor,
+    *,
+    regularization: float = 1e-3,
+    x_ids: SampleIds | None = None,
+    y_ids: SampleIds | None = None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+) -> Values:
+    judged = split_halves(y, check_ids(x_ids, y_ids, len(x)))
+    num_classes = None
+    if labels.is_floating_point():
+        labels = labels[:, None]
+    else:
+        classes, labels = torch.unique(labels, return_inverse=True)
+        num_classes = len(classes)
+    rest = (num_classes, orders, judged, regularization, chunk_bytes)
+    return {"transfer": permuted_map(y, labels, x, *rest)}
+
+
+PERMUTED: dict[Callable[..., Any], Callable[..., Values]] = {
+    linear_cka: _of_cka,
+    knn_overlap: _of_knn,
+    cknna: _of_cknna,
+    dimension_correlation: _of_correlation,
+    orthogonal_procrustes: _of_procrustes,
+    linear_predictivity: permuted_predictivity,
+    linear_probe_transfer: permuted_probe,
+}
+"""How each function is permuted without computing it anew."""

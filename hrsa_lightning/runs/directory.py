@@ -1,0 +1,190 @@
+"""The folder of a run: what is written there, and which earlier run a command goes on with.
+
+```
+runs/<recipe>/<time>/
+  config.yaml            the resolved recipe
+  environment.json       versions, git state, command line, hardware
+  events.out.tfevents…   TensorBoard
+  similarity.jsonl …     histories, details (layer maps, spectra) and pictures of the callbacks
+  checkpoints/step_N/    what resuming needs
+  adapters/<arm>/        the trained LoRA weights, in peft's format
+  summary.json           the run is complete
+  report/                the run on one page
+```
+"""
+
+import itertools
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from hrsa_lightning.config import to_yaml
+from hrsa_lightning.config.schema import Config
+from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.resources import PACKAGE
+
+try:
+    import fcntl
+except ImportError:  # Windows has no record locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+REPORT = "report/report.html"
+HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
+_LOCK = ".lock"
+_locks: list[IO[str]] = []
+"""A lock is let go when its file is closed."""
+_PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")
+
+
+class Run(NamedTuple):
+    """What rank 0 has decided, for all ranks.
+
+    Attributes:
+        folder: The run's own; no other run writes into it while this process lives.
+        checkpoint: Where training goes on from.
+        trained: Training is over and summarized, only the report is missing.
+    """
+
+    folder: Path
+    checkpoint: Path | None = None
+    trained: bool = False
+
+
+def take_run(config: Config) -> Run:
+    """Go on with the newest unfinished run of the same resolved recipe, or begin a new one.
+
+    The folder is locked for as long as the process lives. Only one process of a run may call this.
+    """
+    from hrsa_lightning.modules.checkpoints import newest_checkpoint
+
+    if config.resume:
+        for folder in _unfinished(config):
+            if _lock(folder):
+                return Run(folder, newest_checkpoint(folder), (folder / SUMMARY).is_file())
+            print(f"{folder} is in use by another process: a new run begins")
+    folder = _new_folder(config)
+    _lock(folder)
+    write_text(folder / CONFIG, to_yaml(config))
+    return Run(folder)
+
+
+def histories_of(folder: Path) -> list[Path]:
+    """The histories that a run has."""
+    return [folder / name for name in HISTORIES if (folder / name).is_file()]
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether a run has its summary and, where there is something to report, its report."""
+    reported = (folder / REPORT).is_file() or not histories_of(folder)
+    return reported and (folder / SUMMARY).is_file()
+
+
+def discard(run: Run) -> None:
+    """Remove the folder of a run that got to no training step, unless it was there before."""
+    if run.checkpoint is None:
+        shutil.rmtree(run.folder)
+
+
+def _unfinished(config: Config) -> Iterator[Path]:
+    """Runs of the same resolved recipe that left something to go on with, newest first."""
+    from hrsa_lightning.modules.checkpoints import newest_checkpoint
+
+    wanted = to_yaml(config)
+    for folder in sorted(Path(config.output_dir, config.name).glob("*"), reverse=True):
+        saved = folder / CONFIG
+        same = saved.is_file() and saved.read_text(encoding="utf-8") == wanted
+        if not same or _is_finished(folder):
+            continue
+        if newest_checkpoint(folder) is not None or (folder / SUMMARY).is_file():
+            yield folder
+
+
+def _new_folder(config: Config) -> Path:
+    """Make a folder named after this moment; of several processes each gets its own."""
+    runs = Path(config.output_dir, config.name)
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for count in itertools.count(1):
+        folder = runs / (stamp if count == 1 else f"{stamp}_{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        break
+    return folder
+
+
+def _lock(folder: Path) -> bool:
+    """Lock a folder until this process ends, killed or not; whether no other process holds it."""
+    if fcntl is None:
+        return True
+    file = (folder / _LOCK).open("a")
+    try:  # a record lock, which workers do not inherit
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return False
+    except OSError:  # a file system without locks
+        file.close()
+        return True
+    _locks.append(file)
+    return True
+
+
+def record_environment(folder: Path) -> None:
+    """Write what this start of a run runs on."""
+    write_json(folder / "environment.json", _environment(), indent=2)
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    cuda = torch.cuda.is_available()
+    return {
+        "command": [_command_name(), *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "git": _git_state(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if cuda
+        else [],
+    }
+
+
+def _command_name() -> str:
+    """Such as `hrsa` or `train`; a package that runs as a command has a file of another name."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and dirtiness of the package's own checkout; `None` for an installed wheel."""
+    root = PACKAGE.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return None
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

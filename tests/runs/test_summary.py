@@ -1,0 +1,72 @@
+import json
+
+from hrsa_lightning.runs.summary import summary_lines, write_summary
+
+
+def _record(step, values, **extras):
+    return json.dumps({"step": step, "values": values, **extras}) + "\n"
+
+
+def _write(folder):
+    floors = {"similarity/cka/rlvr_vs_base/output": 0.0}
+    (folder / "similarity.jsonl").write_text(
+        _record(
+            0,
+            {
+                "similarity/cka/rlvr_vs_base/output": 0.5,
+                "similarity/cka/rlvr_vs_base/layer_1": 0.1,
+                "similarity/cka/rlvr_vs_initial/output": 1.0,
+                "similarity/inverse_row_entropy/rlvr_vs_base/output": None,
+                "similarity/seconds": 1.0,
+            },
+            floors=floors,
+        )
+        + _record(
+            9,
+            {
+                "similarity/cka/rlvr_vs_base/output": 0.75,
+                "similarity/cka/rlvr_vs_initial/output": 0.25,
+                "similarity/inverse_row_entropy/rlvr_vs_base/output": None,
+            },
+        )
+    )
+    (folder / "retrieval.jsonl").write_text(
+        _record(0, {"retrieval/rlvr/mrr@10": 0.125}) + _record(9, {"retrieval/rlvr/mrr@10": 0.5})
+    )
+
+
+def test_tables_show_before_and_after(tmp_path):
+    _write(tmp_path)
+    assert summary_lines(tmp_path) == [
+        "",
+        "similarity at output, before -> after",
+        "                               rlvr_vs_base  chance",
+        "---------------------------------------------------",
+        "cka                          0.500 -> 0.750   0.000",
+        "inverse_row_entropy  undefined -> undefined",
+        "",
+        "drift from each arm's own start at output, at the end",
+        "      rlvr  chance",
+        "------------------",
+        "cka  0.250   0.000",
+        "",
+        "retrieval on held-out pairs, before -> after",
+        "                  rlvr",
+        "----------------------",
+        "mrr@10  0.125 -> 0.500",
+    ]
+
+
+def test_summary_file_holds_every_value(tmp_path):
+    _write(tmp_path)
+    write_summary(tmp_path, steps=9, seconds=12.34)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["seconds"]) == (9, 12.3)
+    values = {(v["comparison"], v["where"], v["metric"]): v for v in summary["values"]}
+    assert values["rlvr_vs_base", "output", "cka"]["last"] == 0.75
+    assert values["rlvr_vs_base", "output", "inverse_row_entropy"]["last"] is None
+    assert values["rlvr", "held_out", "mrr@10"]["first"] == 0.125
+
+
+def test_a_run_without_histories_has_no_tables(tmp_path):
+    assert summary_lines(tmp_path) == []
