@@ -69,6 +69,19 @@ def steps_of(run: Path) -> list[int]:
     return sorted(set(steps))
 
 
+def check_history(run: Path, expected: Path) -> None:
+    """Every evaluation of another run, once, with its values."""
+    found, values = (
+        [
+            (m.step, m.metric, m.arm, m.reference, m.layer, m.value)
+            for m in read_history(folder / "similarity.jsonl")
+        ]
+        for folder in (run, expected)
+    )
+    assert [each[:-1] for each in found] == [each[:-1] for each in values]
+    assert [each[-1] for each in found] == pytest.approx([each[-1] for each in values], nan_ok=True)
+
+
 def _first_similarities(run: Path) -> dict[tuple[str, ...], float]:
     history = read_history(run / "similarity.jsonl")
     return {(m.metric, m.arm, m.reference, m.layer): m.value for m in history if m.step == 0}

@@ -2,19 +2,14 @@
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.resources import resolve_path
 from tests.histories import read_tags
 
 SMALL = [
@@ -24,20 +19,6 @@ SMALL = [
     "data.batch_size=16",
     "trainer.enable_progress_bar=false",
 ]
-
-
-@pytest.fixture(scope="module")
-def probes(tmp_path_factory):
-    """Enough texts for every metric but inverse row entropy, few enough to be quick."""
-    folder = tmp_path_factory.mktemp("probes")
-    lines = Path(resolve_path("embedded:tiny/probes.jsonl")).read_text().splitlines()
-    (folder / "probes.jsonl").write_text("\n".join(lines[::4]) + "\n")
-    pairs = Path(resolve_path("embedded:tiny/pairs_test.jsonl")).read_text().splitlines()
-    (folder / "pairs.jsonl").write_text("\n".join(pairs[::10]) + "\n")
-    return [
-        f"callbacks.similarity.probes={folder / 'probes.jsonl'}",
-        f"callbacks.retrieval.pairs={folder / 'pairs.jsonl'}",
-    ]
 
 
 def _command(*settings):
@@ -105,68 +86,6 @@ def test_adapters_are_in_pefts_own_format(whole_run):
         name for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0
     }
     assert loaded
-
-
-@pytest.mark.ddp
-def test_two_processes_give_the_numbers_of_one(tmp_path, probes):
-    folders = []
-    for devices in (1, 2):
-        output = tmp_path / str(devices)
-        _run(
-            *SMALL,
-            *probes,
-            f"trainer.devices={devices}",
-            "trainer.accelerator=cpu",
-            "trainer.max_steps=5",
-            "model.lora.lora_dropout=0",
-            f"output_dir={output}",
-        )
-        folders.append(_folder(output))
-    first = [read_tags(folder / "similarity.jsonl")[0] for folder in folders]
-    assert first[0]["values"].keys() == first[1]["values"].keys()
-    for tag, value in first[0]["values"].items():
-        if tag != "similarity/seconds":
-            assert first[1]["values"][tag] == pytest.approx(value, abs=1e-5, nan_ok=True), tag
-    for arm in ("base", "rlvr"):
-        one, two = (_losses(folder, arm) for folder in folders)
-        assert len(one) == 5
-        assert one == pytest.approx(two, abs=1e-4)
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, probes):
-    settings = [*SMALL, *probes, "arms.rlvr=null", "callbacks.similarity.reference=initial"]
-    settings += ["trainer.max_steps=8", "checkpoint.every_n_train_steps=2"]
-    settings += ["callbacks.similarity.every_n_train_steps=2"]
-    _run(*settings, f"output_dir={tmp_path / 'whole'}")
-    killed = subprocess.Popen(
-        _command(*settings, f"output_dir={tmp_path / 'killed'}"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob("*/*/checkpoints/step_000004/state.json")):
-        assert killed.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (_folder(tmp_path / "killed") / "summary.json").exists()
-    done = _run(*settings, f"output_dir={tmp_path / 'killed'}")
-    assert "going on from step_0000" in done.stdout
-    whole, resumed = _folder(tmp_path / "whole"), _folder(tmp_path / "killed")
-    expected, found = (
-        load_file(folder / "adapters" / "base" / "adapter_model.safetensors")
-        for folder in (whole, resumed)
-    )
-    assert expected.keys() == found.keys()
-    assert all((expected[name] == found[name]).all() for name in expected)
-    histories = [read_tags(folder / "similarity.jsonl") for folder in (whole, resumed)]
-    assert [r["step"] for r in histories[0]] == [r["step"] for r in histories[1]]
-    for a, b in zip(*histories, strict=True):
-        drop = "similarity/seconds"
-        assert {k: v for k, v in a["values"].items() if k != drop} == pytest.approx(
-            {k: v for k, v in b["values"].items() if k != drop}, nan_ok=True
-        )
 
 
 @pytest.mark.parametrize(
