@@ -28,7 +28,8 @@ class MetricInfo:
     Attributes:
         title: For people.
         level: `representation`, `geometry`, `function`, `retrieval`, or empty where unknown.
-        identity: Value of a model compared with itself; NaN where that is no fixed number.
+        identity: Value of a model compared with itself where that was not measured; NaN where that
+            is no fixed number.
         sign: 1 where larger is more alike, -1 where smaller is; 0 where the value says nothing
             about likeness.
         kind: `local`, `global` or `basis`, for what training can and cannot take back.
