@@ -261,7 +261,7 @@ def _collection(
     )
     chosen = set(options.metrics)
     members = dict(everything.items(keep_base=True, copy_state=False))
-    wanted = [name for name in members if re.sub("_(plain|standardized)$", "", name) in chosen]
+    wanted = [name for name in members if re.sub(r"_(plain|standardized|\d+)$", "", name) in chosen]
     return MetricCollection({name: members[name] for name in wanted}, compute_groups=[wanted])
 
 

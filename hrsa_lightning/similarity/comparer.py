@@ -5,6 +5,7 @@ reference, row by row of the same samples.
 """
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,16 +20,31 @@ from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import jackknife
 from hrsa_lightning.functional.permutation import check_num_permutations
 from hrsa_lightning.functional.uncertainty import t_quantile
-from hrsa_lightning.metrics import PairMetric, hrsa_metrics
+from hrsa_lightning.metrics import CKNNA, PairMetric, hrsa_metrics
 from hrsa_lightning.metrics._base import shared_by
+from hrsa_lightning.metrics.collection import EXTRAS
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["Comparer", "LabeledComparer", "Result", "variance_shares"]
+__all__ = [
+    "DOMINATED",
+    "Comparer",
+    "LabeledComparer",
+    "Result",
+    "is_dominated",
+    "variance_shares",
+]
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
 MAX_PERMUTED = 2048
 """Most samples that are permuted: the time grows with their square."""
+
+
+MIN_WIDTH = 16
+DOMINATED = (
+    "one dimension carries most of the variance, and CKA and Procrustes are about it: read "
+    "cka_standardized"
+)
 
 
 @dataclass
@@ -149,6 +165,8 @@ class Comparer:
             result.notes.append("representations are not finite, so all values are NaN")
             return result
         result.values = self._run(metrics, x, y, known, result, calibrate=calibrate)
+        if any(key.startswith("procrustes") for key in result.values):
+            self._note_width(len(x), max(widths), result)
         if self._num_groups:
             self._add_bands(metrics, x, y, known, result)
         return result
@@ -184,6 +202,19 @@ class Comparer:
         result.identity = {key: v for key, v in result.identity.items() if key in values}
         result.null = {key: v for key, v in result.null.items() if key in values}
         return values
+
+    def _note_width(self, num_samples: int, width: int, result: Result) -> None:
+        """Say once that samples are few for the width, and not at every place with its rank."""
+        if num_samples // 2 > width:
+            return
+        told = [note for note in result.notes if "inverse row entropy is NaN" in note]
+        result.notes = [note for note in result.notes if note not in told]
+        undefined = "inverse row entropy is undefined, and " if told else ""
+        result.notes.append(
+            f"{num_samples} samples of {width} features: {undefined}held-out Procrustes of a model "
+            f"with itself is not 0 / 1 / 1; take more than {2 * width} samples, or tokens as rows "
+            "(pooling: none)"
+        )
 
     def _calibrate(
         self,
@@ -344,6 +375,11 @@ def variance_shares(x: Tensor) -> dict[str, float]:
     }
 
 
+def is_dominated(share: float, width: int) -> bool:
+    """Whether the largest dimension carries most of the variance, where there are many."""
+    return share > 0.5 and width >= MIN_WIDTH
+
+
 def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection, list[str] | None]:
     """The collection that a user's `metrics=` means, and the keys to keep of its values."""
     if metrics is None:
@@ -368,19 +404,20 @@ def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection
 def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
     """The metrics of the HRSA set that give these keys, without those that need absent labels."""
     ks = [int(key[12:]) for key in keys if key.startswith("knn_overlap_") and key[12:].isdigit()]
-    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
-    owners = {
-        key: name
-        for name, metric in hrsa_metrics(num_classes=2, k=ks or (10,)).items(keep_base=True)
-        for key in metric.keys() or (name,)  # type: ignore[operator]
-    }
+    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,), extra=EXTRAS)
+    known: dict[str, Any] = dict(
+        hrsa_metrics(num_classes=2, k=ks or (10,), extra=EXTRAS).items(keep_base=True)
+    )
+    members: dict[str, Any] = dict(available.items(keep_base=True))
+    for key in keys:  # any number of neighbors
+        if (local := re.fullmatch(r"cknna_(\d+)", key)) and int(local[1]) > 1:
+            members[key] = known[key] = CKNNA(int(local[1]), state=members["cknna_10"].parts)
+    owners = {key: name for name, metric in known.items() for key in metric.keys() or (name,)}
     unknown = [key for key in keys if key not in owners]
     if unknown:
         raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
     names = dict.fromkeys(owners[key] for key in keys)
-    chosen: dict[str, Any] = {
-        name: metric for name, metric in available.items(keep_base=True) if name in names
-    }
+    chosen: dict[str, Any] = {name: metric for name, metric in members.items() if name in names}
     if not chosen:
         raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
     return MetricCollection(chosen, compute_groups=[list(chosen)])
