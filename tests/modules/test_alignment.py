@@ -5,6 +5,8 @@ from lightning.pytorch.callbacks import Callback
 from hrsa_lightning.losses import AlignmentLoss
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import Alignment, PairedContrastiveModule
+from hrsa_lightning.similarity import read_history
+from hrsa_lightning.train.__main__ import main as train
 from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
 from tests.modules.test_contrastive import _pool_strategy, _worst_difference
 from tests.tiny import make_backbone
@@ -156,3 +158,38 @@ def test_unknown_references_are_refused(place):
     for reference in ("start", "arm:none", "base"):
         with pytest.raises(ValueError, match=r"reference: expected initial, arm:NAME of base"):
             Alignment(arms, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["initial", "arm:base"])
+def test_the_monitor_sees_a_pull_and_a_push(tmp_path, reference):
+    """Of the embedded SFT backbone at the end of a short quickstart, the seed being the same."""
+    seen = {}
+    for direction in ("pull", None, "push"):
+        term = [f"loss.alignment.reference={reference}", f"loss.alignment.direction={direction}"]
+        folder = tmp_path / str(direction)
+        settings = [
+            *(
+                "recipe=quickstart",
+                "arms.rlvr=null",
+                "arms.base_seed2=null",
+                "trainer.max_steps=30",
+            ),
+            *("callbacks.retrieval=null", "callbacks.similarity.layers=[output]"),
+            *("callbacks.similarity.metrics=[cka]", "callbacks.similarity.every_n_train_steps=30"),
+            "callbacks.similarity.heatmap_every_n_evaluations=0",
+            *("trainer.enable_progress_bar=false", f"output_dir={folder}"),
+            *(term if direction else []),
+        ]
+        assert train(settings) == 0
+        history = read_history(next(folder.rglob("similarity.jsonl")))
+        name = reference.removeprefix("arm:")
+        seen[direction] = [
+            m.value
+            for m in history
+            if (m.metric, m.arm, m.reference, m.step) == ("cka", "sft", name, 30)
+        ]
+    print(reference, seen)
+    (pulled,), (plain,), (pushed,) = seen.values()
+    assert pulled > plain + 0.05
+    assert pushed < plain - 0.05
