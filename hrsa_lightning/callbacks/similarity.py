@@ -189,7 +189,7 @@ class SimilarityMonitor(Monitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         if self._to_restore is not None:
             folder = self.folder if self._on_disk else None
-            self.evaluator.start(self._to_restore, folder, self.name)
+            self.evaluator.start(self._to_restore, folder, self.name, self._previous)
             self._to_restore = None
         found = self.evaluator.run(trainer.global_step)
         self._evaluations += 1
@@ -213,9 +213,14 @@ class SimilarityMonitor(Monitor):
     def conclude(self) -> None:
         self._figures.write_details(self.history_path)
 
+    def join(self) -> str:
+        if INITIAL not in {comparison.reference.name for comparison in self.evaluator.comparisons}:
+            return ""
+        return f": {INITIAL!r} is the model of this step, not that before training"
+
     def resume(self, source: Path, last_step: int) -> None:
         assert self.history_path is not None
-        cut_history(details_path(source), details_path(self.history_path), last_step)
+        cut_history(details_path(source), details_path(self.history_path), last_step, self.run)
 
     def finish(self, trainer: Trainer) -> None:
         self._figures.finish(trainer, self.history_path, self.folder)

@@ -22,25 +22,17 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.io import lock_folder, write_json, write_text
 from hrsa_lightning.resources import PACKAGE
-
-try:
-    import fcntl
-except ImportError:  # Windows has no record locks of this kind
-    fcntl = None  # type: ignore[assignment]
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 REPORT = "report/report.html"
 HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
-_LOCK = ".lock"
-_locks: list[IO[str]] = []
-"""A lock is let go when its file is closed."""
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
 
@@ -67,11 +59,11 @@ def take_run(config: Config) -> Run:
 
     if config.resume:
         for folder in _unfinished(config):
-            if _lock(folder):
+            if lock_folder(folder):
                 return Run(folder, newest_checkpoint(folder), (folder / SUMMARY).is_file())
             print(f"{folder} is in use by another process: a new run begins")
     folder = _new_folder(config)
-    _lock(folder)
+    lock_folder(folder)
     write_text(folder / CONFIG, to_yaml(config))
     return Run(folder)
 
@@ -119,23 +111,6 @@ def _new_folder(config: Config) -> Path:
             continue
         break
     return folder
-
-
-def _lock(folder: Path) -> bool:
-    """Lock a folder until this process ends, killed or not; whether no other process holds it."""
-    if fcntl is None:
-        return True
-    file = (folder / _LOCK).open("a")
-    try:  # a record lock, which workers do not inherit
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return False
-    except OSError:  # a file system without locks
-        file.close()
-        return True
-    _locks.append(file)
-    return True
 
 
 def record_environment(folder: Path) -> None:
