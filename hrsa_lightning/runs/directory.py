@@ -60,7 +60,8 @@ def take_run(config: Config) -> Run:
     if config.resume:
         for folder in _unfinished(config):
             if lock_folder(folder):
-                return Run(folder, newest_checkpoint(folder), (folder / SUMMARY).is_file())
+                trained = (folder / SUMMARY).is_file()
+                return Run(folder, newest_checkpoint(folder, print), trained)
             print(f"{folder} is in use by another process: a new run begins")
     folder = _new_folder(config)
     lock_folder(folder)
@@ -92,7 +93,10 @@ def _unfinished(config: Config) -> Iterator[Path]:
     wanted = to_yaml(config)
     for folder in sorted(Path(config.output_dir, config.name).glob("*"), reverse=True):
         saved = folder / CONFIG
-        same = saved.is_file() and saved.read_text(encoding="utf-8") == wanted
+        try:
+            same = saved.read_text(encoding="utf-8", errors="replace") == wanted
+        except OSError:  # missing, or not to be read
+            continue
         if not same or _is_finished(folder):
             continue
         if newest_checkpoint(folder) is not None or (folder / SUMMARY).is_file():
