@@ -146,18 +146,32 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table in Markdown, its columns aligned; the first row is the head.
 
+    Cells are taken as plain text, see `markdown_text`.
+
     Example:
         >>> print("\\n".join(markdown_table([["arm", "mean"], ["a", "0.5"]])))
         | arm | mean |
         |-----|------|
         | a   | 0.5  |
     """
+    rows = [[markdown_text(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def markdown_text(text: str) -> str:
+    """A text on one line of Markdown, where it can begin no HTML, link or picture.
+
+    Example:
+        >>> markdown_text("<b> [a](b)")
+        '&lt;b> [a]\\\\(b)'
+    """
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+    return " ".join(text.splitlines())
 
 
 def _usage() -> str:

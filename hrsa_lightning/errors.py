@@ -65,3 +65,17 @@ def cut(text: str, limit: int = 60) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def check_counts(**values: int | None) -> None:
+    """Refuse an argument that is no number from 1 to ten million; `None` passes.
+
+    Example:
+        >>> check_counts(batch_size=0)
+        Traceback (most recent call last):
+        ...
+        hrsa_lightning.errors.ConfigError: batch_size: expected a number from 1 to 10,000,000, got 0
+    """
+    for name, value in values.items():
+        if value is not None and not 1 <= value <= 10_000_000:
+            raise ConfigError(f"{name}: expected a number from 1 to 10,000,000, got {value}")

@@ -3,12 +3,14 @@
 Imports no torch: a command answers a bad line before the heavy imports.
 """
 
+import csv
 import difflib
+import io
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +62,13 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in text
+
+
+def is_path_of_file(path: str | Path) -> bool:
+    """Whether a file can be written there: a name of at most 255 bytes, and no folder."""
+    name = Path(path).name
+    folder = Path(path).is_absolute() and os.path.isdir(path)  # noqa: PTH112 - that of pathlib raises
+    return name not in ("", "..") and is_text(name) and len(name.encode()) <= 255 and not folder
 
 
 def expand_user(path: str) -> str:
@@ -146,6 +155,22 @@ def lock_folder(folder: Path) -> bool:
         return True
     _locks[path] = file
     return True
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; a text that a spreadsheet would take for a formula is marked as text.
+
+    Example:
+        >>> csv_text([("=1+1", -1)])
+        "'=1+1,-1\\n"
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for row in rows:
+        writer.writerow(
+            [f"'{v}" if isinstance(v, str) and v[:1] in (*"=+-@\t\r",) else v for v in row]
+        )
+    return buffer.getvalue()
 
 
 def check_file(path: Path, *, is_text: bool = True) -> None:

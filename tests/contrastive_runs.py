@@ -84,7 +84,7 @@ def fit(
     """Train without logging, on the CPU unless options say otherwise."""
     data = ContrastiveDataModule(
         [pairs],
-        tokenizers={name: arm.tokenizer for name, arm in module.arms.items()},
+        tokenizers={name: model.tokenizer for name, model in module.encoders().items()},
         batch_size=batch_size,
         train_group_size=3,
         query_length=32,

@@ -15,7 +15,13 @@ import pytest
 import yaml
 
 from hrsa_lightning.cli import find_command
-from hrsa_lightning.config.schema import ArmConfig, Config, LossConfig, SIGRegConfig
+from hrsa_lightning.config.schema import (
+    AlignmentConfig,
+    ArmConfig,
+    Config,
+    LossConfig,
+    SIGRegConfig,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -99,13 +105,13 @@ def test_commands_are_understood(page, words, tmp_path, monkeypatch, capsys):
     elif module == "hrsa_lightning.train":
         assert main([*arguments, "--print-config"]) == 0, capsys.readouterr().err
     else:
-        parse = argparse.ArgumentParser.parse_args
+        parse = argparse.ArgumentParser.parse_intermixed_args
 
         def parse_and_stop(*given: Any, **named: Any) -> NoReturn:
             parse(*given, **named)
             raise Parsed
 
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", parse_and_stop)
         with pytest.raises(Parsed):
             main(arguments)
 
@@ -156,11 +162,14 @@ def test_the_reference_lists_every_public_name(module):
 
 def test_the_table_of_recipe_keys_is_complete():
     text = PAGES["docs/reference/recipes.md"]
-    recipe = Config(arms={"NAME": ArmConfig()}, loss=LossConfig(sigreg=SIGRegConfig()))
+    recipe = Config(
+        arms={"NAME": ArmConfig()},
+        loss=LossConfig(sigreg=SIGRegConfig(), alignment=AlignmentConfig()),
+    )
     keys = {key.removeprefix("trainer.") for key in dotted(dataclasses.asdict(recipe))}
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
     listed = set(re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE))
-    switches = {"arms", "model.lora", "loss.sigreg"}
+    switches = {"arms", "model.lora", "loss.sigreg", "loss.alignment"}
     assert sorted(listed - keys - switches) == []
 
 

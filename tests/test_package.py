@@ -30,6 +30,8 @@ def test_wheel_holds_shelves_assets_and_marker(wheel):
     for folder in ("recipes", "callbacks"):
         for path in (ROOT / folder).glob("*.yaml"):
             assert f"hrsa_lightning/_resources/{folder}/{path.name}" in names
+    for name in ("report.html", "report.css"):
+        assert f"hrsa_lightning/report/templates/{name}" in names
     assert "hrsa_lightning/py.typed" in names
     for backbone in ("base", "rlvr", "sft"):
         assert f"hrsa_lightning/assets/tiny/{backbone}/model.safetensors" in names

@@ -1,7 +1,6 @@
 """The README does what it says."""
 
 import argparse
-import importlib
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from hrsa_lightning.cli import find_command
 from hrsa_lightning.resources import resource_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ class Parsed(Exception):  # noqa: N818
 def test_commands_are_understood(command, monkeypatch, capsys):
     """`train` has its settings resolved as well."""
     _, _, module, *arguments = shlex.split(command)
-    main = importlib.import_module(module).main
+    main = find_command(module.removeprefix("hrsa_lightning.")).main
     if "--help" in arguments:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -49,13 +49,13 @@ def test_commands_are_understood(command, monkeypatch, capsys):
         assert main([*arguments, "--print-config"]) == 0
         assert "quickstart" in capsys.readouterr().out
     else:
-        parse = argparse.ArgumentParser.parse_args
+        parse = argparse.ArgumentParser.parse_intermixed_args
 
         def parse_and_stop(*given: Any) -> NoReturn:
             parse(*given)
             raise Parsed
 
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", parse_and_stop)
         with pytest.raises(Parsed):
             main(arguments)
 

@@ -16,7 +16,7 @@ from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, val
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
-from hrsa_lightning.io import NAME_RULE, is_name
+from hrsa_lightning.io import NAME_RULE, is_name, is_path_of_file
 from hrsa_lightning.similarity.history import (
     Evaluation,
     append_record,
@@ -81,6 +81,8 @@ class Monitor(Callback, ABC):
     ) -> None:
         if on_error not in ("warn", "raise"):
             raise ConfigError(f"on_error: expected 'warn' or 'raise', got {on_error!r}")
+        if history is not None and not is_path_of_file(history):
+            raise ConfigError(f"history: expected the name or path of a file, got {str(history)!r}")
         if not is_name(name):
             raise ConfigError(f"name: expected {NAME_RULE}, got {shown(name)}")
         self.name = name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms
 from hrsa_lightning.callbacks.figures import finish_curves
 from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.errors import ConfigError, DataError, check_counts
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
 from hrsa_lightning.io import ContrastivePair, Problems, parse_pair, read_json_lines
 from hrsa_lightning.similarity.extraction import is_sharded
@@ -71,6 +71,7 @@ class RetrievalMonitor(Monitor):
         on_error: OnError = "warn",
         name: str = "retrieval",
     ) -> None:
+        check_counts(max_length=max_length, batch_size=batch_size, limit=limit)
         if not ks or any(k < 1 for k in ks):
             raise ConfigError(f"ks: expected positive numbers, got {list(ks)}")
         if history == "retrieval.jsonl" and name != "retrieval":

@@ -43,7 +43,7 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
-    return answered(lambda: _run(_parser().parse_args(argv)))
+    return answered(lambda: _run(_parser().parse_intermixed_args(argv)))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,7 +1,5 @@
 """Files of a comparison: JSON and CSV for programs, a page and pictures for people."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.compare.comparison import Comparison, ComparisonResults
 from hrsa_lightning.compare.models import KnownModel
-from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.io import csv_text, write_json, write_text
 from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
 from hrsa_lightning.plots.curves import panels_figure
 from hrsa_lightning.similarity.measurement import Measurement
@@ -138,13 +136,12 @@ def _row(comparison: Comparison, m: Measurement) -> tuple[Any, ...]:
 
 
 def _csv(results: ComparisonResults) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("model", "reference", *_COLUMNS))
-    for comparison in results.comparisons:
-        for m in comparison.measurements:
-            table.writerow((comparison.model, comparison.reference, *_row(comparison, m)))
-    return text.getvalue()
+    rows = [
+        (comparison.model, comparison.reference, *_row(comparison, m))
+        for comparison in results.comparisons
+        for m in comparison.measurements
+    ]
+    return csv_text([("model", "reference", *_COLUMNS), *rows])
 
 
 def _report(results: ComparisonResults) -> list[str]:

@@ -20,10 +20,11 @@ from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from hrsa_lightning.callbacks import Monitor, StepProgressBar
-from hrsa_lightning.config.schema import Config, LossConfig
+from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
 from hrsa_lightning.data import ContrastiveDataModule, PairSource
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
 from hrsa_lightning.losses import (
+    AlignmentLoss,
     DebiasedInfoNCELoss,
     InfoNCELoss,
     MatryoshkaLoss,
@@ -31,7 +32,7 @@ from hrsa_lightning.losses import (
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
-from hrsa_lightning.modules import PairedContrastiveModule
+from hrsa_lightning.modules import Alignment, PairedContrastiveModule
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from hrsa_lightning.modules.ranks import EndingFitLoop, StepCheckpoint
@@ -198,6 +199,7 @@ def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedCo
         loss=loss,
         regularizer=regularizer,
         regularizer_weight=config.loss.sigreg.weight if config.loss.sigreg else 1.0,
+        alignment=_build_alignment(config, arms),
         seeds={name: arm_seed(config, name) for name in arms},
         max_tokens_per_chunk=config.max_tokens_per_chunk,
         activation_budget=config.activation_budget,
@@ -227,6 +229,17 @@ def build_loss(config: LossConfig) -> tuple[nn.Module, SIGRegLoss | None]:
         raise ConfigError(f"loss: {error}") from error
 
 
+def _build_alignment(config: Config, arms: Mapping[str, EmbeddingModel]) -> Alignment | None:
+    if config.loss.alignment is None:
+        return None
+    options: dict[str, Any] = dataclasses.asdict(config.loss.alignment)
+    reference, weight = options.pop("reference"), options.pop("weight")
+    if is_backbone(reference):
+        reference = EmbeddingModel.from_pretrained(reference, **config.model.loading_options())
+    loss = AlignmentLoss(**options, gather_distributed=config.loss.gather_distributed)
+    return Alignment(arms, reference, loss=loss, weight=weight)
+
+
 def build_data(
     config: Config,
     arms: Mapping[str, EmbeddingModel],
@@ -236,16 +249,17 @@ def build_data(
 
     Args:
         config: The recipe.
-        arms: From `build_arms`.
+        arms: From `build_arms`, with a reference of `loss.alignment` that has its own tokenizer.
         sources: What `check_pairs` opened; default: the files are read and checked here.
     """
     data = config.data
     for name, arm in arms.items():
         for key in ("query_length", "passage_length"):
             if arm.max_positions is not None and getattr(data, key) > arm.max_positions:
+                owner = f"arms.{name}" if name in config.arms else name
                 raise ConfigError(
                     f"data.{key}: expected at most {arm.max_positions}, the positions of "
-                    f"arms.{name}, got {getattr(data, key)}"
+                    f"{owner}, got {getattr(data, key)}"
                 )
     return ContrastiveDataModule(
         sources or [resolve_path(path) for path in data.train],

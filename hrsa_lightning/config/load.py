@@ -6,6 +6,7 @@ answered at once. `build.py` turns the result into objects.
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -55,7 +56,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         content["callbacks"] = {name: _expand_preset(name, preset) for name, preset in presets}
     plain = _typed(content, Config, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        merged = OmegaConf.merge(_structured(), plain)
         config = typing.cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from None
@@ -63,6 +64,11 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     check_together(config)
     config.output_dir = expand_user(config.output_dir)
     return config
+
+
+@functools.cache
+def _structured() -> Any:
+    return OmegaConf.structured(Config)  # merging copies it
 
 
 def to_yaml(config: Config) -> str:

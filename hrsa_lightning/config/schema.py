@@ -47,7 +47,9 @@ def within(interval: str) -> Rule:
     """
     low, high = map(float, interval[1:-1].split(","))
 
-    def accepts(value: float) -> bool:
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, int | float):
+            return False
         above = value >= low if interval[0] == "[" else value > low
         return above and (value <= high if interval[-1] == "]" else value < high)
 
@@ -80,7 +82,9 @@ def _is_batch_limit(value: Any) -> bool:
     return _is_whole(value, 1) or (isinstance(value, float) and 0 < value <= 1)
 
 
-def _is_path(text: str) -> bool:
+def _is_path(text: Any) -> bool:
+    if not isinstance(text, str):
+        return False
     longest = max(len(part.encode()) for part in text.split("/"))
     return 0 < len(text) <= 4000 and longest <= 255
 
@@ -101,7 +105,7 @@ _WARN = Rule("true, false or warn", lambda value: value in (True, False, "warn")
 _BUDGET = Rule("bytes or auto", lambda value: value == "auto" or _is_whole(value, 0))
 _SEED = within("[0, 4294967295]")
 _LENGTH = within("[1, 1e7]")
-_TEXT = Rule("at most 10000 characters", lambda text: len(text) <= 10000)
+_TEXT = Rule("at most 10000 characters", lambda text: isinstance(text, str) and len(text) <= 10000)
 _PATH = Rule("a path or name, its parts of at most 255 bytes", _is_path)
 _NAME = Rule(NAME_RULE, is_name)
 
@@ -189,10 +193,30 @@ class SIGRegConfig:
 
 
 @dataclass
+class AlignmentConfig:
+    """Linear CKA with a reference's embeddings of the batch, added to the loss with `weight`.
+
+    `reference` is initial (each arm's own start), `arm:NAME` (another arm, as it is in the same
+    step), or a backbone that stays frozen. `push` stops at the level of unrelated embeddings.
+    """
+
+    reference: str = _key("initial", _PATH)
+    weight: float = _key(1.0, within("(0, 1e6]"))
+    direction: str = _key("pull", one_of("pull", "push"))
+    debiased: bool = True
+    standardize: bool = False
+
+
+def is_backbone(reference: str) -> bool:
+    """Whether a reference of `loss.alignment` is a model to load."""
+    return reference != "initial" and not reference.startswith("arm:")
+
+
+@dataclass
 class LossConfig:
     """Arguments of the classes in `hrsa_lightning.losses`, names and meaning unchanged.
 
-    `name` is infonce or debiased. `symmetric` to `hardness` belong to infonce, `tau_plus` to
+    `name` is infonce or debiased. `symmetric` to `joint` belong to infonce, `tau_plus` to
     debiased. `matryoshka` lists sizes of embeddings, the full one too where it is wanted.
     """
 
@@ -204,10 +228,12 @@ class LossConfig:
     same_side_negatives: bool = False
     false_negative_margin: float | None = _key(None, within("[-2, 2]"))
     hardness: float = _key(0.0, within("[0, 1000]"))
+    joint: bool = False
     tau_plus: float = _key(0.1, within("[0, 1)"))
     matryoshka: list[int] | None = _key(None, within("[1, 1e6]"))
     matryoshka_weights: list[float] | None = _key(None, within("[0, 1e6]"))
     sigreg: SIGRegConfig | None = None
+    alignment: AlignmentConfig | None = None
 
 
 @dataclass
@@ -295,7 +321,7 @@ NO_ARM = frozenset(
 """Names no arm can have: attributes of `nn.ModuleDict`, and two kinds of reference."""
 
 _LOSS_KEYS = {
-    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness"),
+    "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness", "joint"),
     "debiased": ("tau_plus",),
 }
 """Keys of one loss that the other does not have."""
@@ -338,6 +364,7 @@ def check_together(config: Config) -> None:
         if not any(data.weights):
             raise ConfigError(f"data.weights: expected one above 0, got {shown(data.weights)}")
     _check_loss(loss)
+    _check_alignment(config)
 
 
 def _check_half_precision(config: Config) -> None:
@@ -382,6 +409,8 @@ def _check_loss(loss: LossConfig) -> None:
         for key in keys:
             if loss.name != name and getattr(loss, key) != getattr(default, key):
                 raise ConfigError(f"loss.{key}: belongs to loss.name={name}, got {loss.name}")
+    if loss.joint and not loss.symmetric:
+        raise ConfigError("loss.joint: expected loss.symmetric=true beside it, got false")
     if loss.matryoshka is not None and not loss.matryoshka:
         raise ConfigError("loss.matryoshka: expected at least one size, got none")
     weights = loss.matryoshka_weights
@@ -392,3 +421,19 @@ def _check_loss(loss: LossConfig) -> None:
         )
     if weights is not None and not any(weights):
         raise ConfigError(f"loss.matryoshka_weights: expected one above 0, got {shown(weights)}")
+
+
+def _check_alignment(config: Config) -> None:
+    options = config.loss.alignment
+    if options is None:
+        return
+    if options.reference.startswith("arm:"):
+        others = [name for name in config.arms if f"arm:{name}" != options.reference]
+        if len(others) != len(config.arms) - 1 or not others:
+            known = " or ".join(f"arm:{name}" for name in config.arms) if others else "another arm"
+            raise ConfigError(
+                f"loss.alignment.reference: expected {cut(known)}, got {shown(options.reference)}"
+            )
+    texts = config.data.batch_size * (1 + config.data.train_group_size)
+    if texts < 4:
+        raise ConfigError(f"loss.alignment: expected 4 texts or more in a batch, got {texts}")

@@ -194,15 +194,21 @@ def permuted_cka(
     gram = y @ y.mT if n * n * y.element_size() <= half else None
     xx, yy = torch.zeros(2, dtype=torch.float64, device=x.device)
     xy = torch.zeros(len(orders), dtype=torch.float64, device=x.device)
-    for rows in row_chunks(x, 4 * n * x.element_size(), half, n):
+    parts = row_chunks(x, 4 * n * x.element_size(), half, n)
+    rooms = x.new_empty(2, parts[0].stop, n)
+    for rows in parts:
+        room, turned = rooms[:, : rows.stop - rows.start]
         left = x[rows] @ x.mT
         own = y[rows] @ y.mT if gram is None else gram[rows]
         xx += row_norms(left).sum()
         yy += row_norms(own).sum()
         for place, order in enumerate(orders):
-            chosen = order[rows]
-            right = y[chosen] @ y.mT if gram is None else gram[chosen]
-            xy[place] += left.flatten().dot(right.index_select(1, order).flatten())
+            if gram is None:
+                torch.matmul(y[order[rows]], y.mT, out=room)
+            else:
+                torch.index_select(gram, 0, order[rows], out=room)
+            torch.index_select(room, 1, order, out=turned)
+            xy[place] += left.flatten().dot(turned.flatten())
     plain = xy / (xx * yy).sqrt()
     k, ell = row_norms(x), row_norms(y)
     traces = k.sum(), ell.sum()
@@ -257,8 +263,12 @@ def permuted_procrustes(
     norms_x, norms_y = row_norms(left), row_norms(right)
     turned = left @ rotation.to(left)
     weight = (norms_x.sqrt() * norms_y.sqrt()[within(orders, judged)]).reciprocal()
+    room = torch.empty_like(right)
     products = torch.stack(
-        [(turned * right[order]).sum(1) for order in within(orders, judged)]
+        [
+            torch.index_select(right, 0, order, out=room).mul_(turned).sum(1)
+            for order in within(orders, judged)
+        ]
     ).double()
     inner, total_x, total_y = products.sum(1), norms_x.sum(), norms_y.sum()
     size = unit_x / unit_y

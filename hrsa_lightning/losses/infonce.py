@@ -30,8 +30,12 @@ class InfoNCELoss(CandidateLoss):
         symmetric: Average with the loss in the other direction, where each positive looks for its
             query among the queries of all ranks.
         same_side_negatives: Take the other queries as negatives of a query too, and with
-            `symmetric` the other positives as negatives of a positive (Li et al., arXiv 2308.03281,
-            eq. 2).
+            `symmetric` the other positives as negatives of a positive: NT-Xent (Chen et al., arXiv
+            2002.05709, eq. 1).
+        joint: With `symmetric`, one softmax over what both directions look at instead of the mean
+            of two. With `same_side_negatives` it is the loss of Li et al. (arXiv 2308.03281, eq.
+            2), in whose sum, as there, the positive pair stands once for each direction: it is at
+            least log 2.
         false_negative_margin: Leave out negatives whose cosine exceeds that of the positive by more
             than this, as false negatives (Qwen3 Embedding, arXiv 2506.05176, takes 0.1); `None`
             leaves none out.
@@ -40,7 +44,8 @@ class InfoNCELoss(CandidateLoss):
             9); 0 weights all alike.
 
     Raises:
-        ValueError: If `temperature` is not positive or `hardness` is negative.
+        ValueError: If `temperature` is not positive, `hardness` is negative, or `joint` comes
+            without `symmetric`.
 
     Example:
         >>> queries = torch.eye(2)
@@ -58,11 +63,15 @@ class InfoNCELoss(CandidateLoss):
         same_side_negatives: bool = False,
         false_negative_margin: float | None = None,
         hardness: float = 0.0,
+        joint: bool = False,
     ) -> None:
         super().__init__(temperature, gather_distributed, mask_duplicates)
         if hardness < 0:
             raise ValueError(f"hardness must be at least 0, got {hardness}")
+        if joint and not symmetric:
+            raise ValueError("joint: expected symmetric beside it, whose directions it joins")
         self.symmetric = symmetric
+        self.joint = joint
         self.same_side_negatives = same_side_negatives
         self.false_negative_margin = false_negative_margin
         self.hardness = hardness
@@ -105,31 +114,37 @@ class InfoNCELoss(CandidateLoss):
         false_negatives = batch.false_negatives(rows)
         # Two queries are alike in what they look for if one's positive answers the other.
         alike_BQ = false_negatives[:, :: batch.group_size]
-        loss = self._direction(
+        forth = self._logits(
             queries_BD,
             (batch.passages, false_negatives, targets),
             (all_queries_QD, alike_BQ, own),
         )
         if not self.symmetric:
-            return loss
+            return cross_entropy(forth, targets, reduction="sum")
         positives_QD = batch.passages[:: batch.group_size]
-        other = self._direction(
+        back = self._logits(
             positives_QD[own],
             (all_queries_QD, alike_BQ, own),
             (positives_QD, alike_BQ, own),
         )
-        return (loss + other) / 2
+        if self.joint:
+            return cross_entropy(torch.cat([forth, back], dim=1), targets, reduction="sum")
+        sums = [cross_entropy(*side, reduction="sum") for side in ((forth, targets), (back, own))]
+        return (sums[0] + sums[1]) / 2
 
-    def _direction(
+    def _logits(
         self,
         anchors_BD: Tensor,
         across: tuple[Tensor, Tensor, Tensor],
         same_side: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        """Summed loss of anchors that look `across`, and may have negatives on the `same_side`.
+        """What anchors choose from `across`, and may have as negatives on the `same_side`.
 
         Each side is its embeddings, which of them are false negatives of each anchor, and which is
         the anchor's target or, on its own side, the anchor itself.
+
+        Returns:
+            Scores of `across`, then of the same side; `-inf` where there is nothing to choose.
         """
         candidates, excluded, targets = across
         similarities = anchors_BD @ candidates.T
@@ -138,10 +153,6 @@ class InfoNCELoss(CandidateLoss):
             itself = torch.zeros_like(alike).scatter(1, own[:, None], True)
             similarities = torch.cat([similarities, anchors_BD @ siblings.T], dim=1)
             excluded = torch.cat([excluded, alike | itself], dim=1)
-        return self._cross_entropy(similarities, targets, excluded)
-
-    def _cross_entropy(self, similarities: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
-        """Sum over rows of the target's negative log share among all that is not excluded."""
         at_target = targets[:, None]
         fixed = similarities.detach()
         if self.false_negative_margin is not None:
@@ -150,5 +161,4 @@ class InfoNCELoss(CandidateLoss):
         logits = similarities / self.temperature
         if self.hardness:
             logits = logits + (self.hardness * fixed).scatter(1, at_target, 0.0)
-        logits = logits.masked_fill(excluded, float("-inf"))
-        return cross_entropy(logits, targets, reduction="sum")
+        return logits.masked_fill(excluded, float("-inf"))

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from hrsa_lightning.data import ContrastiveBatch
-from hrsa_lightning.errors import HRSAWarning
+from hrsa_lightning.errors import DataError, HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.lora import adapter_state, load_adapter_state
 from hrsa_lightning.models.tokenization import TokenizedTexts
+from hrsa_lightning.modules.alignment import REFERENCE, Alignment
 from hrsa_lightning.modules.checkpoints import ADAPTERS
 from hrsa_lightning.modules.deferred_gradients import DeferredGradients
 from hrsa_lightning.modules.gradcache import ActivationBudget, CachedEncoding, seeded
@@ -47,6 +48,8 @@ class PairedContrastiveModule(LightningModule):
         regularizer: Of all local embeddings and the number of the optimizer step, such as
             `SIGRegLoss`; added to the loss.
         regularizer_weight: What the regularizer is multiplied with.
+        alignment: Pulls the arms towards a reference or pushes them away from it; added to the
+            loss. With another arm as the reference an arm no longer trains as if it were alone.
         seeds: Dropout seed of each arm; an arm that is not named has seed 0.
         lr: Peak learning rate.
         weight_decay: AdamW's decay, on matrices only (not on biases and norms).
@@ -67,6 +70,7 @@ class PairedContrastiveModule(LightningModule):
         loss: nn.Module | None = None,
         regularizer: nn.Module | None = None,
         regularizer_weight: float = 1.0,
+        alignment: Alignment | None = None,
         seeds: Mapping[str, int] | None = None,
         lr: float = 2e-5,
         weight_decay: float = 0.05,
@@ -84,6 +88,7 @@ class PairedContrastiveModule(LightningModule):
         self.loss = loss or InfoNCELoss()
         self.regularizer = regularizer
         self.regularizer_weight = regularizer_weight
+        self.alignment = alignment
         self.seeds = {name: (seeds or {}).get(name, 0) for name in arms}
         self.lr = lr
         self.weight_decay = weight_decay
@@ -105,8 +110,9 @@ class PairedContrastiveModule(LightningModule):
     def configure_model(self) -> None:
         """Shard every arm over the ranks where the strategy asks for it (FSDP2)."""
         if self.device_mesh is not None:
-            for arm in self.named_arms().values():
-                shard(arm, self.device_mesh["data_parallel"])
+            frozen = self.alignment.frozen_models() if self.alignment else []
+            for model in [*self.named_arms().values(), *frozen]:
+                shard(model, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Find out how this strategy averages gradients.
@@ -127,15 +133,16 @@ class PairedContrastiveModule(LightningModule):
         self._cached.clear()
         self._throughput.start_step()
         losses: dict[str, Tensor] = {}
-        for name, arm in self.arms.items():
+        for name in self.alignment.order(self.named_arms()) if self.alignment else self.arms:
             if self._budget is not None and (one_by_one or not losses):
                 self._budget.reset(self.device, self.trainer.num_devices, self.trainer.optimizers)
             loss = self._arm_loss(name, batch, batch_idx)
             losses[name] = loss.detach() if one_by_one else loss
             if one_by_one:
-                with self._deferred.capture(arm, self._loss_scale()) as backward:
+                with self._deferred.capture(self._arm(name), self._loss_scale()) as backward:
                     backward(loss)
                     self._backward_cached()
+        losses = {name: losses[name] for name in self.arms}
         self._log_step(batch, losses)
         total = torch.stack(list(losses.values())).sum()
         return self._deferred.loss(total) if one_by_one else total
@@ -189,25 +196,39 @@ class PairedContrastiveModule(LightningModule):
         """The embedding models by name."""
         return {name: self._arm(name) for name in self.arms}
 
+    def encoders(self) -> dict[str, EmbeddingModel]:
+        """Models that a batch has tokens for: the arms, and a reference with its own tokenizer."""
+        model = self.alignment.model if self.alignment else None
+        return self.named_arms() | ({} if model is None else {REFERENCE: model})
+
     def _arm(self, name: str) -> EmbeddingModel:
         return cast(EmbeddingModel, self.arms[name])
 
     def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
-        queries, passages = cast(tuple[TokenizedTexts, TokenizedTexts], batch.tokens(name))
-        embeddings = self._encode(name, TokenizedTexts.cat([queries, passages]), batch_idx)
-        query_embeddings = embeddings[batch.query_rows]
-        passage_embeddings = embeddings[batch.passage_rows.flatten() + len(queries)]
+        embeddings = self._encode(name, _texts(batch, name), batch_idx)
+        query_embeddings, passage_embeddings = _rows(batch, embeddings)
         loss: Tensor = self.loss(
             query_embeddings,
             passage_embeddings.view(len(batch), batch.group_size, -1),
             batch.document_ids,
             batch.query_ids,
         )
+        if self.regularizer is None and self.alignment is None:
+            return loss
+        everything = torch.cat([query_embeddings, passage_embeddings])
         if self.regularizer is not None:
-            everything = torch.cat([query_embeddings, passage_embeddings])
             loss = loss + self.regularizer_weight * self.regularizer(
                 everything, self.trainer.global_step
             )
+        if self.alignment is not None:
+
+            def encode(model: EmbeddingModel, tokens: str) -> Tensor:
+                texts = _texts(batch, tokens)
+                chunks, passes = self._chunks(texts.lengths)
+                outputs = [model.encode_chunk(texts, some) for some in passes]
+                return torch.cat(_rows(batch, restore_order(outputs, chunks)))
+
+            loss = loss + self.alignment(name, self._arm(name), everything, encode)
         return loss
 
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
@@ -316,8 +337,24 @@ class PairedContrastiveModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
-        for name, (_, weights) in checkpoint.get(ADAPTERS, {}).items():
-            load_adapter_state(self._arm(name).backbone, weights)
+        adapters = checkpoint.get(ADAPTERS, {})
+        for name, arm in self.named_arms().items():
+            if name in adapters:
+                load_adapter_state(arm.backbone, adapters[name][1])
+            elif adapter_state(arm.backbone) is not None:
+                raise DataError(f"the checkpoint has no adapter of arm {name!r}")
+
+
+def _texts(batch: ContrastiveBatch, name: str) -> TokenizedTexts:
+    """Distinct queries, then distinct passages, as a model reads them."""
+    return TokenizedTexts.cat(cast(tuple[TokenizedTexts, TokenizedTexts], batch.tokens(name)))
+
+
+def _rows(batch: ContrastiveBatch, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """(queries, features) and (all passages, features) from those of the distinct texts."""
+    num_queries = len(embeddings) - len(cast(TokenizedTexts, batch.passages[0]))
+    passage_rows = batch.passage_rows.flatten() + num_queries
+    return embeddings[batch.query_rows], embeddings[passage_rows]
 
 
 class ContrastiveModule(PairedContrastiveModule):

@@ -11,6 +11,7 @@ from hrsa_lightning.plots.style import (
     INK,
     PANEL,
     draw_chance,
+    literal,
     plain,
     style_axes,
 )
@@ -82,7 +83,7 @@ def lines_figure(
     bottom = (0.5 + 0.18 * rows) / height
     ax = figure.add_axes((0.145, bottom, 0.83, 1 - bottom - 0.25 / height))
     draw_lines(ax, lines, title=title, chance=chance, log_x=log_x)
-    ax.set_xlabel(x_label, fontsize=8, color=INK)
+    ax.set_xlabel(literal(x_label), fontsize=8, color=INK)
     if legend:
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(
@@ -210,7 +211,7 @@ def panels_figure(
         draw_lines(ax, lines, title=name, chance=chance, log_x=log_x)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure.suptitle(literal(title), fontsize=11, color=INK)
     if legend:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
@@ -237,9 +238,8 @@ def draw_lines(
         color = line.color or COLORS[index % len(COLORS)]
         steps, values = plain(line.steps), plain(line.values)
         marker = "o" if len(steps) < _MOST_MARKED else ""
-        ax.plot(
-            steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=color, label=line.label
-        )
+        label = literal(line.label)
+        ax.plot(steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=color, label=label)
         if line.low is not None and line.high is not None:
             low, high = plain(line.low), plain(line.high)
             ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)

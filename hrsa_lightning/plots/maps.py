@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hrsa_lightning.plots.style import INK, plain
+from hrsa_lightning.plots.style import INK, literal, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +45,8 @@ def heatmap_figure(
     figure = Figure(figsize=(size + 0.9, size), dpi=110, layout="constrained")
     ax = figure.subplots()
     draw_heatmap(ax, values, rows, columns, title=title, label=label)
-    ax.set_xlabel(column_label, fontsize=9, color=INK)
-    ax.set_ylabel(row_label, fontsize=9, color=INK)
+    ax.set_xlabel(literal(column_label), fontsize=9, color=INK)
+    ax.set_ylabel(literal(row_label), fontsize=9, color=INK)
     return figure
 
 
@@ -148,12 +148,12 @@ def draw_layer_steps(
 
 
 def _finish_map(ax: "Axes", title: str, image: "AxesImage", label: str = "") -> None:
-    ax.set_title(title, fontsize=9, color=INK)
+    ax.set_title(literal(title), fontsize=9, color=INK)
     ax.tick_params(colors=INK)
     for spine in ax.spines.values():
         spine.set_color(INK)
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.9, pad=0.03)
-    bar.set_label(label, fontsize=8, color=INK)
+    bar.set_label(literal(label), fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
     bar.outline.set_edgecolor(INK)
 
@@ -164,4 +164,4 @@ def _some(names: Sequence[str]) -> tuple[list[int], list[str]]:
     chosen = list(range(0, len(names), every))
     if len(names) - 1 - chosen[-1] >= every / 2:
         chosen.append(len(names) - 1)
-    return chosen, [names[index] for index in chosen]
+    return chosen, [literal(names[index]) for index in chosen]

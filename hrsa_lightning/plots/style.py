@@ -26,9 +26,14 @@ def plain(values: Any) -> Any:
     return values
 
 
+def literal(text: str) -> str:
+    """A text that matplotlib shows as it is: a pair of `$` begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def style_axes(ax: "Axes", title: str) -> None:
     """Title, grid and spines of a panel."""
-    ax.set_title(title, fontsize=9, color=INK)
+    ax.set_title(literal(title), fontsize=9, color=INK)
     ax.tick_params(labelsize=8, colors=INK)
     ax.grid(color=FAINT, lw=0.6)
     ax.set_axisbelow(True)

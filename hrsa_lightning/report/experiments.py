@@ -37,6 +37,17 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
+_SECTIONS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "config.yaml": {
+        **dict.fromkeys(("arms", "arms.*", "data", "loss", "optimizer", "trainer"), dict),
+        **{"data.train": list, "model": dict, "model.lora": dict},
+    },
+    "environment.json": {"packages": dict, "git": dict, "gpus": list},
+    "summary.json": {"seconds": (int, float)},
+}
+"""What a report takes apart, by file, and its type. Null stands for what is absent."""
+
+_MOST_SECONDS = 1e10
 _SEED_KEYS = ("seed", "output_dir", "resume")
 
 
@@ -300,7 +311,11 @@ def read_run(folder: Path) -> Run:
 
     def read(name: str, missing: str) -> dict[str, Any]:
         if (folder / name).is_file():
-            return read_yaml(folder / name) if name.endswith(".yaml") else read_json(folder / name)
+            reader = read_yaml if name.endswith(".yaml") else read_json
+            content = reader(folder / name)
+            for section, kind in _SECTIONS[name].items():
+                notes.extend(f"{name}: {n}" for n in _drop_odd(content, section, kind))
+            return content
         notes.append(f"{name} is missing: {missing}")
         return {}
 
@@ -373,12 +388,29 @@ def _history_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def _drop_odd(content: dict[str, Any], section: str, kind: Any) -> list[str]:
+    """Take out what has another type than the report needs, and say so."""
+    first, _, rest = section.partition(".")
+    if rest:
+        inner = content.get(first, {})
+        names = list(inner) if rest == "*" else [rest]
+        return [f"{first}.{n}" for name in names for n in _drop_odd(inner, name, kind)]
+    value = content.get(first)
+    is_number = isinstance(value, (int, float))
+    if isinstance(value, kind) and (not is_number or 0 <= value < _MOST_SECONDS):
+        return []
+    absent = content.pop(first, None) is None
+    return [] if absent else [f"{first} has another form than a run's and is left out"]
+
+
 def _read_history(path: Path) -> History:
     columns: dict[tuple[str, Series], int] = {}
     chance: dict[Key, float] = {}
     rows: list[list[tuple[int, float]]] = []
     bands: list[tuple[int, int, float, float]] = []
-    evaluations = read_evaluations(path)
+    # Ascending, and of records that repeat a step the last.
+    ascending = sorted(read_evaluations(path), key=lambda evaluation: evaluation.step)
+    evaluations = list({(each.step, each.monitor): each for each in ascending}.values())
     for index, evaluation in enumerate(evaluations):
         monitor = evaluation.monitor or path.stem
         row = []

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from hrsa_lightning.cli import markdown_table, markdown_text
 from hrsa_lightning.plots import COLORS, INK, MUTED, inline_svg, save_figure
+from hrsa_lightning.plots.style import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,20 +169,20 @@ def to_markdown(title: str, subtitle: str, blocks: Sequence[Block], figures: str
         blocks: The content.
         figures: Folder of the figures, relative to the file.
     """
-    parts = [f"# {title}", subtitle]
+    parts = [f"# {markdown_text(title)}", subtitle]
     for block in blocks:
+        if isinstance(block, Table):
+            texts = [[c if isinstance(c, str) else c.text for c in row] for row in block.rows]
+            table = "\n".join(markdown_table([block.header, *texts]))
+            parts += [markdown_text(block.caption), table]
+            continue
+        words = markdown_text(block.title if isinstance(block, Gallery) else block.text)
         if isinstance(block, Heading):
-            parts.append(f"{'#' * block.level} {block.text}")
+            parts.append(f"{'#' * block.level} {words}")
         elif isinstance(block, Text):
-            parts.append(f"*{block.text}*" if block.is_note else block.text)
-        elif isinstance(block, Table):
-            lines = [block.header, ["---"] * len(block.header), *block.rows]
-            parts.append(block.caption)
-            parts.append(
-                "\n".join(f"| {' | '.join(map(_markdown_cell, line))} |" for line in lines)
-            )
+            parts.append(f"*{words}*" if block.is_note else words)
         else:
-            parts.append(f"![{block.title}]({figures}/{block.name}.png)")
+            parts.append(f"![{words}]({figures}/{block.name}.png)")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -206,7 +208,7 @@ def _sheet(gallery: Gallery) -> "Figure":
     below = 0.1 + 0.22 * math.ceil(len(gallery.legend) / per_row)
     total = rows * height + 0.35 + below
     figure = Figure(figsize=(columns * width, total), dpi=110)
-    figure.suptitle(gallery.title, fontsize=11, color=INK, y=1 - 0.1 / total, va="top")
+    figure.suptitle(literal(gallery.title), fontsize=11, color=INK, y=1 - 0.1 / total, va="top")
     for index, panel in enumerate(gallery.panels):
         row, column = divmod(index, columns)
         left = (column + _MARGINS[0]) / columns
@@ -215,11 +217,6 @@ def _sheet(gallery: Gallery) -> "Figure":
         panel.draw(figure.add_axes(box))
     if gallery.legend:
         handles = [Line2D([], [], color=s.color, ls=s.dash, lw=1.6) for s in gallery.legend]
-        labels = [s.label for s in gallery.legend]
+        labels = [literal(s.label) for s in gallery.legend]
         figure.legend(handles, labels, loc="lower center", ncols=per_row, fontsize=8, frameon=False)
     return figure
-
-
-def _markdown_cell(cell: str | Cell) -> str:
-    text = cell if isinstance(cell, str) else cell.text
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,6 +1,7 @@
 """The sections of a report, from experiments to blocks."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -92,10 +93,13 @@ def report_blocks(experiments: Sequence[Experiment], *, log_x: bool = False) -> 
     if len(experiments) > 1:
         blocks += [Heading("Side by side"), *_side_by_side(experiments)]
     for number, experiment in enumerate(experiments):
+        prefixes: list[str] = []
         for group in experiment.groups():
             name = group[:1].upper() + group[1:]
             name = name if len(experiments) == 1 else f"{experiment.label}: {name}"
-            prefix = f"{number}_{group.replace('.', '_')}"
+            prefix = f"{number}_{re.sub(r'[^0-9A-Za-z]', '_', group)[:60]}"
+            prefix += f"_{len(prefixes)}" if prefix in prefixes else ""
+            prefixes.append(prefix)
             if experiment.is_retrieval(group):
                 blocks.append(Heading(f"{name} on held-out pairs"))
                 blocks += _retrieval(experiment, group, prefix, log_x)
@@ -170,14 +174,14 @@ def _description(experiment: Experiment) -> dict[str, str]:
             "batch size": str(data.get("batch_size")),
             "learning rate": str(config.get("optimizer", {}).get("lr")),
             "temperature": str(config.get("loss", {}).get("temperature")),
-            "LoRA rank": str(((config.get("model") or {}).get("lora") or {}).get("r", "full")),
+            "LoRA rank": str(config.get("model", {}).get("lora", {}).get("r", "full")),
             "precision": str(trainer.get("precision")),
         }
     found["steps"] = f"{run.last_step:g}"
     if environment:
         commits = dict.fromkeys(_commit(each.environment.get("git")) for each in experiment.runs)
         packages = environment.get("packages", {})
-        machine = [f"{environment.get('threads')} threads", *(environment.get("gpus") or [])]
+        machine = [f"{environment.get('threads')} threads", *map(str, environment.get("gpus", []))]
         found |= {
             "versions": ", ".join(f"{name} {ver}" for name, ver in packages.items() if ver),
             "git": ", ".join(commits),

@@ -1,13 +1,11 @@
 """From folders of runs to the files of a report."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import write_text
+from hrsa_lightning.io import csv_text, write_text
 from hrsa_lightning.report.experiments import (
     Experiment,
     Key,
@@ -73,10 +71,11 @@ def write_report(
             ("curves.csv", _curves(experiments)),
             ("derived.csv", _derived(experiments)),
         ):
-            write_text(out / name, _csv(rows))
+            defined = [["" if v != v else v for v in row] for row in rows]
+            _write(out / name, csv_text(defined))
         write_figures(blocks, out / _FIGURES)
-        write_text(out / "report.md", to_markdown(title, subtitle, blocks, _FIGURES))
-        write_text(out / "report.html", to_html(title, subtitle, blocks))
+        _write(out / "report.md", to_markdown(title, subtitle, blocks, _FIGURES))
+        _write(out / "report.html", to_html(title, subtitle, blocks))
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
     return out / "report.html"
@@ -139,10 +138,6 @@ def _derived(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
                     yield (*_names(experiment, d.key), *numbers)
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    """Undefined values are left empty."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for row in rows:
-        writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in row])
-    return buffer.getvalue()
+def _write(path: Path, text: str) -> None:
+    """Half a surrogate pair, which YAML lets pass, becomes a question mark."""
+    write_text(path, text.encode(errors="replace").decode())

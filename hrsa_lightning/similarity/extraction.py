@@ -16,7 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
-from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.errors import ConfigError, DataError, check_counts
 from hrsa_lightning.io import is_file
 from hrsa_lightning.similarity.layers import LayerSelection, select_layers
 from hrsa_lightning.similarity.pooling import LayerPooling, PoolingMethod
@@ -89,11 +89,9 @@ class Extractor:
             raise ConfigError("probes: expected the inputs that models are compared on, got none")
         if isinstance(layers, str) or not layers:
             raise ConfigError(f"layers: expected a list of names or globs, got {layers!r}")
-        if batch_size < 1 or (limit_batches is not None and limit_batches < 1):
-            raise ConfigError(
-                "batch_size and limit_probe_batches: expected positive numbers, got "
-                f"{batch_size} and {limit_batches}"
-            )
+        check_counts(
+            max_length=max_length, batch_size=batch_size, limit_probe_batches=limit_batches
+        )
         self.patterns = list(layers)
         self.max_length = max_length
         self.models: dict[str, nn.Module] = {}
@@ -113,18 +111,21 @@ class Extractor:
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def check(self) -> None:
-        """Read probes that are files, and refuse bad ones before there is a model.
+        """Read probes of a recipe, and refuse bad ones before there is a model.
 
         Raises:
             DataError: The message begins with `probes`.
         """
         for source in self._sources.values():
-            # Without a suffix it may be the name of a loader method.
-            if isinstance(source, (str, Path)) and (Path(source).suffix or is_file(source)):
-                try:
+            if isinstance(source, str) and source.isidentifier() and not is_file(source):
+                continue  # it may be the name of a loader method
+            try:
+                if isinstance(source, (str, Path)):
                     read_texts(source)
-                except DataError as error:
-                    raise DataError(f"probes: {error}") from None
+                elif isinstance(source, (int, float, list, Mapping)):
+                    load_probes(source, size=1, label_key=None, limit=None, shard=0, shards=1)
+            except DataError as error:
+                raise DataError(f"probes: {str(error).removeprefix('probes: ')}") from None
 
     def prepare(
         self,

@@ -38,6 +38,10 @@ DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 
 _NUMBERS = ("value", "chance", "low", "high")
+_SPECTRA = ("singular_values", "row_entropy")
+_LARGEST = 1e100
+"""Larger values are taken as undefined, so that squares and sums stay finite."""
+_MALFORMED = (LookupError, TypeError, AttributeError, ValueError, OverflowError)
 _SCORE = re.compile(r"(mrr|ndcg|recall)@\d+")
 _BOUNDS = ("low", "high")
 
@@ -130,13 +134,14 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
     """Read a history file evaluation by evaluation; see `read_history`."""
     path = Path(path)
     old = _TagReader(path.stem)
-    found, is_old = [], False
+    found: list[Evaluation] = []
+    num_old = 0
     for number, _, _, record in read_json_lines(path, ended_only=True):
         try:
-            step, monitor = record["step"], record.get("monitor", "")
+            step, monitor = _count(record["step"]), _word(record.get("monitor", ""))
             if "values" in record:
                 monitor, measurements = old.read(record)
-                is_old = True
+                num_old += 1
             else:
                 measurements = [_measurement(step, fields) for fields in record["measurements"]]
             found.append(
@@ -144,18 +149,18 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                     step,
                     measurements,
                     monitor,
-                    record.get("epoch", 0),
+                    _count(record.get("epoch", 0)),
                     _number(record.get("time")),
                     _number(record.get("seconds")),
-                    record.get("run", ""),
+                    _word(record.get("run", "")),
                 )
             )
-        except (KeyError, TypeError, AttributeError, ValueError):
+        except _MALFORMED:
             raise DataError(
                 f"{path}:{number}: expected an evaluation, with 'step' and a list 'measurements', "
                 f"got {json.dumps(record):.80}"
             ) from None
-    return _with_named_reference(found) if is_old else found
+    return _with_named_reference(found[:num_old], found[num_old:]) + found[num_old:]
 
 
 def read_details(path: str | Path) -> list[Detail]:
@@ -170,13 +175,12 @@ def read_details(path: str | Path) -> list[Detail]:
         try:
             if "group" in record:
                 record = _old_detail(record, path.name.removesuffix(DETAILS_SUFFIX))
-            values = [
-                [*map(_number, row)] if isinstance(row, list) else _number(row)
-                for row in record["values"]
-            ]
-            found.append(Detail(**{**record, "values": values}))
-        except (KeyError, TypeError):
-            raise DataError(f"{path}:{number}: expected a map or spectrum with 'values'") from None
+            found.append(_detail(record))
+        except _MALFORMED:
+            raise DataError(
+                f"{path}:{number}: expected a map with 'values' of its 'rows' and 'columns', or a "
+                f"spectrum with a list 'values', got {json.dumps(record):.80}"
+            ) from None
     return found
 
 
@@ -266,10 +270,30 @@ def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:
 
 
 def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
-    for name in _NUMBERS:
-        if name in fields:
-            fields[name] = _number(fields[name])
+    for name, value in fields.items():
+        fields[name] = _number(value) if name in _NUMBERS else _word(value)
     return Measurement(**fields, step=step)
+
+
+def _detail(fields: dict[str, Any]) -> Detail:
+    """A map has rows and columns, a spectrum has neither."""
+    rows, columns = fields.get("rows", ()), fields.get("columns", ())
+    if (fields["kind"] == "cka" and not rows) or (fields["kind"] in _SPECTRA and rows):
+        raise ValueError
+    if rows:
+        shape = [len(columns)] * len(rows)
+        if [len(row) for row in fields["values"]] != shape:
+            raise ValueError
+        values: list[Any] = [[_number(value) for value in row] for row in fields["values"]]
+    else:
+        values = [_number(value) for value in fields["values"]]
+    read: dict[str, Any] = {
+        "step": _count(fields["step"]),
+        "values": values,
+        "rows": rows and [_word(name) for name in rows],
+        "columns": columns and [_word(name) for name in columns],
+    }
+    return Detail(**{**{k: _word(v) for k, v in fields.items() if k not in read}, **read})
 
 
 def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
@@ -283,7 +307,24 @@ def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value) if abs(value) < _LARGEST else math.nan
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError
+    return value
+
+
+def _word(value: Any) -> str:
+    """A name; one that breaks a line or has half a surrogate pair fits into no title or file."""
+    if type(value) is not str or not value.isprintable():
+        raise TypeError
+    return value
 
 
 def _finite(value: Any) -> Any:
@@ -323,11 +364,12 @@ class _TagReader:
                 continue
             series = self._known.get(tag) or self._known.setdefault(tag, self._series(tag))
             chance = self._floors.get(tag)
+            chance = None if chance is None else _number(chance)
             found[series] = _of_series(series, _number(value), chance, record["step"])
         return name, _with_bands(found)
 
     def _series(self, tag: str) -> Series:
-        group, *parts = tag.split("/")
+        group, *parts = _word(tag).split("/")
         probes = _probes_of(group, self._name)
         if len(parts) < 3 and _SCORE.fullmatch(parts[-1]):
             return Series(parts[-1], probes, arm=parts[0] if len(parts) == 2 else "")
@@ -363,13 +405,12 @@ def _with_bands(found: dict[Series, Measurement]) -> list[Measurement]:
     ]
 
 
-def _with_named_reference(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """Where a run of version 0.1 was resumed, its later records name the reference of all."""
-    places = (m for e in evaluations for m in e.measurements if m.reference and not m.arm)
-    names = {m.reference for m in places}
-    if len(names) != 2 or _UNNAMED not in names:
-        return evaluations
-    (name,) = names - {_UNNAMED}
+def _with_named_reference(old: list[Evaluation], later: Sequence[Evaluation]) -> list[Evaluation]:
+    """Where a run of version 0.1 was resumed, its later records name the only reference."""
+    names = {m.reference for e in later for m in e.measurements if m.reference and not m.arm}
+    if len(names) != 1:
+        return old
+    (name,) = names
     return [
         e._replace(
             measurements=[
@@ -377,7 +418,7 @@ def _with_named_reference(evaluations: list[Evaluation]) -> list[Evaluation]:
                 for m in e.measurements
             ]
         )
-        for e in evaluations
+        for e in old
     ]
 
 

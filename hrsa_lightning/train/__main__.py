@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hrsa_lightning.cli import answered
 from hrsa_lightning.config import describe_recipes, flat_settings, load_config, to_yaml
-from hrsa_lightning.config.schema import Config
+from hrsa_lightning.config.schema import Config, is_backbone
 from hrsa_lightning.errors import ConfigError, HRSAError
 
 if TYPE_CHECKING:
@@ -81,11 +81,14 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     from hrsa_lightning.resources import resolve_path
 
     problems = []
-    for name, arm in config.arms.items():
+    backbones = {f"arms.{name}.backbone": arm.backbone for name, arm in config.arms.items()}
+    if config.loss.alignment and is_backbone(config.loss.alignment.reference):
+        backbones["loss.alignment.reference"] = config.loss.alignment.reference
+    for key, backbone in backbones.items():
         try:
-            check_available(arm.backbone)
+            check_available(backbone)
         except HRSAError as error:
-            problems.append(f"arms.{name}.backbone: {error}")
+            problems.append(f"{key}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     return check_pairs(
@@ -163,7 +166,7 @@ def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Ru
 
     arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
-    data = build.build_data(config, arms, pairs)
+    data = build.build_data(config, module.encoders(), pairs)
     if trainer.is_global_zero:
         _announce(config, module)
         if run.checkpoint is not None:

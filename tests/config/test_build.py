@@ -5,7 +5,13 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hrsa_lightning.config import load_config, to_yaml
-from hrsa_lightning.config.build import build_arms, build_loss, build_trainer
+from hrsa_lightning.config.build import (
+    build_arms,
+    build_data,
+    build_loss,
+    build_module,
+    build_trainer,
+)
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.losses import DebiasedInfoNCELoss, InfoNCELoss, MatryoshkaLoss, SIGRegLoss
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
@@ -78,6 +84,15 @@ def test_a_saved_recipe_gives_the_same_loss(tmp_path):
         (["loss.matryoshka=[0]"], "loss.matryoshka: expected a value in [1, 1e6], got 0"),
         (["loss.matryoshka_weights=[1]"], "loss.matryoshka_weights: expected one per size"),
         (["loss.sigreg.weight=0"], "loss.sigreg.weight: expected a value in (0, 1e6], got 0"),
+        (["loss.joint=true"], "loss.joint: expected loss.symmetric=true beside it, got false"),
+        (
+            ["loss.alignment.reference=arm:bas"],
+            "loss.alignment.reference: expected arm:base or arm:rlvr or arm:sft or arm:base_seed2,",
+        ),
+        (
+            ["loss.alignment.direction=away"],
+            "loss.alignment.direction: expected pull or push, got 'away'",
+        ),
         (["loss.sigreg.num_slice=8"], "Did you mean 'num_slices'?"),
         (["model.quantization=nf8"], "model.quantization: expected nf4, got 'nf8'"),
         (["model.quantization=nf4", "model.lora=null"], "model.quantization: trains adapters only"),
@@ -95,6 +110,32 @@ def test_what_cannot_be_is_answered_in_one_line(overrides, message):
         _config(*overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_another_arm_is_no_reference_of_a_single_one():
+    single = [f"arms.{name}=null" for name in ("rlvr", "sft", "base_seed2")]
+    with pytest.raises(ConfigError, match=r"alignment.reference: expected another arm, got 'arm:"):
+        _config(*single, "loss.alignment.reference=arm:base")
+    few = ["data.batch_size=1", "data.train_group_size=1", "loss.alignment={}"]
+    with pytest.raises(ConfigError, match=r"loss\.alignment: expected 4 texts or more in a batch"):
+        _config(*few)
+
+
+@pytest.mark.parametrize("reference", ["initial", "arm:base", "embedded:tiny/sft"])
+def test_alignment_with_each_kind_of_reference(reference):
+    config = _config(
+        *("arms.rlvr=null", "arms.base_seed2=null", f"loss.alignment.reference={reference}"),
+        *("loss.alignment.weight=0.5", "loss.alignment.direction=push"),
+    )
+    arms = build_arms(config)
+    module = build_module(config, arms)
+    alignment = module.alignment
+    assert (alignment.weight, alignment.loss.direction) == (0.5, "push")
+    assert alignment.order(arms) == ["base", "sft"]
+    assert set(module.encoders()) - set(arms) == (
+        {"loss.alignment"} if reference.startswith("embedded") else set()
+    )
+    assert len(build_data(config, module.encoders()).train_dataloader()) > 0
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,10 @@ def test_no_number_is_without_end(key, value):
     if value == "-2" and key == "loss.false_negative_margin":
         return  # the least cosine margin there is
     in_list = typing.get_origin(KEYS[key].type) is list or "list" in str(KEYS[key].type)
-    sigreg = ["loss.sigreg.weight=0.1"] if "sigreg" in key else []
+    section = key.rpartition(".")[0]
+    switch = [f"{section}={{}}"] if section in ("loss.sigreg", "loss.alignment") else []
     with pytest.raises(ConfigError) as caught:
-        load_config("quickstart", [*sigreg, f"{key}={f'[{value}]' if in_list else value}"])
+        load_config("quickstart", [*switch, f"{key}={f'[{value}]' if in_list else value}"])
     assert str(caught.value).startswith(key)
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
@@ -107,6 +108,8 @@ def test_names_of_runs_and_monitors_stay_in_their_folder(name):
         (["model.lora.target_modules=[]"], "model.lora.target_modules: expected a name or"),
         (["model.trust_remote_code=-1"], "model.trust_remote_code: expected true or false, got -1"),
         (["resume=null"], "resume: expected true or false, got None"),
+        (["data.weights=[[]]"], "data.weights: expected a value in [0, 1e9], got []"),
+        (["data.train=[[]]"], "data.train"),
         (["data.weights={a: 1}"], "data.weights: expected a list, got {'a': 1}"),
         (["trainer.devices=0"], "trainer.devices: expected auto, -1, a number"),
         (["trainer.devices=null"], "trainer.devices: expected auto, -1, a number"),
@@ -130,6 +133,12 @@ def test_mistakes_are_answered_with_the_key(overrides, message):
         load_config("quickstart", overrides)
     assert str(caught.value).startswith(message)
     assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("history", ["''", ".", "..", "/", "/tmp", "a" * 300])
+def test_histories_are_files(history):
+    with pytest.raises(ConfigError, match=r"history: expected the name or path of a file"):
+        build_callbacks(load_config("quickstart", [f"callbacks.retrieval.history={history}"]))
 
 
 @pytest.mark.parametrize(

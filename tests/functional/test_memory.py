@@ -24,6 +24,8 @@ METRICS: dict[str, Callable[..., object]] = {
         x, y, "paper", **options
     ),
     "neighbors": F.knn_overlap,
+    "cknna": F.cknna,
+    "predictivity": F.linear_predictivity,
     "correlation": F.dimension_correlation,
     "probe": lambda x, y, **options: F.linear_probe_transfer(x, y, x[:, :8].argmax(1), **options),
 }

@@ -27,9 +27,10 @@ def answers(i, owner, place, passage_ids, query_ids):
     return query_ids is not None and place == 0 and query_ids[owner] == query_ids[i]
 
 
-def share(positive, negatives, temperature, margin=None, hardness=0.0):
-    """Negative log share of the positive cosine among weighted negative cosines."""
-    total = top = torch.exp(positive / temperature)
+def share(positive, negatives, temperature, margin=None, hardness=0.0, times=1):
+    """Negative log share of the positive cosine, `times` in the sum, among weighted negatives."""
+    top = torch.exp(positive / temperature)
+    total = times * top
     for negative in negatives:
         if margin is not None and negative > positive + margin:
             continue
@@ -46,6 +47,7 @@ def slow_infonce(
     query_ids=None,
     symmetric=False,
     same_side=False,
+    joint=False,
     **weighting,
 ):
     ids = passage_ids, query_ids
@@ -64,10 +66,14 @@ def slow_infonce(
             negatives += [cosine(queries[i], queries[k]) for k in others]
         loss = share(positive, negatives, temperature, **weighting)
         if symmetric:
+            forth = negatives
             negatives = [cosine(passages[i, 0], queries[k]) for k in others]
             if same_side:
                 negatives += [cosine(passages[i, 0], passages[k, 0]) for k in others]
-            loss = (loss + share(positive, negatives, temperature, **weighting)) / 2
+            if joint:
+                loss = share(positive, forth + negatives, temperature, times=2, **weighting)
+            else:
+                loss = (loss + share(positive, negatives, temperature, **weighting)) / 2
         losses.append(loss)
     return sum(losses) / len(losses)
 

@@ -50,6 +50,12 @@ CASES = {
             q, p, 0.3, *ids, symmetric=True, same_side=True, margin=0.3, hardness=2.0
         ),
     ),
+    "infonce, joint": (
+        InfoNCELoss(0.3, symmetric=True, same_side_negatives=True, joint=True),
+        lambda q, p, *ids: slow_infonce(
+            q, p, 0.3, *ids, symmetric=True, same_side=True, joint=True
+        ),
+    ),
     "debiased": (
         DebiasedInfoNCELoss(0.2, 0.1),
         lambda q, p, *ids: slow_debiased(q, p, 0.2, 0.1, *ids),

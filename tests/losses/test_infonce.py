@@ -31,6 +31,15 @@ def test_equals_the_formula(temperature, ids):
             {"symmetric": True, "same_side_negatives": True, "hardness": 2.0},
             {"symmetric": True, "same_side": True, "hardness": 2.0},
         ),
+        ({"symmetric": True, "joint": True}, {"symmetric": True, "joint": True}),
+        (
+            {"symmetric": True, "same_side_negatives": True, "joint": True},
+            {"symmetric": True, "same_side": True, "joint": True},
+        ),
+        (
+            {"symmetric": True, "joint": True, "hardness": 2.0, "false_negative_margin": -0.2},
+            {"symmetric": True, "joint": True, "hardness": 2.0, "margin": -0.2},
+        ),
         ({"false_negative_margin": 0.1}, {"margin": 0.1}),
         ({"false_negative_margin": -0.2, "hardness": 9.0}, {"margin": -0.2, "hardness": 9.0}),
     ],
@@ -105,6 +114,26 @@ def test_autocast_does_not_round_the_scores():
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match="temperature must be positive"):
         InfoNCELoss(temperature)
+
+
+def test_the_joint_form_is_equation_2_of_2308_03281():
+    queries, passages, *_ = make_batch()
+    q, d = (rows / rows.norm(dim=1, keepdim=True) for rows in (queries, passages[:, 0]))
+    total = 0.0
+    for i in range(QUERIES):
+        others = [j for j in range(QUERIES) if j != i]
+        z = sum(math.exp(q[i] @ d[j] / 0.3) for j in range(QUERIES))
+        z += sum(math.exp(q[i] @ q[j] / 0.3) for j in others)
+        z += sum(math.exp(q[j] @ d[i] / 0.3) for j in range(QUERIES))
+        z += sum(math.exp(d[j] @ d[i] / 0.3) for j in others)
+        total -= math.log(math.exp(q[i] @ d[i] / 0.3) / z) / QUERIES
+    loss = InfoNCELoss(0.3, symmetric=True, same_side_negatives=True, joint=True)
+    assert loss(queries, passages[:, :1]).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_joint_joins_two_directions():
+    with pytest.raises(ValueError, match="joint: expected symmetric"):
+        InfoNCELoss(joint=True)
 
 
 def test_hardness_must_not_be_negative():

@@ -89,11 +89,12 @@ def test_numbers_of_the_page_are_those_of_the_histories(three):
 
 def test_markdown_has_the_same_rows(three):
     text = (three / "out" / "report.md").read_text(encoding="utf-8")
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
+    found = [[cell.strip() for cell in line] for line in lines]
     for caption, rows in Tables(page_of(three / "out")).tables.items():
         assert caption in text
         for row in rows:
-            cells = [cell[0].replace("|", "\\|") for cell in row]
-            assert f"| {' | '.join(cells)} |" in text
+            assert [cell[0].replace("|", "\\|").replace("<", "&lt;") for cell in row] in found
     for picture in re.findall(r"\]\((.*?)\)", text):
         assert (three / "out" / picture).is_file()
         assert (three / "out" / picture).with_suffix(".svg").is_file()

@@ -149,6 +149,10 @@ def test_a_resumed_run_of_version_0_1_has_one_curve(tmp_path):
     later = Measurement("cka", 0.5, reference="initial", layer="output", step=5)
     append_record(path, Evaluation(5, [later], "similarity"))
     assert read_history(path) == [later._replace(step=0, value=1.0), later]
+    path.unlink()
+    both = [later, later._replace(reference="reference")]
+    append_record(path, Evaluation(5, both, "similarity"))
+    assert read_history(path) == both, "a module of the user has that name by default"
 
 
 def test_details_of_version_0_1(tmp_path):
