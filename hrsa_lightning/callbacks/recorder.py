@@ -50,7 +50,7 @@ class RepresentationRecorder(Monitor):
         exclude_first_token: bool = False,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         tokenizer: Tokenizer | None = None,
         max_length: int = 128,
         batch_size: int = 32,

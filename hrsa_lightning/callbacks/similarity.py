@@ -109,7 +109,7 @@ class SimilarityMonitor(Monitor):
         num_jackknife_groups: int = 0,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
         heatmap_every_n_evaluations: int = 10,
         projector: bool = False,

@@ -39,7 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     standard = "sentence-transformers' modules only, even if queries then differ"
     form.add_argument("--standard", action="store_true", help=standard)
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all weights")
-    add("--interpolate", type=Path, metavar="OTHER", help="mix with a run's or folder's weights")
+    add(
+        "--interpolate",
+        type=Path,
+        metavar="OTHER",
+        help="mix with weights of RUN[:ARM] or a folder",
+    )
     add("--weight", type=float, default=0.5, metavar="SHARE", help="of OTHER, 0 to 1 (0.5)")
     add("--method", choices=("slerp", "linear"), default="slerp", help="of the mixing")
     return parser

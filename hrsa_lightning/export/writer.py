@@ -223,11 +223,14 @@ def _load(source: Source) -> EmbeddingModel:
 
 
 def _mix(model: EmbeddingModel, arm: Arm, mixing: Mixing) -> None:
-    other = mixing.other
+    other, name = mixing.other, None
+    if not other.exists() and ":" in other.name:  # RUN:ARM, as compare and evaluate take it
+        folder, _, name = str(other).rpartition(":")
+        other = Path(folder)
     if _holds_transformer(other):
         target = load_backbone(other, attention="causal")
     else:
-        source, _ = find_trained(other, arm.name if _has_arm(other, arm.name) else None)
+        source, _ = find_trained(other, name or (arm.name if _has_arm(other, arm.name) else None))
         trained = _load(source)
         merge_adapter(trained)
         target = trained.transformer

@@ -28,6 +28,7 @@ from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.io import lock_folder, write_json, write_text
 from hrsa_lightning.resources import PACKAGE
+from hrsa_lightning.similarity.history import DETAILS_SUFFIX
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
@@ -70,8 +71,11 @@ def take_run(config: Config) -> Run:
 
 
 def histories_of(folder: Path) -> list[Path]:
-    """The histories that a run has."""
-    return [folder / name for name in HISTORIES if (folder / name).is_file()]
+    """The histories that a run has: those of monitors that go by their own names come first."""
+    found = [p for p in folder.glob("*.jsonl") if not p.name.endswith(DETAILS_SUFFIX)]
+    names = [path.name for path in found]
+    first = [name for name in HISTORIES if name in names]
+    return [folder / name for name in (*first, *sorted({*names} - {*first}))]
 
 
 def _is_finished(folder: Path) -> bool:

@@ -148,6 +148,9 @@ def test_interpolation_with_another_arm(run, tmp_path):
     loaded = _load(mixed)
     plain, _ = _differences(loaded, models["rlvr"])
     assert plain < 1e-5
+    of_run = ["--interpolate", f"{folder}:rlvr", *options[2:]]  # as compare and evaluate name it
+    assert main([str(folder), "--arm", "base", "--out", str(tmp_path / "of_run"), *of_run]) == 0
+    assert _differences(_load(tmp_path / "of_run"), models["rlvr"])[0] < 1e-5
     assert "linear interpolation" in (mixed / "README.md").read_text()
 
 

@@ -49,7 +49,7 @@ def test_a_run_goes_on_where_it_has_something_to_go_on_with(tmp_path):
 def test_a_run_is_finished_when_its_report_is_there(tmp_path):
     config = _config(tmp_path)
     run = take_run(config)
-    (run.folder / "similarity.jsonl").touch()
+    (run.folder / "of_another_name.jsonl").touch()
     (run.folder / "summary.json").write_text("{}")
     assert take_run(config) == Run(run.folder, None, trained=True)
     (run.folder / "report").mkdir()
