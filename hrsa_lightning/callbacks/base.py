@@ -71,6 +71,7 @@ class Monitor(Callback, ABC):
         run: Id of the run; one that resumes keeps it.
         first_step: Optimizer step at which the current fit began; above 0 where it resumed.
         latest: Measurements of the latest evaluation.
+        is_ending: Whether the fit has ended but for the last evaluation.
 
     Raises:
         ConfigError: When `on_error` is neither `warn` nor `raise`.
@@ -190,6 +191,7 @@ class Monitor(Callback, ABC):
             self._restored = None
         restored, self._restored = self._restored or {}, None
         self.first_step = step
+        self.is_ending = False
         self._open_folder(trainer, restored)
         opening = time.perf_counter() - started
         self.budget.start(step, restored, spent=self._preparing + opening)
@@ -212,6 +214,7 @@ class Monitor(Callback, ABC):
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_ending = True
         if trainer.global_step != self._last_step:
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
@@ -250,6 +253,7 @@ class Monitor(Callback, ABC):
         self._previous: Path | None = None
         self.history_path: Path | None = None
         self.first_step = 0
+        self.is_ending = False
         self.latest: list[Measurement] = []
         self._last_step = -1
         self.schedule.put_off(0)

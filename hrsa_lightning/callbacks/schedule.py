@@ -101,6 +101,7 @@ class Budget:
         spent: Seconds spent so far.
         step: Latest optimizer step that the monitor knows of.
         drawing: Seconds to expect of pictures.
+        unusual: Seconds of the evaluation under way that later ones will not take.
     """
 
     def __init__(self, share: float | None = None) -> None:
@@ -118,6 +119,7 @@ class Budget:
         """
         state = state or {}
         self.spent: float = state.get("spent", 0.0) + spent
+        self.unusual = 0.0
         self.step = step
         self._latest: float = state.get("cost", 0.0)
         self._since: float | None = None
@@ -154,7 +156,8 @@ class Budget:
                 started = time.perf_counter()
                 yield
         finally:
-            self._latest = time.perf_counter() - started
+            self._latest = time.perf_counter() - started - self.unusual
+            self.unusual = 0.0
 
     @property
     def train_seconds(self) -> float:

@@ -37,7 +37,7 @@ __all__ = [
 DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 
-_NUMBERS = ("value", "chance", "low", "high")
+_NUMBERS = ("value", "chance", "low", "high", "identity", "null_95", "p_value")
 _SPECTRA = ("singular_values", "row_entropy")
 _LARGEST = 1e100
 """Larger values are taken as undefined, so that squares and sums stay finite."""

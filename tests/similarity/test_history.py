@@ -26,7 +26,9 @@ def evaluation(step, **values):
     return Evaluation(step, measurements, "similarity", 1, 2.0, 0.5)
 
 
-FULL = Measurement("cka", 0.5, 0.1, "math", "rlvr", "initial", "layer_1", "at@home", 7, 0.4, 0.6)
+FULL = Measurement(
+    "cka", 0.5, 0.1, "math", "rlvr", "initial", "layer_1", "at@home", 7, 0.4, 0.6, 0.9, 0.2, 0.005
+)
 
 
 def test_what_is_written_is_read_again(tmp_path):
