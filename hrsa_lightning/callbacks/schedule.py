@@ -37,7 +37,7 @@ class Schedule:
         self,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
     ) -> None:
         for name, value in (
@@ -46,6 +46,7 @@ class Schedule:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected a positive number or null, got {value}")
+        log_spaced = log_spaced or 0
         if log_spaced < 0:
             raise ConfigError(f"log_spaced: expected true, false or a number, got {log_spaced}")
         if max_overhead is not None and not 0 < max_overhead < 1:
@@ -100,6 +101,7 @@ class Budget:
         spent: Seconds spent so far.
         step: Latest optimizer step that the monitor knows of.
         drawing: Seconds to expect of pictures.
+        unusual: Seconds of the evaluation under way that later ones will not take.
     """
 
     def __init__(self, share: float | None = None) -> None:
@@ -117,6 +119,7 @@ class Budget:
         """
         state = state or {}
         self.spent: float = state.get("spent", 0.0) + spent
+        self.unusual = 0.0
         self.step = step
         self._latest: float = state.get("cost", 0.0)
         self._since: float | None = None
@@ -153,7 +156,8 @@ class Budget:
                 started = time.perf_counter()
                 yield
         finally:
-            self._latest = time.perf_counter() - started
+            self._latest = time.perf_counter() - started - self.unusual
+            self.unusual = 0.0
 
     @property
     def train_seconds(self) -> float:

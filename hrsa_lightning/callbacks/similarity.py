@@ -13,6 +13,7 @@ from hrsa_lightning.callbacks.figures import Figures
 from hrsa_lightning.callbacks.logging import log_projector
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
 from hrsa_lightning.similarity.evaluator import SimilarityEvaluator
 from hrsa_lightning.similarity.extraction import Forward, Representations
 from hrsa_lightning.similarity.history import cut_history, details_path
@@ -62,6 +63,9 @@ class SimilarityMonitor(Monitor):
         metrics: Names of HRSA metrics, or torchmetrics metrics.
         by_label: Also compare within each label of the probes.
         num_jackknife_groups: 5 or more draws a 95 % band.
+        null: Permutations of the samples for the level that 95 % of unrelated pairings stay below
+            and for a p-value, at the first and the last evaluation; 0 for none, and none for more
+            than 2,048 samples. With `max_overhead`, the last has them where they fit.
         every_n_train_steps: Evaluate every so many optimizer steps.
         every_n_epochs: Evaluate at the end of every so many epochs.
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.
@@ -107,9 +111,10 @@ class SimilarityMonitor(Monitor):
         metrics: Any = None,
         by_label: bool = False,
         num_jackknife_groups: int = 0,
+        null: int = NUM_PERMUTATIONS,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
         heatmap_every_n_evaluations: int = 10,
         projector: bool = False,
@@ -137,6 +142,7 @@ class SimilarityMonitor(Monitor):
             metrics,
             by_label=by_label,
             num_jackknife_groups=num_jackknife_groups,
+            null=null,
             reference_layers=reference_layers,
             forward=forward,
             pooling=pooling,
@@ -180,23 +186,39 @@ class SimilarityMonitor(Monitor):
     def begin(self, restored: dict[str, Any]) -> None:
         self._live: Representations = {}
         self._evaluations = int(restored.get("evaluations", 0))
+        self._calibration_seconds = float(restored.get("calibration_seconds", 0.0))
         self._to_restore: dict[str, Any] | None = restored
         self._figures.forget()
 
     def remember(self) -> dict[str, Any]:
-        return {**self.evaluator.state_dict(), "evaluations": self._evaluations}
+        return {
+            **self.evaluator.state_dict(),
+            "evaluations": self._evaluations,
+            "calibration_seconds": self._calibration_seconds,
+        }
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         if self._to_restore is not None:
             folder = self.folder if self._on_disk else None
-            self.evaluator.start(self._to_restore, folder, self.name)
+            self.evaluator.start(self._to_restore, folder, self.name, self._previous)
             self._to_restore = None
-        found = self.evaluator.run(trainer.global_step)
+        before = self.evaluator.calibration_seconds
+        found = self.evaluator.run(trainer.global_step, calibrate=self._calibrates(trainer))
+        if (seconds := self.evaluator.calibration_seconds - before) > 0:
+            self.budget.unusual = self._calibration_seconds = seconds
         self._evaluations += 1
         if self.ranks.rank == 0:
             self._figures.keep(trainer.global_step, found, self.evaluator.device)
             self._live = found.live if self._projector else {}
         return found.measurements
+
+    def _calibrates(self, trainer: Trainer) -> bool:
+        """At the first evaluation, and at the last where the budget has room for it."""
+        if self._evaluations == 0:
+            return True
+        if not (self.is_ending or _is_last_step(trainer)):
+            return False
+        return self.ranks.broadcast(self.budget.affords(self._calibration_seconds))
 
     def publish(self, trainer: Trainer, step: int) -> None:
         figures = self._figures
@@ -213,11 +235,25 @@ class SimilarityMonitor(Monitor):
     def conclude(self) -> None:
         self._figures.write_details(self.history_path)
 
+    def join(self) -> str:
+        if INITIAL not in {comparison.reference.name for comparison in self.evaluator.comparisons}:
+            return ""
+        return f": {INITIAL!r} is the model of this step, not that before training"
+
     def resume(self, source: Path, last_step: int) -> None:
         assert self.history_path is not None
-        cut_history(details_path(source), details_path(self.history_path), last_step)
+        cut_history(details_path(source), details_path(self.history_path), last_step, self.run)
 
     def finish(self, trainer: Trainer) -> None:
         self._figures.finish(trainer, self.history_path, self.folder)
         if self._projector:
             log_projector(trainer, self.name, self._live, self.evaluator.extractor.probes)
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    """Whether the fit ends with this step, as far as is known before its end."""
+    if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs
+    is_limited = epochs is not None and epochs >= 0
+    return is_limited and trainer.is_last_batch and trainer.current_epoch + 1 >= (epochs or 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hrsa_lightning.cli import answered, positive
 from hrsa_lightning.compare.options import (
+    EXTRAS,
     METRICS,
     ExtractionOptions,
     MetricOptions,
@@ -32,9 +33,11 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
   --max-length 128   --batch-size 32   --device auto   --dtype float32 (bfloat16, float16, auto)
   --attention auto     as trained or as the config says, else causal; or causal, bidirectional
   --base BACKBONE      of adapters, where their own config names another place
-  --metrics all        some of cka,knn_overlap,procrustes,dimension_correlation,probe_transfer
+  --metrics all        some of cka,knn_overlap,procrustes,dimension_correlation,probe_transfer, and
+                       cknna,predictivity, which all leaves out
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
+  --null 200           permutations of the rows for p-values, up to 2,048 rows; 0 for none
   --out comparison     folder of results.json, results.csv, report.md and pictures
   --keep-representations   leave them in --out for a later call
   --no-resume          run all models again, whatever an earlier call left in --out
@@ -79,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--k", type=_numbers, default=(10, 50))
     add("--by-label", action="store_true")
     add("--protocol", choices=("held_out", "paper", "in_sample"), default="held_out")
+    add("--null", type=int, default=200)
     add("--out", type=Path, default=Path("comparison"))
     add("--keep-representations", action="store_true")
     add("--no-resume", action="store_true")
@@ -108,7 +112,11 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.dtype,
     )
     metrics = MetricOptions(
-        _metrics(arguments.metrics), arguments.protocol, arguments.k, arguments.by_label
+        _metrics(arguments.metrics),
+        arguments.protocol,
+        arguments.k,
+        arguments.by_label,
+        arguments.null,
     )
     sources = name_models(arguments.models, arguments.base)
     texts = load_texts(
@@ -148,10 +156,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:
     if names == ("all",):
         return METRICS
+    known = (*METRICS, *EXTRAS)
     for name in names:
-        if name not in METRICS:
+        if name not in known:
             raise ConfigError(
-                f"--metrics {name}: expected some of {', '.join(METRICS)}.{nearest(name, METRICS)}"
+                f"--metrics {name}: expected some of {', '.join(known)}.{nearest(name, known)}"
             )
     return names
 

@@ -1,5 +1,6 @@
 """The comparison: check, run the models, measure every pair."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from torchmetrics import MetricCollection
 from tqdm import tqdm
 
 from hrsa_lightning.compare.models import OUTPUT, KnownModel, read_model
-from hrsa_lightning.compare.options import METRICS, ExtractionOptions, MetricOptions
+from hrsa_lightning.compare.options import EXTRAS, METRICS, ExtractionOptions, MetricOptions
 from hrsa_lightning.compare.representations import ModelRunner, StoredRepresentations
 from hrsa_lightning.compare.texts import Texts
 from hrsa_lightning.errors import ConfigError, DataError
@@ -239,9 +240,10 @@ def _make_comparer(
         raise ConfigError(f"{option}: needs texts with two labels or more, at sentence level")
     plain = labeled = None
     if options.metrics != ("probe_transfer",):
-        plain = Comparer(_collection(options, None, device))
+        plain = Comparer(_collection(options, None, device), num_permutations=options.null)
     if labels is not None:
-        labeled = Comparer(_collection(options, num_classes, device))
+        collection = _collection(options, num_classes, device)
+        labeled = Comparer(collection, num_permutations=options.null)
     chief = labeled or plain
     assert chief is not None
     return LabeledComparer(plain, labels, labeled, by_label=options.by_label), chief.min_samples
@@ -254,10 +256,12 @@ def _collection(
         num_classes=num_classes,
         protocol=options.protocol,
         k=options.k,
+        extra=[name for name in EXTRAS if name in options.metrics],
         chunk_bytes=CHUNK_BYTES.get(device.type, DEFAULT_CHUNK_BYTES),
     )
+    chosen = set(options.metrics)
     members = dict(everything.items(keep_base=True, copy_state=False))
-    wanted = [name for name in members if name.removesuffix("_plain") in options.metrics]
+    wanted = [name for name in members if re.sub(r"_(plain|standardized|\d+)$", "", name) in chosen]
     return MetricCollection({name: members[name] for name in wanted}, compute_groups=[wanted])
 
 
@@ -311,7 +315,7 @@ def _measure(
         place = Measurement("", 0.0, None, "", comparison.model, comparison.reference, layer)
         x = found[j].rows(layer).to(device)
         y = found[i].rows(reference_layer).to(device)
-        measurements, notes = comparer.compare(place, x, y)
+        measurements, notes = comparer.compare(place, x, y, calibrate=True)
         comparison.measurements += measurements
         for note, where in notes:
             label = f" within {where.label!r}" if where.label else ""

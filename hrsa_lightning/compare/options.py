@@ -10,10 +10,13 @@ from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.resolve import Source, find_sources
 
-__all__ = ["METRICS", "ExtractionOptions", "MetricOptions", "name_models"]
+__all__ = ["EXTRAS", "METRICS", "ExtractionOptions", "MetricOptions", "name_models"]
 
 METRICS = ("cka", "knn_overlap", "procrustes", "dimension_correlation", "probe_transfer")
-"""The five metrics, as `--metrics` names them; `cka` has the plain value beside it."""
+"""The five metrics, as `--metrics` names them; `cka` has plain and standardized values, too."""
+
+EXTRAS: tuple[Literal["cknna", "predictivity"], ...] = ("cknna", "predictivity")
+"""More metrics for `--metrics`, which `all` leaves out."""
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 
@@ -52,16 +55,18 @@ class MetricOptions:
     """What is measured between two models.
 
     Attributes:
-        metrics: Some of `METRICS`.
+        metrics: Some of `METRICS` and `EXTRAS`.
         protocol: See `hrsa_lightning.functional.orthogonal_procrustes`.
         k: Numbers of neighbors.
         by_label: Also measure within each label.
+        null: Permutations of the rows for 95 % levels and p-values, up to 2,048 rows; 0 for none.
     """
 
     metrics: tuple[str, ...] = METRICS
     protocol: Literal["held_out", "paper", "in_sample"] = "held_out"
     k: tuple[int, ...] = (10, 50)
     by_label: bool = False
+    null: int = 200
 
 
 def name_models(specs: Sequence[str], base: str | None = None) -> dict[str, Source]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["summary_lines", "write_results"]
 
 _PROFILE = "layers.png"
-_COLUMNS = ("layer", "reference_layer", "label", "metric", "value", "chance")
+_LEVELS = ("chance", "identity", "null_95", "p_value")
+_COLUMNS = ("layer", "reference_layer", "label", "metric", "value", *_LEVELS)
 
 
 def write_results(results: ComparisonResults, out: Path) -> None:
@@ -41,12 +42,16 @@ def summary_lines(results: ComparisonResults) -> list[str]:
     cells = {(m.metric, m.comparison): m for each in results.comparisons for m in _last(each)}
     names = [comparison.name for comparison in results.comparisons]
     rows = []
-    for metric in dict.fromkeys(metric for metric, _ in cells):
+    metrics = _defined(cells.values())
+    for metric in metrics:
         found = {name: cells[metric, name] for name in names if (metric, name) in cells}
         numbers = [_number(found[name].value) if name in found else "" for name in names]
-        rows.append([metric, *numbers, _chance(found.values())])
+        rows.append([metric, *numbers, *(_level(found.values(), name) for name in _LEVELS)])
+    header = ["", *names, "chance", "itself", "95 % of permuted", "p"]
+    used = [i for i in range(len(header)) if i < 2 + len(names) or any(row[i] for row in rows)]
     title = f"similarity at {_last_place(results)}, {results.num_rows} rows"
-    return [title, "", *markdown_table([["", *names, "chance"], *rows])]
+    table = markdown_table([[row[i] for i in used] for row in [header, *rows]])
+    return [title, "", *table, *_left_out({metric for metric, _ in cells}.difference(metrics))]
 
 
 def _map_figure(comparison: Comparison) -> "Figure":
@@ -132,7 +137,8 @@ def _model_content(known: KnownModel) -> dict[str, Any]:
 
 
 def _row(comparison: Comparison, m: Measurement) -> tuple[Any, ...]:
-    return m.layer, comparison.layers[m.layer], m.label, m.metric, m.value, m.chance
+    levels = (getattr(m, name) for name in _LEVELS)
+    return m.layer, comparison.layers[m.layer], m.label, m.metric, m.value, *levels
 
 
 def _csv(results: ComparisonResults) -> str:
@@ -229,15 +235,29 @@ def _section(comparison: Comparison, num_rows: int) -> list[str]:
 
 
 def _by_place(found: Sequence[Measurement], place: Callable[[Measurement], str]) -> list[str]:
-    """Places down, metrics across, and the chance level of each metric."""
-    metrics = list(dict.fromkeys(m.metric for m in found))
+    """Places down, metrics across, and what is known of each metric; without undefined ones."""
+    metrics = _defined(found)
     cells = {(place(m), m.metric): _number(m.value) for m in found}
     rows = [
         [where, *(cells.get((where, metric), "") for metric in metrics)]
         for where in dict.fromkeys(map(place, found))
     ]
-    chance = [_chance(m for m in found if m.metric == metric) for metric in metrics]
-    return markdown_table([["", *metrics], *rows, ["*chance*", *chance]])
+    for name, words in zip(_LEVELS, ("chance", "itself", "95 % of permuted", "p"), strict=True):
+        levels = [_level([m for m in found if m.metric == metric], name) for metric in metrics]
+        if any(levels):
+            rows.append([f"*{words}*", *levels])
+    left_out = {m.metric for m in found}.difference(metrics)
+    return [*markdown_table([["", *metrics], *rows]), *_left_out(left_out)]
+
+
+def _defined(found: Iterable[Measurement]) -> list[str]:
+    """Metrics that have a value anywhere."""
+    return list(dict.fromkeys(m.metric for m in found if math.isfinite(m.value)))
+
+
+def _left_out(metrics: Iterable[str]) -> list[str]:
+    names = sorted(metrics)
+    return ["", f"Undefined here and left out: {', '.join(names)}."] if names else []
 
 
 def _place(comparison: Comparison, layer: str) -> str:
@@ -256,10 +276,14 @@ def _last_place(results: ComparisonResults) -> str:
     return places.pop() if len(places) == 1 else "the last layers"
 
 
-def _chance(found: Iterable[Measurement]) -> str:
-    """Of the values given: one number where they agree to three digits, else the range."""
-    known = sorted(m.chance for m in found if m.chance is not None and math.isfinite(m.chance))
-    if not known:
+def _level(found: Iterable[Measurement], name: str) -> str:
+    """A level of the values given: one number where all agree to three digits, else the range.
+
+    What a representation has with itself is shown where it is not the 0 or 1 of theory.
+    """
+    levels = (getattr(m, name) for m in found if math.isfinite(m.value))
+    known = sorted(level for level in levels if level is not None and math.isfinite(level))
+    if not known or (name == "identity" and all(level in (0, 1) for level in known)):
         return ""
     low, high = _number(known[0]), _number(known[-1])
     return low if low == high else f"{low} to {high}"

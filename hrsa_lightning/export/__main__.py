@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 from hrsa_lightning.cli import HelpFormatter, answered
 from hrsa_lightning.errors import ConfigError
@@ -13,7 +12,7 @@ from hrsa_lightning.errors import ConfigError
 _EXAMPLES = """\
 examples:
   runs/contrastive/LAST/checkpoints/step_000300 --adapter-only
-  runs/contrastive/ONE --interpolate runs/contrastive/OTHER --weight 0.3 --method slerp
+  runs/contrastive/ONE --arm sft --interpolate runs/contrastive/OTHER:base --weight 0.3
 """
 
 
@@ -38,18 +37,28 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--adapter-only", action="store_true", help="LoRA weights, not merged")
     standard = "sentence-transformers' modules only, even if queries then differ"
     form.add_argument("--standard", action="store_true", help=standard)
+    own = "a module of this package, exact for empty texts too"
+    form.add_argument("--exact", action="store_true", help=own)
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of all weights")
-    add("--interpolate", type=Path, metavar="OTHER", help="mix with a run's or folder's weights")
+    add("--interpolate", metavar="OTHER", help="mix with the weights of a RUN:ARM or a model")
     add("--weight", type=float, default=0.5, metavar="SHARE", help="of OTHER, 0 to 1 (0.5)")
     add("--method", choices=("slerp", "linear"), default="slerp", help="of the mixing")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hrsa_lightning.runs.resolve import find_trained
+    from hrsa_lightning.runs.resolve import find_sources, find_trained
 
     source, arm = find_trained(arguments.run, arguments.arm)
     _check(arguments, lora=source.adapter is not None)
+    other = None
+    if arguments.interpolate is not None:
+        found = find_sources(arguments.interpolate)
+        same = [one for one in found if one.arm is not None and one.arm.name == arm.name]
+        if len(found) > 1 and not same:
+            names = ", ".join(one.spec for one in found)
+            raise ConfigError(f"--interpolate: the run has {len(found)} arms; choose one: {names}")
+        other = (same or found)[0]
     default = arm.run / "exported" / arm.label
     out = (arguments.out or default).expanduser().absolute()
     if out.exists():
@@ -58,14 +67,16 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "export needs sentence-transformers: pip install 'hrsa-lightning[export]'"
         )
+    from hrsa_lightning.export.folder import Form
     from hrsa_lightning.export.writer import Mixing, export
 
-    mixing = None
-    if arguments.interpolate is not None:
-        mixing = Mixing(arguments.interpolate, arguments.weight, arguments.method)
-    form: Literal["adapter", "standard"] | None = None
-    if arguments.adapter_only or arguments.standard:
-        form = "adapter" if arguments.adapter_only else "standard"
+    mixing = Mixing(other, arguments.weight, arguments.method) if other is not None else None
+    forms: dict[Form, bool] = {
+        "adapter": arguments.adapter_only,
+        "standard": arguments.standard,
+        "module": arguments.exact,
+    }
+    form = next((name for name, chosen in forms.items() if chosen), None)
     for line in export(source, arm, out, form, arguments.dtype, mixing):
         print(line)
     return 0

@@ -56,10 +56,11 @@ class Samples:
 
 @dataclass
 class Expected:
-    """Embeddings of the samples by the trained model."""
+    """Embeddings by the trained model; `empty` is a text without a character, and such queries."""
 
     passages: Tensor
     queries: dict[str, Tensor]
+    empty: Tensor
 
 
 def collect_samples(config: Config) -> Samples:
@@ -95,25 +96,33 @@ def expected_embeddings(model: EmbeddingModel, samples: Samples, max_length: int
             text: model.embed([(text, query) for query in samples.queries], max_length, 8)
             for text in samples.prompts()
         },
+        model.embed(["", *((text, "") for text in samples.prompts())], max_length, 8),
     )
 
 
 def largest_difference(
     folder: Path, samples: Samples, expected: Expected, template: str
-) -> tuple[float, Tensor]:
+) -> tuple[float, Tensor, float]:
     """Load the folder as any user would, and compare.
 
     Returns:
-        The largest difference of any component over the passages; and that of each query, over all
-        instructions, shape (instructions x queries,). NaN counts as infinite.
+        The largest difference of any component over the passages; that of each query, over all
+        instructions, shape (instructions x queries,); and that of an empty text. NaN and texts
+        that cannot be encoded count as infinite.
     """
     loaded = _load(folder)
     passages = _encode(loaded, samples.passages, None)
+    prompts = [template.format(instruction=text) for text in expected.queries]
     queries = [
-        _rows(_encode(loaded, samples.queries, template.format(instruction=text)), wanted)
-        for text, wanted in expected.queries.items()
+        _rows(_encode(loaded, samples.queries, prompt), wanted)
+        for prompt, wanted in zip(prompts, expected.queries.values(), strict=True)
     ]
-    return float(_rows(passages, expected.passages).max()), torch.cat(queries)
+    try:
+        found = torch.cat([_encode(loaded, [""], prompt) for prompt in (None, *prompts)])
+        empty = float(_rows(found, expected.empty).max())
+    except RuntimeError:  # where a text without tokens is a tensor without elements
+        empty = torch.inf
+    return float(_rows(passages, expected.passages).max()), torch.cat(queries), empty
 
 
 def _rows(found: Tensor, wanted: Tensor) -> Tensor:

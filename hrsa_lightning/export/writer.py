@@ -1,6 +1,5 @@
 """Merge, write, load again, compare, and only then move the folder into its place."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError
 from hrsa_lightning.export.checking import (
     Expected,
@@ -31,7 +31,7 @@ from hrsa_lightning.export.merging import Method, interpolate, merge_adapter
 from hrsa_lightning.models.backbone import load_backbone
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.runs.loading import check_source, load_model
-from hrsa_lightning.runs.resolve import Arm, Source, find_trained
+from hrsa_lightning.runs.resolve import Arm, Source
 
 __all__ = ["TOLERANCE", "Mixing", "export"]
 
@@ -50,7 +50,7 @@ _SPARE_BYTES = 64 * 2**20
 class Mixing:
     """Interpolation with another model's weights."""
 
-    other: Path
+    other: Source
     weight: float
     method: Method
 
@@ -69,7 +69,7 @@ def export(
         source: What to export, as an arm of a run.
         arm: That arm.
         out: Folder that does not exist; it appears complete or not at all.
-        form: `"standard"`, `"adapter"`, or `None` for standard modules where these are exact and
+        form: `None` for standard modules where these are exact on texts that are not empty, and
             else a module of this package.
         dtype: Of the weights.
         mixing: Another model to interpolate with.
@@ -85,7 +85,7 @@ def export(
     model = _load(source)
     if mixing is not None:
         merge_adapter(model)
-        _mix(model, arm, mixing)
+        _mix(model, mixing)
     _check_space(out, model, form, dtype)
     data = arm.config.data
     samples = collect_samples(arm.config)
@@ -96,8 +96,8 @@ def export(
         statements = _statements(made, samples)
         if mixing is not None:
             statements.append(
-                f"Weights are a {mixing.method} interpolation with `{mixing.other}`, which has a"
-                f" share of {mixing.weight:g}."
+                f"Weights are a {mixing.method} interpolation with `{mixing.other.spec}`, which has"
+                f" a share of {mixing.weight:g}."
             )
         write_card(folder, arm, made.form, statements)
     trusted = "" if made.form == "standard" else ", trust_remote_code=True"
@@ -113,6 +113,7 @@ class _Made:
     form: Form
     passages: float
     queries: torch.Tensor
+    empty: float
     tolerance: float
 
     @property
@@ -121,16 +122,25 @@ class _Made:
 
     @property
     def exact(self) -> bool:
-        return self.passages <= self.tolerance and self.num_differing == 0
+        """Whether it is the model; standard modules have no token for an empty text."""
+        whole = self.form == "standard" or self.encodes_empty
+        return whole and self.passages <= self.tolerance and self.num_differing == 0
+
+    @property
+    def encodes_empty(self) -> bool:
+        return self.empty <= self.tolerance
 
     @property
     def lines(self) -> list[str]:
         differing = f"; {self.num_differing} differ" if self.num_differing else ""
-        return [
+        lines = [
             f"checked after loading it: passages within {self.passages:.1e} of the trained model",
             f"{len(self.queries)} queries with an instruction within"
             f" {float(self.queries.max()):.1e}{differing}",
         ]
+        if not self.encodes_empty:
+            lines.append("empty texts differ; --exact keeps them")
+        return lines
 
 
 class _Writer:
@@ -159,13 +169,14 @@ class _Writer:
         merge_adapter(self._model)
         dtype = torch.float32 if self._dtype == "float32" else torch.bfloat16
         write_model(self._folder, self._model, self._arm, dtype)
-        made = self._describe("standard")
-        if made.exact or (form == "standard" and made.passages <= made.tolerance):
-            return made
-        if form == "standard":
-            return self._checked(made)
-        for name in ("1_Pooling", "2_Normalize"):
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+        if form != "module":
+            made = self._describe("standard")
+            if made.exact or (form == "standard" and made.passages <= made.tolerance):
+                return made
+            if form == "standard":
+                return self._checked(made)
+            for name in ("1_Pooling", "2_Normalize"):
+                shutil.rmtree(self._folder / name, ignore_errors=True)
         # Our module finds the first word by itself, and knows where a text ends.
         write_tokenizer(self._folder, self._model.tokenizer, standalone=False)
         return self._checked(self._describe("module"))
@@ -177,10 +188,8 @@ class _Writer:
             name = "query" if number == 0 else f"query_{number + 1}"
             prompts[name] = template.format(instruction=text)
         write_description(self._folder, form, self._model, self._arm, prompts)
-        passages, queries = largest_difference(
-            self._folder, self._samples, self._expected, template
-        )
-        return _Made(form, passages, queries, TOLERANCE[self._dtype])
+        found = largest_difference(self._folder, self._samples, self._expected, template)
+        return _Made(form, *found, TOLERANCE[self._dtype])
 
     def _common_instructions(self) -> list[tuple[str, int]]:
         return self._samples.instructions.most_common(20)
@@ -188,60 +197,55 @@ class _Writer:
     def _checked(self, made: _Made) -> _Made:
         if made.exact:
             return made
+        largest = max(made.passages, float(made.queries.max()), made.empty)
         raise BackboneError(
-            f"the exported folder gives other embeddings than the trained model (by up to"
-            f" {max(made.passages, float(made.queries.max())):.1e}, more than"
-            f" {made.tolerance:.0e}); nothing is written"
+            "the exported folder gives other embeddings than the trained model (by up to"
+            f" {largest:.1e}, more than {made.tolerance:.0e}); nothing is written"
         )
 
 
 def _statements(made: _Made, samples: Samples) -> list[str]:
     largest = max(made.passages, float(made.queries.max()))
+    statements = []
+    if not made.encodes_empty:
+        statements.append(
+            "An empty text is not encoded as in training, where it is one end-of-sequence token;"
+            " where it has no token, sentence-transformers fails on a batch of nothing else."
+        )
     if made.exact:
         return [
             "Loaded again after the export, it gave the trained model's embeddings to"
-            f" {largest:.0e} on {len(samples.passages)} passages and {len(made.queries)} queries."
+            f" {largest:.0e} on {len(samples.passages)} passages and {len(made.queries)} queries.",
+            *statements,
         ]
     return [
+        *statements,
         f"Passages are encoded as in training (to {made.passages:.0e}). Of {len(made.queries)}"
         f" queries with an instruction {made.num_differing} differed, by up to"
         f" {float(made.queries.max()):.2f} in a component: sentence-transformers counts the"
         " instruction's tokens without the text behind it, and weights of positions from the"
-        " instruction on."
+        " instruction on.",
     ]
 
 
 def _load(source: Source) -> EmbeddingModel:
     """In float32, with an attention that any machine has."""
-    assert source.model is not None
-    check_source(source, trust_remote_code=source.model.trust_remote_code)
-    eager = source.model.attn_implementation == "eager"
-    wanted = replace(
-        source.model, dtype="float32", attn_implementation="eager" if eager else "sdpa"
-    )
+    model = source.model or ModelConfig()
+    check_source(source, trust_remote_code=model.trust_remote_code)
+    eager = model.attn_implementation == "eager"
+    wanted = replace(model, dtype="float32", attn_implementation="eager" if eager else "sdpa")
     return load_model(source, wanted)
 
 
-def _mix(model: EmbeddingModel, arm: Arm, mixing: Mixing) -> None:
+def _mix(model: EmbeddingModel, mixing: Mixing) -> None:
     other = mixing.other
-    if _holds_transformer(other):
-        target = load_backbone(other, attention="causal")
+    if other.model is None and other.adapter is None:
+        target = load_backbone(other.backbone, revision=other.revision, attention="causal")
     else:
-        source, _ = find_trained(other, arm.name if _has_arm(other, arm.name) else None)
-        trained = _load(source)
+        trained = _load(other)
         merge_adapter(trained)
         target = trained.transformer
     interpolate(model.transformer, target, mixing.weight, mixing.method)
-
-
-def _holds_transformer(folder: Path) -> bool:
-    """Whether the folder holds a whole transformer, such as an earlier export."""
-    config = folder / "config.json"
-    return config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))
-
-
-def _has_arm(folder: Path, arm: str) -> bool:
-    return (folder / "adapters" / arm).is_dir()
 
 
 def _check_space(out: Path, model: EmbeddingModel, form: Form | None, dtype: str) -> None:

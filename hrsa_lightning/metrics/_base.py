@@ -40,6 +40,19 @@ ROW_STATES = ("rows_x", "rows_y", "row_ids")
 NO_ID = 0
 
 
+@contextmanager
+def shared_by(metrics: Collection["PairMetric"]) -> Iterator[None]:
+    """Let metrics of one state share what they find of its rows, besides that state."""
+    kept: dict[Any, Any] = {}
+    for metric in metrics:
+        metric._kept = kept
+    try:
+        yield
+    finally:
+        for metric in metrics:
+            metric._kept = None
+
+
 class PairMetric(Metric):
     """Base of the metrics that compare two representations of the same samples.
 
@@ -104,7 +117,7 @@ class PairMetric(Metric):
             state = (*state, "rows")
         self.num_jackknife_groups = num_jackknife_groups
         self.null = null
-        self._kept: dict[Any, Any] = {}
+        self._kept: dict[Any, Any] | None = None
         self.parts = tuple(part for part in PARTS if part in self.needs or part in state)
         self.chunk_bytes = chunk_bytes
         self._chance: dict[str, float] = {}
@@ -309,6 +322,27 @@ class PairMetric(Metric):
             self.compute()
         with self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync):
             return self._identity()
+
+    def permuted(self, num_permutations: int) -> dict[str, tuple[float, float]]:
+        """95 % level and p-value under each key, as ``null=`` gives them, where both are defined.
+
+        Empty for a metric that keeps no rows. Every rank must take part.
+        """
+        if "rows" not in self.parts:
+            return {}
+        value = self._by_key(self.compute())
+        values = {key: value[key] for key in self._names() if key in value}
+        with (
+            self.sync_context(should_sync=self._to_sync, should_unsync=self._should_unsync),
+            full_precision(self.device),
+        ):
+            null = self._permuted(*self._all_rows(), num_permutations)
+        levels, p_values = compare(values, null)
+        return {
+            key: (float(level), float(p_values[key]))
+            for key, level in levels.items()
+            if bool(level.isfinite())
+        }
 
     def _identity(self) -> dict[str, float]:
         return dict.fromkeys(self._names(), 1.0)

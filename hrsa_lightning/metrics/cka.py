@@ -60,14 +60,11 @@ class LinearCKA(PairMetric):
     def _permuted(
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
     ) -> Mapping[str, Tensor]:
-        def both() -> tuple[Tensor, Tensor]:
+        key, kept = ("cka", self.standardize, null), {} if self._kept is None else self._kept
+        if key not in kept:
             orders = permutations(len(x), null, x.device)
-            return permuted_cka(x, y, orders, self.standardize, self.chunk_bytes)
-
-        key = ("cka", self.standardize, null)
-        if key not in self._kept:
-            self._kept[key] = both()
-        return {self._names()[0]: self._kept[key][int(self.debiased)]}
+            kept[key] = permuted_cka(x, y, orders, self.standardize, self.chunk_bytes)
+        return {self._names()[0]: kept[key][int(self.debiased)]}
 
     def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
         return linear_cka(

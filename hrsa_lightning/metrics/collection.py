@@ -10,7 +10,7 @@ from hrsa_lightning.functional._inputs import check_choice
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.knn import Overlap, Similarity
 from hrsa_lightning.functional.procrustes import Protocol
-from hrsa_lightning.metrics._base import PairMetric
+from hrsa_lightning.metrics._base import PairMetric, shared_by
 from hrsa_lightning.metrics._drawing import draw, lines_of, pictures
 from hrsa_lightning.metrics.cka import LinearCKA
 from hrsa_lightning.metrics.cknna import CKNNA
@@ -22,7 +22,7 @@ from hrsa_lightning.metrics.procrustes import OrthogonalProcrustes
 
 Level = Literal["representation", "geometry", "function", "all"]
 Extra = Literal["cknna", "predictivity"]
-EXTRAS: dict[str, type[PairMetric]] = {"cknna": CKNNA, "predictivity": LinearPredictivity}
+EXTRAS: tuple[Extra, ...] = ("cknna", "predictivity")
 LEVELS = ("representation", "geometry", "function", "all")
 
 
@@ -41,13 +41,8 @@ class HRSAMetrics(MetricCollection):
                 members = [self._member(name) for name in names]
                 if any(member._computed is None for member in members):
                     stack.enter_context(members[0].synchronized_for(members))
-            kept: dict[Any, Any] = {}  # what members share of this value, besides their state
-            for name in self._modules:
-                self._member(name)._kept = kept
-            try:
-                return super().compute()
-            finally:
-                kept.clear()
+            stack.enter_context(shared_by([self._member(name) for name in self._modules]))
+            return super().compute()
 
     def identity(self) -> dict[str, float]:
         """Value of a representation and itself under each key, where known; see `PairMetric`."""
@@ -182,8 +177,11 @@ def hrsa_metrics(
     if num_classes is not None and (everything or level == "function"):
         classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
     for name in extra:
-        check_choice(name, "extra", tuple(EXTRAS))
-        classes[name] = (EXTRAS[name], {})
+        check_choice(name, "extra", EXTRAS)
+    if "cknna" in extra:
+        classes["cknna_10"] = (CKNNA, {})
+    if "predictivity" in extra:
+        classes["predictivity"] = (LinearPredictivity, {})
     parts = {part for cls, options in classes.values() for part in cls(**options).parts}
     if num_jackknife_groups is not None or null is not None:
         parts.add("rows")

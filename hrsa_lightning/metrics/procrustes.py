@@ -123,9 +123,13 @@ class OrthogonalProcrustes(PairMetric):
         return {key: known[key] for key in self._names()}
 
     def _chosen(self, result: ProcrustesResult) -> dict[str, Tensor]:
-        self._rotation = result.rotation if self.null is not None else None
+        self._rotation = result.rotation
         values = dict(zip(KEYS, result[:4], strict=True))
         return {key: values[key] for key in self._names()}
+
+    def reset(self) -> None:
+        self._rotation = None
+        super().reset()
 
     def _known_chance(self, moments: PairMoments) -> dict[str, float]:
         known = {"inverse_row_entropy": random_rotation_inverse_row_entropy(min(moments.widths))}

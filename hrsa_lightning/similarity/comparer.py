@@ -4,8 +4,12 @@ Shapes: `x` is (samples, features) of the live model, `y` is (samples, other fea
 reference, row by row of the same samples.
 """
 
+import math
+import re
+import time
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +18,34 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.functional import jackknife
+from hrsa_lightning.functional import SimilarityWarning, jackknife
+from hrsa_lightning.functional.permutation import check_num_permutations
 from hrsa_lightning.functional.uncertainty import t_quantile
-from hrsa_lightning.metrics import PairMetric, hrsa_metrics
+from hrsa_lightning.metrics import CKNNA, PairMetric, hrsa_metrics
+from hrsa_lightning.metrics._base import shared_by
+from hrsa_lightning.metrics.collection import EXTRAS
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["Comparer", "LabeledComparer", "Result", "variance_shares"]
+__all__ = [
+    "DOMINATED",
+    "Comparer",
+    "LabeledComparer",
+    "Result",
+    "is_dominated",
+    "variance_shares",
+]
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
+MAX_PERMUTED = 2048
+"""Most samples that are permuted: the time grows with their square."""
+
+
+MIN_WIDTH = 16
+DOMINATED = (
+    "one dimension carries most of the variance, and CKA and Procrustes are about it: read "
+    "cka_standardized"
+)
 
 
 @dataclass
@@ -33,12 +56,16 @@ class Result:
         values: By metric key.
         chance: Value of unrelated representations by metric key, where one is known.
         bands: Ends of the 95 % band by metric key, where bands were asked for.
+        identity: Value of `y` and itself by metric key, where it was asked for and is known.
+        null: 95 % level and p-value of permuted samples by metric key, likewise.
         notes: Metrics left out, degenerate or non-finite input.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     bands: dict[str, tuple[float, float]] = field(default_factory=dict)
+    identity: dict[str, float] = field(default_factory=dict)
+    null: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,17 +78,33 @@ class Comparer:
         num_classes: Number of classes of the labels, for the probe of the HRSA set.
         num_groups: Leave each of so many groups of samples out once, for a jackknife band around
             every value; 0 for none.
+        num_permutations: Permutations of the samples for levels and p-values where a comparison is
+            calibrated; 0 for none, and none for more than `MAX_PERMUTED` samples.
 
     Attributes:
         min_samples: Fewest samples for which all metrics are defined.
+        calibration_seconds: Time that calibrations have taken so far.
 
     Raises:
         ConfigError: When `metrics` is none of these or names an unknown key.
     """
 
     def __init__(
-        self, metrics: Any = None, *, num_classes: int | None = None, num_groups: int = 0
+        self,
+        metrics: Any = None,
+        *,
+        num_classes: int | None = None,
+        num_groups: int = 0,
+        num_permutations: int = 0,
     ) -> None:
+        if num_permutations:
+            try:
+                check_num_permutations(num_permutations)
+            except ValueError:
+                raise ConfigError(
+                    "null: expected 0 or at least 19 permutations, which a 95 % level needs, "
+                    f"got {num_permutations}"
+                ) from None
         if num_groups and num_groups < MIN_GROUPS:
             raise ConfigError(
                 f"num_jackknife_groups: expected 0 or at least {MIN_GROUPS}, got {num_groups}"
@@ -71,10 +114,18 @@ class Comparer:
         needs = [metric.min_samples for metric in members if isinstance(metric, PairMetric)]
         self.min_samples = max([MIN_SAMPLES, *needs])
         self._num_groups = num_groups
+        self._num_permutations = num_permutations
+        self.calibration_seconds = 0.0
         self._fitting: dict[Hashable, tuple[MetricCollection, list[str]]] = {}
 
     def compare(
-        self, x: Tensor, y: Tensor, labels: Tensor | None = None, key: Hashable = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        labels: Tensor | None = None,
+        key: Hashable = None,
+        *,
+        calibrate: bool = False,
     ) -> Result:
         """Compare two representations.
 
@@ -84,6 +135,7 @@ class Comparer:
             labels: (samples,), classes, for metrics that use them.
             key: Names a reference whose `y` will come again, so that metrics that keep what they
                 found of it, such as its neighbor lists, are kept for it.
+            calibrate: Also give what `y` has with itself and with permuted samples.
 
         Raises:
             DataError: When the numbers of rows differ or are too small, or a metric gives no
@@ -113,7 +165,9 @@ class Comparer:
             result.values = dict.fromkeys(keys, float("nan"))
             result.notes.append("representations are not finite, so all values are NaN")
             return result
-        result.values = self._run(metrics, x, y, known, result)
+        result.values = self._run(metrics, x, y, known, result, calibrate=calibrate)
+        if any(key.startswith("procrustes") for key in result.values):
+            self._note_width(len(x), max(widths), result)
         if self._num_groups:
             self._add_bands(metrics, x, y, known, result)
         return result
@@ -125,23 +179,55 @@ class Comparer:
         y: Tensor,
         known: dict[str, Tensor],
         result: Result,
+        *,
+        calibrate: bool = False,
     ) -> dict[str, float]:
-        """Values by key; chance levels and notes go to `result`."""
+        """Values by key; what is known of them goes to `result`."""
         if _members(metrics)[0][1].device != x.device:
             metrics.to(x.device)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _noted_in(result):
             try:
                 metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
-                chance = _chance(metrics, values)
+                _split_null(metrics, values, result)
+                chance = _by_key(metrics, values, "chance")
+                if calibrate:
+                    self._calibrate(metrics, values, result, len(x))
             finally:
                 metrics.reset()  # lets go of the rows as well
-        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         if self._keys is not None:
             values = {key: values[key] for key in self._keys if key in values}
         result.chance |= {key: chance[key] for key in values if key in chance}
+        result.identity = {key: v for key, v in result.identity.items() if key in values}
+        result.null = {key: v for key, v in result.null.items() if key in values}
         return values
+
+    def _note_width(self, num_samples: int, width: int, result: Result) -> None:
+        """Say once that samples are few for the width, and not at every place with its rank."""
+        if num_samples // 2 > width:
+            return
+        told = [note for note in result.notes if "inverse row entropy is NaN" in note]
+        result.notes = [note for note in result.notes if note not in told]
+        undefined = "inverse row entropy is undefined, and " if told else ""
+        result.notes.append(
+            f"{num_samples} samples of {width} features: {undefined}held-out Procrustes of a model "
+            f"with itself is not 0 / 1 / 1; take more than {2 * width} samples, or tokens as rows "
+            "(pooling: none)"
+        )
+
+    def _calibrate(
+        self,
+        metrics: MetricCollection,
+        values: Mapping[str, float],
+        result: Result,
+        num_samples: int,
+    ) -> None:
+        started = time.perf_counter()
+        result.identity = _by_key(metrics, values, "identity")
+        if self._num_permutations and num_samples <= MAX_PERMUTED:
+            with shared_by([part for _, part in _members(metrics) if isinstance(part, PairMetric)]):
+                result.null |= _by_key(metrics, values, "permuted", self._num_permutations)
+        self.calibration_seconds += time.perf_counter() - started
 
     def _add_bands(
         self,
@@ -159,17 +245,30 @@ class Comparer:
 
         groups = min(self._num_groups, len(x))
         ids = known["y_ids"]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _noted_in(result):
             errors = jackknife(
                 values_of, x, y, *known.values(), num_groups=groups, x_ids=ids, y_ids=ids
             )[1]
-        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         assert isinstance(errors, dict)
         width = t_quantile(groups - 1)
         for key, value in result.values.items():
             half = width * float(errors[key])
             result.bands[key] = (value - half, value + half)
+
+
+@contextmanager
+def _noted_in(result: Result) -> Iterator[None]:
+    """Turn the warnings of metrics into notes; those of other threads and libraries go on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    own = [warning for warning in caught if issubclass(warning.category, SimilarityWarning)]
+    result.notes += dict.fromkeys(str(warning.message) for warning in own)
+    for warning in caught:
+        if warning not in own:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 class LabeledComparer:
@@ -180,6 +279,9 @@ class LabeledComparer:
         labels: One per sample, or `None`.
         labeled: For all samples where they have labels; `None` takes `comparer`.
         by_label: Whether to compare within each label at all.
+
+    Attributes:
+        comparers: Those that were given.
     """
 
     def __init__(
@@ -192,13 +294,20 @@ class LabeledComparer:
     ) -> None:
         self._comparer = comparer
         self._labeled = labeled
+        self.comparers = [each for each in (comparer, labeled) if each is not None]
         self._by_label = by_label
         self._classes = sorted(set(labels or ()))
         place = {label: number for number, label in enumerate(self._classes)}
         self._numbers = torch.tensor([place[label] for label in labels or ()], dtype=torch.int64)
 
     def compare(
-        self, place: Measurement, x: Tensor, y: Tensor, key: tuple[Hashable, ...] | None = None
+        self,
+        place: Measurement,
+        x: Tensor,
+        y: Tensor,
+        key: tuple[Hashable, ...] | None = None,
+        *,
+        calibrate: bool = False,
     ) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
         """Measurements of two representations; notes for the reader, and the place of each.
 
@@ -207,6 +316,7 @@ class LabeledComparer:
             x: See `Comparer.compare`.
             y: See `Comparer.compare`.
             key: See `Comparer.compare`.
+            calibrate: See `Comparer.compare`; within labels nothing is calibrated.
 
         Raises:
             DataError: See `Comparer.compare`.
@@ -215,7 +325,8 @@ class LabeledComparer:
         uses_labels = self._labeled is not None and numbers is not None
         comparer = self._labeled if uses_labels else self._comparer
         assert comparer is not None
-        result = comparer.compare(x, y, numbers if uses_labels else None, key)
+        known = numbers if uses_labels else None
+        result = comparer.compare(x, y, known, key, calibrate=calibrate)
         found, notes = _measurements(place, result), [(note, place) for note in result.notes]
         if not self._by_label or numbers is None or self._comparer is None:
             return found, notes
@@ -235,8 +346,19 @@ def _measurements(place: Measurement, result: Result) -> list[Measurement]:
     found = []
     for metric, value in result.values.items():
         low, high = result.bands.get(metric, (None, None))
-        chance = result.chance.get(metric)
-        found.append(place._replace(metric=metric, value=value, chance=chance, low=low, high=high))
+        level, p_value = result.null.get(metric, (None, None))
+        found.append(
+            place._replace(
+                metric=metric,
+                value=value,
+                chance=result.chance.get(metric),
+                low=low,
+                high=high,
+                identity=result.identity.get(metric),
+                null_95=level,
+                p_value=p_value,
+            )
+        )
     return found
 
 
@@ -265,6 +387,11 @@ def variance_shares(x: Tensor) -> dict[str, float]:
     }
 
 
+def is_dominated(share: float, width: int) -> bool:
+    """Whether the largest dimension carries most of the variance, where there are many."""
+    return share > 0.5 and width >= MIN_WIDTH
+
+
 def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection, list[str] | None]:
     """The collection that a user's `metrics=` means, and the keys to keep of its values."""
     if metrics is None:
@@ -289,19 +416,20 @@ def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection
 def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
     """The metrics of the HRSA set that give these keys, without those that need absent labels."""
     ks = [int(key[12:]) for key in keys if key.startswith("knn_overlap_") and key[12:].isdigit()]
-    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
-    owners = {
-        key: name
-        for name, metric in hrsa_metrics(num_classes=2, k=ks or (10,)).items(keep_base=True)
-        for key in metric.keys() or (name,)  # type: ignore[operator]
-    }
+    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,), extra=EXTRAS)
+    known: dict[str, Any] = dict(
+        hrsa_metrics(num_classes=2, k=ks or (10,), extra=EXTRAS).items(keep_base=True)
+    )
+    members: dict[str, Any] = dict(available.items(keep_base=True))
+    for key in keys:  # any number of neighbors
+        if (local := re.fullmatch(r"cknna_(\d+)", key)) and int(local[1]) > 1:
+            members[key] = known[key] = CKNNA(int(local[1]), state=members["cknna_10"].parts)
+    owners = {key: name for name, metric in known.items() for key in metric.keys() or (name,)}
     unknown = [key for key in keys if key not in owners]
     if unknown:
         raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
     names = dict.fromkeys(owners[key] for key in keys)
-    chosen: dict[str, Any] = {
-        name: metric for name, metric in available.items(keep_base=True) if name in names
-    }
+    chosen: dict[str, Any] = {name: metric for name, metric in members.items() if name in names}
     if not chosen:
         raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
     return MetricCollection(chosen, compute_groups=[list(chosen)])
@@ -351,14 +479,27 @@ def _not_distributed() -> bool:
     return False
 
 
-def _chance(metrics: MetricCollection, values: Mapping[str, float]) -> dict[str, float]:
-    """Chance levels under the keys of the values, where metrics know them."""
-    found: dict[str, float] = {}
+def _split_null(metrics: MetricCollection, values: dict[str, float], result: Result) -> None:
+    """What a metric with `null=` of its own gives beside its values goes to `result`."""
+    parts = [part for _, part in _members(metrics) if isinstance(part, PairMetric) and part.null]
+    for key in [key for key in values if parts and f"{key}_null" in values]:
+        found = values.pop(f"{key}_null"), values.pop(f"{key}_p")
+        if not math.isnan(found[0]):
+            result.null[key] = found
+
+
+def _by_key(
+    metrics: MetricCollection, values: Mapping[str, float], method: str, *arguments: Any
+) -> dict[str, Any]:
+    """What a method of the metrics gives under the keys of the values, where metrics have it."""
+    found: dict[str, Any] = {}
     for name, metric in _members(metrics):
-        if not callable(chance := getattr(metric, "chance", None)):
+        if not callable(ask := getattr(metric, method, None)):
             continue
         known = {
-            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v for k, v in chance().items()
+            f"{metrics.prefix or ''}{k}{metrics.postfix or ''}": v
+            for k, v in ask(*arguments).items()
+            if method == "chance" or math.isfinite(v[0] if isinstance(v, tuple) else v)
         }
         whole = f"{metrics.prefix or ''}{name}{metrics.postfix or ''}"
         if len(known) == 1 and whole in values:  # one value has the metric's name for a key

@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, HRSAWarning
-from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer, variance_shares
+from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
+from hrsa_lightning.similarity.comparer import (
+    DOMINATED,
+    Comparer,
+    LabeledComparer,
+    is_dominated,
+    variance_shares,
+)
 from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
-from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.measurement import Measurement, listed
 from hrsa_lightning.similarity.pooling import PoolingMethod
 from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import (
@@ -100,6 +107,8 @@ class SimilarityEvaluator:
             the whole HRSA set.
         by_label: Also compare within each label of the probes.
         num_jackknife_groups: 5 or more gives 95 % bands by leaving out so many groups in turn.
+        null: Permutations of the samples, for the 95 % level and p-value of a calibrated
+            evaluation; 0 for none, and none for more than 2,048 samples.
         reference_layers: Layers of the reference, one for each of `layers` as matched, where it
             names them otherwise.
         forward: `forward(module, batch)`; the default calls the module with a mapping's matching
@@ -136,6 +145,7 @@ class SimilarityEvaluator:
         *,
         by_label: bool = False,
         num_jackknife_groups: int = 0,
+        null: int = NUM_PERMUTATIONS,
         reference_layers: Sequence[str] | None = None,
         forward: Forward | None = None,
         pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
@@ -168,9 +178,10 @@ class SimilarityEvaluator:
         self._metrics = metrics
         self._by_label = by_label
         self._num_groups = num_jackknife_groups
-        self._comparer = Comparer(metrics, num_groups=num_jackknife_groups)
+        self._null = null
+        self._comparer = Comparer(metrics, num_groups=num_jackknife_groups, num_permutations=null)
         self._comparers: dict[str, LabeledComparer] = {}
-        self._is_first = True
+        self._is_first = self._is_new = True
         self._has_checked_tokens = False
         self._warned: set[str] = set()
         self._warn: Callable[[str, str], None] = self._warn_once
@@ -237,7 +248,10 @@ class SimilarityEvaluator:
             labels, labeled = probes.labels, None
             if (num_classes := len(set(labels or ()))) > 1:
                 labeled = Comparer(
-                    self._metrics, num_classes=num_classes, num_groups=self._num_groups
+                    self._metrics,
+                    num_classes=num_classes,
+                    num_groups=self._num_groups,
+                    num_permutations=self._null,
                 )
             self._comparers[name] = LabeledComparer(
                 self._comparer, labels, labeled, by_label=self._by_label
@@ -248,6 +262,7 @@ class SimilarityEvaluator:
         state: Mapping[str, Any] | None = None,
         folder: Path | None = None,
         prefix: str = "similarity",
+        previous: Path | None = None,
     ) -> None:
         """Begin a run: the next evaluation is its first.
 
@@ -255,12 +270,13 @@ class SimilarityEvaluator:
             state: What `state_dict` returned before a restart.
             folder: Keep representations of references in files there and not in memory.
             prefix: Begins the names of the files.
+            previous: Where the files of before the restart are now, if they were moved.
         """
-        self._is_first = True
+        self._is_first, self._is_new = True, not state
         for reference in self._references:
             reference.start(folder, prefix)
             if isinstance(reference, InitialReference) and state and state.get(INITIAL) is not None:
-                reference.restore(state[INITIAL], state["fingerprints"])
+                reference.restore(state[INITIAL], state["fingerprints"], previous)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `start`: the start cannot be computed again."""
@@ -271,27 +287,35 @@ class SimilarityEvaluator:
         return {}
 
     @property
+    def calibration_seconds(self) -> float:
+        """Time that calibrations have taken so far, on this rank."""
+        used = {self._comparer, *(c for each in self._comparers.values() for c in each.comparers)}
+        return sum(comparer.calibration_seconds for comparer in used)
+
+    @property
     def device(self) -> torch.device:
         """Where metrics are computed: not on MPS, which lacks the float64 that they need."""
         device = self.extractor.device
         return torch.device("cpu") if device.type == "mps" else device
 
-    def evaluate(self, step: int) -> list[Measurement]:
+    def evaluate(self, step: int, *, calibrate: bool | None = None) -> list[Measurement]:
         """Compare all models with all references; every rank has to call it.
 
         Training state is as before afterwards: see `preserve_training_state`.
 
         Args:
             step: Optimizer step, for the measurements, and for references that were recorded.
+            calibrate: Find `identity`, `null_95` and `p_value` as well, which takes the time of
+                two or three evaluations; the default is at the first evaluation of a run.
 
         Raises:
             ConfigError: When tokens are to be compared that two tokenizers split differently.
             DataError: When two sides have different numbers of rows, or too few.
         """
         with preserve_training_state(*self.extractor.models.values()):
-            return self.run(step).measurements
+            return self.run(step, calibrate=calibrate).measurements
 
-    def run(self, step: int) -> SimilarityEvaluation:
+    def run(self, step: int, *, calibrate: bool | None = None) -> SimilarityEvaluation:
         """`evaluate` for callers who preserve the training state; with the representations."""
         ranks = self.extractor.ranks
         first, self._is_first = self._is_first, False
@@ -304,7 +328,8 @@ class SimilarityEvaluator:
                 self._has_checked_tokens = True
             pairs = self._pairs(live)
             jobs = self._jobs(pairs, step)
-            own = [self._compare(job) for job in jobs[ranks.rank :: ranks.world_size]]
+            calibrate = first and self._is_new if calibrate is None else calibrate
+            own = [self._compare(job, calibrate) for job in jobs[ranks.rank :: ranks.world_size]]
         per_rank = ranks.gather_objects(own)
         measurements: list[Measurement] = []
         places: dict[str, list[str]] = {}
@@ -315,8 +340,8 @@ class SimilarityEvaluator:
                 where = _words(place, named=len(self.comparisons) > 1)
                 places.setdefault(note, []).append(where)
         for note, found in places.items():
-            self._warn(note, f" (at {', '.join(found)}, step {step})")
-        measurements += _variance(live, step)
+            self._warn(note, f" (at {listed(found)}, step {step})")
+        measurements += self._variance(live, step)
         return SimilarityEvaluation(measurements, live, pairs)
 
     def _check_tokens(self) -> None:
@@ -367,25 +392,36 @@ class SimilarityEvaluator:
                 by_place.setdefault((probes, layer), []).append(job)
         return [job for jobs in by_place.values() for job in jobs]
 
-    def _compare(self, job: _Job) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
+    def _compare(
+        self, job: _Job, calibrate: bool
+    ) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
         x, y = job.x.to(self.device), job.y.to(self.device)
-        return self._comparers[job.place.probes].compare(job.place, x, y, job.key)
+        comparer = self._comparers[job.place.probes]
+        return comparer.compare(job.place, x, y, job.key, calibrate=calibrate)
+
+    def _variance(self, live: Representations, step: int) -> list[Measurement]:
+        """How much of the variance depends on one sample or one dimension, per model and layer."""
+        found: list[Measurement] = []
+        dominated: dict[str, float] = {}
+        for probes, models in live.items():
+            for arm, snapshot in models.items():
+                for layer, rows in snapshot.items():
+                    shares = variance_shares(rows)
+                    for metric, value in shares.items():
+                        found.append(
+                            Measurement(metric, value, None, probes, arm, "", layer, step=step)
+                        )
+                    share = shares["variance_share_dimension"]
+                    if is_dominated(share, rows.shape[1]):
+                        dominated[layer] = max(share, dominated.get(layer, 0.0))
+        if dominated:
+            self._warn(DOMINATED, f" (up to {max(dominated.values()):.0%}, at {listed(dominated)})")
+        return found
 
     def _warn_once(self, message: str, details: str = "") -> None:
         if message not in self._warned and self.extractor.ranks.rank == 0:
             self._warned.add(message)
             warnings.warn(f"similarity: {message}{details}", HRSAWarning, stacklevel=2)
-
-
-def _variance(live: Representations, step: int) -> list[Measurement]:
-    """How much of the variance depends on one sample or one dimension, per model and layer."""
-    return [
-        Measurement(metric, value, None, probes, arm, "", layer, step=step)
-        for probes, models in live.items()
-        for arm, snapshot in models.items()
-        for layer, rows in snapshot.items()
-        for metric, value in variance_shares(rows).items()
-    ]
 
 
 def _words(place: Measurement, *, named: bool) -> str:

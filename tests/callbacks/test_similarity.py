@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
 from hrsa_lightning.functional import linear_cka
+from hrsa_lightning.similarity import read_history
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, INPUTS, classifier, fit, flavor
 from tests.histories import read_tags
@@ -61,6 +62,19 @@ def test_values_are_those_of_the_start_against_now(tmp_path):
     assert 0 < expected < 0.999
     assert history(watch)[0]["values"]["similarity/cka/output"] == pytest.approx(1.0)
     assert steps(watch) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "calibrated"),
+    [({}, [0, 6]), ({"every_n_train_steps": 4}, [0, 6]), ({"null": 0}, [])],
+)
+def test_the_first_and_the_last_evaluation_have_a_null(tmp_path, options, calibrated):
+    watch = monitor(**options)
+    fit([watch], tmp_path)
+    found = [m for m in read_history(watch.history_path) if m.metric == "cka"]
+    assert [m.step for m in found if m.p_value is not None and m.layer == "output"] == calibrated
+    assert {m.step for m in found if m.identity == 1} == {0, 6}
+    assert all(m.null_95 < m.value for m in found if m.null_95 is not None)
 
 
 @pytest.mark.parametrize("name", FLAVORS)

@@ -119,7 +119,7 @@ def test_gives_the_numbers_of_the_monitor_in_the_loop(place, run, tmp_path, step
     _compare(*models, "--texts", place / "probes.jsonl", *LENGTHS, "--out", tmp_path)
     expected, found = _history(run, step), _values(tmp_path)
     assert expected.keys() == found.keys()
-    assert len({metric for _, _, metric in expected}) == 13
+    assert len({metric for _, _, metric in expected}) == 14
     for key, value in expected.items():
         assert math.isfinite(value), key
         assert found[key] == pytest.approx(value, abs=1e-5), key

@@ -151,6 +151,46 @@ def test_interpolation_with_another_arm(run, tmp_path):
     assert "linear interpolation" in (mixed / "README.md").read_text()
 
 
+def test_an_arm_of_a_run_is_interpolated_with(run, tmp_path, capsys):
+    folder, models = run
+    out = tmp_path / "out"
+    options = ["--interpolate", f"{folder}:rlvr", "--weight", "1", "--method", "linear"]
+    assert main([str(folder), "--arm", "base", "--out", str(out), *options]) == 0
+    plain, queries = _differences(_load(out), models["rlvr"])
+    assert max(plain, float(queries.max())) < 1e-5
+    other = tmp_path / "other"
+    make_run(other, "arms.base=null", "arms.more={backbone: embedded:tiny/rlvr}")
+    said = _answer(capsys, folder, "--arm", "base", "--interpolate", other)
+    assert said.endswith(f"choose one: {other}:rlvr, {other}:more")
+    assert "Did you mean 'rlvr'" in _answer(
+        capsys, folder, "--arm", "base", "--interpolate", f"{folder}:rlv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "pooling", "whole"),
+    [
+        ([], "mean", False),
+        (["--exact"], "mean", True),
+        (["--exact"], "last", True),
+        (["--adapter-only"], "first", True),
+    ],
+)
+def test_empty_texts_are_checked(tmp_path, capsys, form, pooling, whole):
+    models = make_run(tmp_path / "run", "arms.rlvr=null", f"model.pooling={pooling}")
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "run"), "--out", str(out), *form]) == 0
+    assert ("empty texts differ" in capsys.readouterr().out) is not whole
+    assert ("An empty text is not encoded" in (out / "README.md").read_text()) is not whole
+    if whole:
+        loaded = _load(out, trust_remote_code=True)
+        expected = models["base"].embed(["", ""], 48)
+        torch.testing.assert_close(loaded.encode(["", ""], convert_to_tensor=True), expected)
+        expected = models["base"].embed([(INSTRUCTION, "")], 48)
+        found = loaded.encode([""], prompt=PROMPT, convert_to_tensor=True)
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_an_mteb_task_runs_on_it(run, tmp_path):
     """The saved prompt goes before its queries, so that the score is our module's."""
@@ -237,7 +277,7 @@ def test_a_folder_that_differs_from_the_model_is_not_kept(run, tmp_path, capsys,
     folder, _ = run
     monkeypatch.setattr(
         "hrsa_lightning.export.writer.largest_difference",
-        lambda *arguments: (0.5, torch.tensor([0.0])),
+        lambda *arguments: (0.5, torch.tensor([0.0]), 0.0),
     )
     said = _answer(capsys, folder, "--arm", "base", "--out", tmp_path / "new" / "out")
     assert "gives other embeddings" in said

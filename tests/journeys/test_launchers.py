@@ -65,18 +65,13 @@ def test_a_rank_that_never_comes_is_not_waited_for(settings, tmp_path, monkeypat
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("loss.matryoshka=[100000]", "loss.matryoshka: expected sizes up to"),
-        ("callbacks.similarity.layers=[nothing.*]", "nothing.*"),
-    ],
-)
-def test_a_mistake_is_named_once(setting, message, settings, tmp_path):
-    with train("torchrun", 2, tmp_path, *settings, setting) as ranks:
+def test_a_mistake_is_named_once(settings, tmp_path):
+    with train(
+        "torchrun", 2, tmp_path, *settings, "callbacks.similarity.layers=[nothing.*]"
+    ) as ranks:
         first, second = ranks.wait()
     assert [first.code, second.code] == [2, 2], str(ranks)
-    assert message in first.text
+    assert "nothing.*" in first.text
     assert len(first.text.strip().splitlines()) <= 8
     assert not second.text
     assert not list(tmp_path.glob("runs/*/*"))

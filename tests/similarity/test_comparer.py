@@ -1,4 +1,5 @@
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -7,9 +8,17 @@ from scipy import stats
 from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.functional import jackknife, knn_overlap, linear_cka
+from hrsa_lightning.functional import (
+    SimilarityWarning,
+    cknna,
+    jackknife,
+    knn_overlap,
+    linear_cka,
+    permutation_null,
+    procrustes_identity,
+)
 from hrsa_lightning.functional.knn import chance_overlap
-from hrsa_lightning.metrics import KNNOverlap
+from hrsa_lightning.metrics import KNNOverlap, LinearCKA
 from hrsa_lightning.similarity.comparer import Comparer, variance_shares
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
@@ -29,6 +38,24 @@ def test_names_choose_and_keep_their_order():
     assert list(result.values) == ["knn_overlap_5", "cka", "procrustes_residual"]
     with pytest.raises(ConfigError, match="no 'ckaa'; there are cka, cka_plain"):
         Comparer(["ckaa"])
+
+
+def test_extra_metrics_go_by_name():
+    keys = ["cknna_5", "predictivity_forward", "cknna_10", "cka_standardized"]
+    result = Comparer(keys, num_permutations=20).compare(X, Y, calibrate=True)
+    assert list(result.values) == keys
+    assert result.values["cknna_5"] == pytest.approx(cknna(X, Y, k=5).item(), abs=1e-6)
+    assert result.chance["predictivity_forward"] == 0
+    assert set(result.null) == set(keys)
+
+
+@pytest.mark.parametrize(("num_rows", "told"), [(10, True), (30, True), (60, False)])
+def test_few_samples_for_the_width_are_said_once_with_the_cure(num_rows, told):
+    x = torch.randn(num_rows, 20, generator=torch.Generator().manual_seed(0))
+    notes = Comparer(["procrustes_residual", "inverse_row_entropy"]).compare(x, x).notes
+    assert len(notes) == told
+    assert not told or "not 0 / 1 / 1; take more than 40 samples, or tokens" in notes[0]
+    assert ("inverse row entropy is undefined" in "".join(notes)) == (num_rows == 10)
 
 
 def test_other_metrics():
@@ -68,6 +95,37 @@ def test_a_degenerate_layer_is_nan_with_a_reason():
     result = Comparer(["cka"]).compare(torch.ones(80, 6), Y)
     assert math.isnan(result.values["cka"])
     assert any("NaN" in note for note in result.notes)
+
+
+def test_a_calibrated_comparison_has_identity_and_null_of_the_functions():
+    few, ids = X[:8], torch.arange(8)  # 4 rows cannot fix a rotation of 6 features
+    result = Comparer(["procrustes_residual", "cka"]).compare(few, Y[:8], calibrate=True)
+    expected = procrustes_identity(Y[:8], y_ids=ids).residual_variance_ratio.item()
+    assert result.identity == {"procrustes_residual": pytest.approx(expected), "cka": 1.0}
+    assert expected > 0.1
+    assert result.null == {}
+    comparer = Comparer(num_permutations=50)
+    result = comparer.compare(X, Y, calibrate=True)
+    for key, function in (("cka", linear_cka), ("knn_overlap_10", knn_overlap)):
+        found = permutation_null(function, X, Y, num_permutations=50)
+        assert result.null[key] == (
+            pytest.approx(found.level.item(), abs=1e-6),
+            pytest.approx(found.p_value.item()),
+        )
+    other = comparer.compare(X, torch.randn(80, 6), calibrate=True)
+    assert other.null["cka"] != result.null["cka"]  # nothing is kept from before
+    assert "inverse_row_entropy" not in result.null
+    again = comparer.compare(X, Y)
+    assert (again.values, again.identity, again.null) == (result.values, {}, {})
+    assert comparer.calibration_seconds > 0
+
+
+def test_a_metric_with_a_null_of_its_own_has_it_as_fields():
+    result = Comparer(LinearCKA(null=20)).compare(X, Y)
+    assert list(result.values) == ["cka"]
+    assert result.null["cka"][1] == pytest.approx(1 / 21)
+    with pytest.raises(ConfigError, match="null: expected 0 or at least 19 permutations"):
+        Comparer(num_permutations=5)
 
 
 def test_the_band_holds_the_value_and_narrows_with_samples():
@@ -170,3 +228,15 @@ def test_mistakes_are_named():
     for metrics in (3, [], "cka", [3]):
         with pytest.raises(ConfigError, match="metrics: expected"):
             Comparer(metrics)
+
+
+def test_warnings_of_others_are_not_taken_for_those_of_metrics():
+    class NoisyError(MeanAbsoluteError):
+        def update(self, x, y):
+            super().update(x, y)
+            warnings.warn("from a thread beside", DeprecationWarning, stacklevel=1)
+            warnings.warn("of a metric", SimilarityWarning, stacklevel=1)
+
+    with pytest.warns(DeprecationWarning, match="from a thread beside"):
+        result = Comparer(NoisyError()).compare(X, Y)
+    assert result.notes == ["of a metric"]
