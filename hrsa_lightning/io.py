@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from hrsa_lightning.errors import DataError, shown
 
@@ -135,8 +135,8 @@ def numbered(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.stem}-v{number}{path.suffix}")
 
 
-_locks: dict[Path, IO[str]] = {}
-"""A record lock is let go when any file object of its file is closed."""
+_locks: dict[Path, int] = {}
+"""A record lock is let go when any descriptor of its file is closed; these never are."""
 
 
 def lock_folder(folder: Path) -> bool:
@@ -144,14 +144,14 @@ def lock_folder(folder: Path) -> bool:
     path = folder.resolve() / ".lock"
     if fcntl is None or path in _locks:
         return True
-    file = path.open("a")
+    file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
     try:  # a record lock, which workers do not inherit
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        file.close()
+        os.close(file)
         return False
     except OSError:  # a file system without locks
-        file.close()
+        os.close(file)
         return True
     _locks[path] = file
     return True
