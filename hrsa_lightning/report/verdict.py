@@ -15,7 +15,7 @@ from hrsa_lightning.report.statistics import (
     spread,
 )
 
-__all__ = ["Derived", "Verdict", "derive", "pair_words", "pairs_of", "verdicts_of"]
+__all__ = ["Derived", "Verdict", "derive", "gains_of", "pair_words", "pairs_of", "verdicts_of"]
 
 SAME, NEARER, FARTHER, UNKNOWN = "same", "nearer", "farther", "unknown"
 
@@ -150,7 +150,7 @@ def verdicts_of(
                 info,
                 spread(curve.first),
                 spread(curve.last),
-                spread(_gains(curve, info)),
+                spread(gains_of(curve, info)),
                 experiment.chance.get(key, math.nan),
                 experiment.level("identity", key),
                 experiment.level("p_value", key),
@@ -192,7 +192,7 @@ def derive(
             Derived(
                 key,
                 info,
-                spread(_gains(curve, info)),
+                spread(gains_of(curve, info)),
                 spread([half.step for half in halves]),
                 (
                     min((half.low for half in reached), default=math.nan),
@@ -253,7 +253,8 @@ def _controls_for(pair: Pair, controls: Sequence[Pair]) -> list[Pair]:
     return [each for each in controls if each.reference == pair.reference and each != pair]
 
 
-def _gains(curve: Curve, info: MetricInfo) -> list[float]:
+def gains_of(curve: Curve, info: MetricInfo) -> list[float]:
+    """Realignment gain of each run."""
     return [
         realignment_gain(info.similarity(first), info.similarity(last))
         for first, last in zip(curve.first, curve.last, strict=True)

@@ -8,7 +8,8 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.functional import jackknife
+from hrsa_lightning.functional import SimilarityWarning, jackknife
 from hrsa_lightning.functional.permutation import check_num_permutations
 from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.metrics import CKNNA, PairMetric, hrsa_metrics
@@ -184,8 +185,7 @@ class Comparer:
         """Values by key; what is known of them goes to `result`."""
         if _members(metrics)[0][1].device != x.device:
             metrics.to(x.device)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _noted_in(result):
             try:
                 metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
@@ -195,7 +195,6 @@ class Comparer:
                     self._calibrate(metrics, values, result, len(x))
             finally:
                 metrics.reset()  # lets go of the rows as well
-        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         if self._keys is not None:
             values = {key: values[key] for key in self._keys if key in values}
         result.chance |= {key: chance[key] for key in values if key in chance}
@@ -246,17 +245,30 @@ class Comparer:
 
         groups = min(self._num_groups, len(x))
         ids = known["y_ids"]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _noted_in(result):
             errors = jackknife(
                 values_of, x, y, *known.values(), num_groups=groups, x_ids=ids, y_ids=ids
             )[1]
-        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         assert isinstance(errors, dict)
         width = t_quantile(groups - 1)
         for key, value in result.values.items():
             half = width * float(errors[key])
             result.bands[key] = (value - half, value + half)
+
+
+@contextmanager
+def _noted_in(result: Result) -> Iterator[None]:
+    """Turn the warnings of metrics into notes; those of other threads and libraries go on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    own = [warning for warning in caught if issubclass(warning.category, SimilarityWarning)]
+    result.notes += dict.fromkeys(str(warning.message) for warning in own)
+    for warning in caught:
+        if warning not in own:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 class LabeledComparer:

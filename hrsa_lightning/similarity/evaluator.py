@@ -262,6 +262,7 @@ class SimilarityEvaluator:
         state: Mapping[str, Any] | None = None,
         folder: Path | None = None,
         prefix: str = "similarity",
+        previous: Path | None = None,
     ) -> None:
         """Begin a run: the next evaluation is its first.
 
@@ -269,12 +270,13 @@ class SimilarityEvaluator:
             state: What `state_dict` returned before a restart.
             folder: Keep representations of references in files there and not in memory.
             prefix: Begins the names of the files.
+            previous: Where the files of before the restart are now, if they were moved.
         """
         self._is_first, self._is_new = True, not state
         for reference in self._references:
             reference.start(folder, prefix)
             if isinstance(reference, InitialReference) and state and state.get(INITIAL) is not None:
-                reference.restore(state[INITIAL], state["fingerprints"])
+                reference.restore(state[INITIAL], state["fingerprints"], previous)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `start`: the start cannot be computed again."""

@@ -1,4 +1,5 @@
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import (
+    SimilarityWarning,
     cknna,
     jackknife,
     knn_overlap,
@@ -226,3 +228,15 @@ def test_mistakes_are_named():
     for metrics in (3, [], "cka", [3]):
         with pytest.raises(ConfigError, match="metrics: expected"):
             Comparer(metrics)
+
+
+def test_warnings_of_others_are_not_taken_for_those_of_metrics():
+    class NoisyError(MeanAbsoluteError):
+        def update(self, x, y):
+            super().update(x, y)
+            warnings.warn("from a thread beside", DeprecationWarning, stacklevel=1)
+            warnings.warn("of a metric", SimilarityWarning, stacklevel=1)
+
+    with pytest.warns(DeprecationWarning, match="from a thread beside"):
+        result = Comparer(NoisyError()).compare(X, Y)
+    assert result.notes == ["of a metric"]
