@@ -6,6 +6,7 @@ Imports no torch: a command answers a bad line before the heavy imports.
 import csv
 import difflib
 import io
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hrsa_lightning.errors import DataError, shown
+
+try:
+    import fcntl
+except ImportError:  # Windows has no record locks of this kind
+    fcntl = None  # type: ignore[assignment]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -114,6 +120,41 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
     """Replace a JSON file in one move."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """A path, and others beside it to take where it belongs to somebody else.
+
+    Example:
+        >>> names = numbered(Path("run/a.jsonl"))
+        >>> next(names).name, next(names).name, next(names).name
+        ('a.jsonl', 'a-v1.jsonl', 'a-v2.jsonl')
+    """
+    yield path
+    for number in itertools.count(1):
+        yield path.with_name(f"{path.stem}-v{number}{path.suffix}")
+
+
+_locks: dict[Path, int] = {}
+"""A record lock is let go when any descriptor of its file is closed; these never are."""
+
+
+def lock_folder(folder: Path) -> bool:
+    """Lock a folder until this process ends, killed or not; whether no other process holds it."""
+    path = folder.resolve() / ".lock"
+    if fcntl is None or path in _locks:
+        return True
+    file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:  # a record lock, which workers do not inherit
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        return False
+    except OSError:  # a file system without locks
+        os.close(file)
+        return True
+    _locks[path] = file
+    return True
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -11,12 +11,19 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from hrsa_lightning.callbacks.folder import RunFolder, close_run_folder, open_run_folder
 from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
 from hrsa_lightning.io import NAME_RULE, is_name, is_path_of_file
-from hrsa_lightning.similarity.history import Evaluation, append_record, cut_history
+from hrsa_lightning.similarity.history import (
+    Evaluation,
+    append_record,
+    cut_history,
+    has_other_run,
+    reserve_history,
+)
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
 
@@ -54,12 +61,14 @@ class Monitor(Callback, ABC):
     Args:
         name: Begins every tag and file name; two monitors of a trainer need different names.
         schedule: When to evaluate.
-        history: File name in the run's folder, or a path; `None` writes no file.
+        history: File name in the run's folder, or a path; `None` writes no file. Where another run
+            has such a file, it is `NAME-v1.jsonl` and so on.
         on_error: Whether a failed evaluation warns and training goes on, or raises.
 
     Attributes:
         ranks: Processes that take part, from the start of a fit.
         folder: The run's folder, where it has one.
+        run: Id of the run; one that resumes keeps it.
         first_step: Optimizer step at which the current fit began; above 0 where it resumed.
         latest: Measurements of the latest evaluation.
         is_ending: Whether the fit has ended but for the last evaluation.
@@ -121,6 +130,10 @@ class Monitor(Callback, ABC):
             last_step: Later records are dropped.
         """
 
+    def join(self) -> str:
+        """What it means for a monitor that the checkpoint of a resumed run does not know it."""
+        return ""
+
     def begin(self, restored: dict[str, Any]) -> None:
         """Start from nothing, or from what a checkpoint remembers, before the first evaluation."""
 
@@ -155,6 +168,7 @@ class Monitor(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         started = time.perf_counter()
+        close_run_folder(trainer)
         sampler: dict[str, int] = (
             getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         )
@@ -220,7 +234,7 @@ class Monitor(Callback, ABC):
             **self.budget.state(),
             "last_step": self._last_step,
             "next_step": self.schedule.next_step,
-            "history": None if self.history_path is None else str(self.history_path),
+            **self._place,
             **self.remember(),
         }
 
@@ -234,7 +248,9 @@ class Monitor(Callback, ABC):
             warnings.warn(f"{self.name}: {message}{details}", HRSAWarning, stacklevel=2)
 
     def _forget(self) -> None:
+        self.run = ""
         self.folder: Path | None = None
+        self._previous: Path | None = None
         self.history_path: Path | None = None
         self.first_step = 0
         self.is_ending = False
@@ -244,24 +260,79 @@ class Monitor(Callback, ABC):
         self.begin({})
 
     def _open_folder(self, trainer: Trainer, restored: dict[str, Any]) -> None:
-        log_dir = trainer.log_dir  # talks to all ranks, so every rank has to ask
         if not getattr(trainer, "fast_dev_run", False):
-            self.folder = Path(log_dir or trainer.default_root_dir)
+            self._open_run(trainer, restored)
         if restored:
             self._last_step = restored["last_step"]
             self.schedule.put_off(restored["next_step"])
             self.begin(restored)
+        elif self.first_step > 0 and self._last_step < 0:
+            self.warn_once(
+                f"begins at step {self.first_step}, since the checkpoint was written without it"
+                f"{self.join()}"
+            )
         if self.folder is None or self._history is None:
             return
+        known = restored.get("history") or self.history_path
         self.history_path = self.folder / self._history
         with self.ranks.raise_on_all_ranks():
             if trainer.is_global_zero:
-                source = Path(restored.get("history") or self.history_path)
-                last = self.first_step or -1
-                kept = cut_history(source, self.history_path, last)
-                self.resume(source, last)
-                self._last_step = max([self._last_step, *kept])
+                self._go_on(self.history_path, known and Path(known))
         self._last_step = self.ranks.broadcast(self._last_step)
+
+    def _open_run(self, trainer: Trainer, restored: dict[str, Any]) -> None:
+        opened: RunFolder | None = None
+        with self.ranks.raise_on_all_ranks():
+            if trainer.is_global_zero:
+                monitors = [m for m in trainer.callbacks if isinstance(m, Monitor)]  # type: ignore[attr-defined]
+                states = [restored, *(m._restored or m._place for m in monitors)]
+                histories = [m._history for m in monitors if m._history and not m._is_elsewhere]
+                opened = open_run_folder(trainer, states if self.first_step else [], histories)
+        opened = self.ranks.broadcast(opened)
+        assert opened is not None
+        self.folder, self.run, self._previous, displaced = opened
+        if displaced is not None:
+            self.warn_once(
+                f"{displaced} has files of another run; those of this one: {self.folder}"
+            )
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether the history is a file that the user has chosen, and not one of the folder."""
+        return self._history is not None and Path(self._history).is_absolute()
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        paths = {"folder": self.folder, "history": self.history_path}
+        absolute = {name: path and str(path.absolute()) for name, path in paths.items()}
+        return {"run": self.run, **absolute}
+
+    def _go_on(self, path: Path, known: Path | None) -> None:
+        """Go on with the history of an interrupted run, or begin one.
+
+        Args:
+            path: Of this run's history, as far as it is not that of another one.
+            known: Where the history was before.
+        """
+        resumes = self.first_step > 0
+        source = target = path
+        if not self._is_elsewhere:
+            source = (self._previous or path.parent) / str(self._history)
+        elif not resumes or has_other_run(path, self.run):
+            is_own = resumes and known is not None and not has_other_run(known, self.run)
+            source = target = known if known and is_own else reserve_history(path)
+            if target != path:
+                self.warn_once(f"{path} is of another run; that of this one: {target}")
+        elif known is not None and known.is_file():
+            source = known
+        self.history_path = target
+        if not resumes:
+            return
+        if known is not None and not source.is_file() and self._last_step >= 0:
+            self.warn_once(f"the history begins at step {self.first_step}: {known} is gone")
+        kept = cut_history(source, target, self.first_step, self.run)
+        self.resume(source, self.first_step)
+        self._last_step = max([self._last_step, *kept])
 
     def _evaluate(
         self, trainer: Trainer, pl_module: LightningModule, *, starts: bool = False
@@ -300,7 +371,13 @@ class Monitor(Callback, ABC):
             return
         if self.history_path is not None:
             record = Evaluation(
-                step, measurements, self.name, trainer.current_epoch, time.time(), seconds
+                step,
+                measurements,
+                self.name,
+                trainer.current_epoch,
+                time.time(),
+                seconds,
+                self.run,
             )
             append_record(self.history_path, record)
         log_charts(trainer, self.name, measurements, step, named=named)

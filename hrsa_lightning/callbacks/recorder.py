@@ -9,11 +9,12 @@ from torch import Tensor
 
 from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, resolve_probes
 from hrsa_lightning.callbacks.schedule import Schedule
+from hrsa_lightning.io import numbered
 from hrsa_lightning.similarity.extraction import Extractor, Forward
 from hrsa_lightning.similarity.measurement import Measurement
 from hrsa_lightning.similarity.pooling import PoolingMethod
 from hrsa_lightning.similarity.probes import Tokenizer
-from hrsa_lightning.similarity.trace import TraceWriter
+from hrsa_lightning.similarity.trace import TraceWriter, can_record
 
 __all__ = ["RepresentationRecorder"]
 
@@ -27,7 +28,8 @@ class RepresentationRecorder(Monitor):
     All other arguments are those of `SimilarityMonitor`.
 
     Args:
-        folder: Where to write, relative to the run's folder or absolute.
+        folder: Where to write, relative to the run's folder or absolute; `NAME-v1` and so on where
+            there is the trace of another run.
         probes: See `SimilarityMonitor`; the other run has to use the same.
         name: First part of the tag of the seconds that recording took.
 
@@ -48,7 +50,7 @@ class RepresentationRecorder(Monitor):
         exclude_first_token: bool = False,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         tokenizer: Tokenizer | None = None,
         max_length: int = 128,
         batch_size: int = 32,
@@ -90,7 +92,7 @@ class RepresentationRecorder(Monitor):
         self._restored_trace: str | None = restored.get("trace")
 
     def remember(self) -> dict[str, Any]:
-        written = None if self._writer is None else str(self._writer.folder)
+        written = None if self._writer is None else str(self._writer.folder.absolute())
         return {"trace": written or self._restored_trace}
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
@@ -101,10 +103,17 @@ class RepresentationRecorder(Monitor):
                 self._writer.add(trainer.global_step, recording)
         return []
 
-    def _open(self, folder: Path) -> TraceWriter:
-        writer = TraceWriter(folder, self._extractor.fingerprints)
-        if self.first_step > 0:
+    def _open(self, wanted: Path) -> TraceWriter:
+        resumes = self.first_step > 0
+        names = numbered(wanted)
+        folder = next(name for name in names if can_record(name, self.run, resumes=resumes))
+        if folder != wanted:
+            self.warn_once(f"{wanted} has the trace of another run; that of this one: {folder}")
+        writer = TraceWriter(folder, self._extractor.fingerprints, self.run)
+        if resumes:
             source = Path(self._restored_trace or folder)
+            if self._previous is not None and (self._previous / self._target).is_dir():
+                source = self._previous / self._target
             taken = writer.take_over(source, until=self.first_step)
             if self._restored_trace and not taken:
                 self.warn_once(

@@ -65,7 +65,7 @@ class RetrievalMonitor(Monitor):
         limit: int | None = None,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
         history: str | Path | None = "retrieval.jsonl",
         on_error: OnError = "warn",

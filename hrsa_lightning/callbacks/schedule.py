@@ -37,7 +37,7 @@ class Schedule:
         self,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
     ) -> None:
         for name, value in (
@@ -46,6 +46,7 @@ class Schedule:
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: expected a positive number or null, got {value}")
+        log_spaced = log_spaced or 0
         if log_spaced < 0:
             raise ConfigError(f"log_spaced: expected true, false or a number, got {log_spaced}")
         if max_overhead is not None and not 0 < max_overhead < 1:

@@ -114,7 +114,7 @@ class SimilarityMonitor(Monitor):
         null: int = NUM_PERMUTATIONS,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        log_spaced: bool | int = False,
+        log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
         heatmap_every_n_evaluations: int = 10,
         projector: bool = False,
@@ -200,7 +200,7 @@ class SimilarityMonitor(Monitor):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         if self._to_restore is not None:
             folder = self.folder if self._on_disk else None
-            self.evaluator.start(self._to_restore, folder, self.name)
+            self.evaluator.start(self._to_restore, folder, self.name, self._previous)
             self._to_restore = None
         before = self.evaluator.calibration_seconds
         found = self.evaluator.run(trainer.global_step, calibrate=self._calibrates(trainer))
@@ -235,9 +235,14 @@ class SimilarityMonitor(Monitor):
     def conclude(self) -> None:
         self._figures.write_details(self.history_path)
 
+    def join(self) -> str:
+        if INITIAL not in {comparison.reference.name for comparison in self.evaluator.comparisons}:
+            return ""
+        return f": {INITIAL!r} is the model of this step, not that before training"
+
     def resume(self, source: Path, last_step: int) -> None:
         assert self.history_path is not None
-        cut_history(details_path(source), details_path(self.history_path), last_step)
+        cut_history(details_path(source), details_path(self.history_path), last_step, self.run)
 
     def finish(self, trainer: Trainer) -> None:
         self._figures.finish(trainer, self.history_path, self.folder)

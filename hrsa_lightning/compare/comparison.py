@@ -21,7 +21,12 @@ from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
 from hrsa_lightning.metrics import hrsa_metrics
 from hrsa_lightning.runs.resolve import Source
-from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer
+from hrsa_lightning.similarity.comparer import (
+    Comparer,
+    LabeledComparer,
+    is_dominated,
+    variance_shares,
+)
 from hrsa_lightning.similarity.measurement import Measurement, comparison_name
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
 
@@ -68,6 +73,8 @@ class Comparison:
         heatmap: Every layer with every layer.
         measurements: Layer by layer; within a layer all rows first, then labels.
         notes: What a reader has to know, with the places where it holds.
+        dominated: Share of the variance that one dimension carries, by layer where it is most of it
+            on either side.
     """
 
     model: str
@@ -76,6 +83,7 @@ class Comparison:
     heatmap: Heatmap
     measurements: list[Measurement] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    dominated: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -261,7 +269,7 @@ def _collection(
     )
     chosen = set(options.metrics)
     members = dict(everything.items(keep_base=True, copy_state=False))
-    wanted = [name for name in members if re.sub("_(plain|standardized)$", "", name) in chosen]
+    wanted = [name for name in members if re.sub(r"_(plain|standardized|\d+)$", "", name) in chosen]
     return MetricCollection({name: members[name] for name in wanted}, compute_groups=[wanted])
 
 
@@ -317,6 +325,10 @@ def _measure(
         y = found[i].rows(reference_layer).to(device)
         measurements, notes = comparer.compare(place, x, y, calibrate=True)
         comparison.measurements += measurements
+        for rows in (x, y):
+            share = variance_shares(rows)["variance_share_dimension"]
+            if is_dominated(share, rows.shape[1]):
+                comparison.dominated[layer] = max(share, comparison.dominated.get(layer, 0.0))
         for note, where in notes:
             label = f" within {where.label!r}" if where.label else ""
             comparison.notes.setdefault(note, []).append(f"{layer}{label}")

@@ -12,7 +12,8 @@ from hrsa_lightning.compare.models import KnownModel
 from hrsa_lightning.io import csv_text, write_json, write_text
 from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
 from hrsa_lightning.plots.curves import panels_figure
-from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.comparer import DOMINATED
+from hrsa_lightning.similarity.measurement import Measurement, listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,9 @@ def summary_lines(results: ComparisonResults) -> list[str]:
     used = [i for i in range(len(header)) if i < 2 + len(names) or any(row[i] for row in rows)]
     title = f"similarity at {_last_place(results)}, {results.num_rows} rows"
     table = markdown_table([[row[i] for i in used] for row in [header, *rows]])
-    return [title, "", *table, *_left_out({metric for metric, _ in cells}.difference(metrics))]
+    left_out = _left_out({metric for metric, _ in cells}.difference(metrics))
+    dominated = [f"{each.name}: {words}" for each in results.comparisons for words in _told(each)]
+    return [title, "", *table, *left_out, *([""] if dominated else []), *dominated]
 
 
 def _map_figure(comparison: Comparison) -> "Figure":
@@ -229,9 +232,9 @@ def _section(comparison: Comparison, num_rows: int) -> list[str]:
     if within:
         lines += [f"Within labels at {last}:", ""]
         lines += [*_by_place(within, lambda m: m.label), ""]
-    for note, places in comparison.notes.items():
-        lines.append(f"- {note} (at {', '.join(dict.fromkeys(places))})")
-    return [*lines, ""] if comparison.notes else lines
+    notes = [f"{note} (at {listed(where)})" for note, where in comparison.notes.items()]
+    notes = [f"- {note}" for note in [*_told(comparison), *notes]]
+    return [*lines, *notes, *([""] if notes else [])]
 
 
 def _by_place(found: Sequence[Measurement], place: Callable[[Measurement], str]) -> list[str]:
@@ -253,6 +256,13 @@ def _by_place(found: Sequence[Measurement], place: Callable[[Measurement], str])
 def _defined(found: Iterable[Measurement]) -> list[str]:
     """Metrics that have a value anywhere."""
     return list(dict.fromkeys(m.metric for m in found if math.isfinite(m.value)))
+
+
+def _told(comparison: Comparison) -> list[str]:
+    """The layers whose variance one dimension carries, in a line."""
+    found = comparison.dominated
+    words = f"{DOMINATED} (up to {max(found.values(), default=0):.0%}, at {listed(found)})"
+    return [words] if found else []
 
 
 def _left_out(metrics: Iterable[str]) -> list[str]:

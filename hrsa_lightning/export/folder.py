@@ -17,7 +17,7 @@ from hrsa_lightning.io import write_json
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
-from hrsa_lightning.runs.directory import HISTORIES
+from hrsa_lightning.runs.directory import histories_of
 from hrsa_lightning.runs.resolve import EXPORT_SETTINGS, EXPORTED_ADAPTER, Arm
 from hrsa_lightning.runs.summary import summary_lines
 
@@ -287,8 +287,8 @@ def _measurements(folder: Path, arm: Arm) -> list[str]:
     parts = [f"```text\n{tables}\n```"] if tables else ["The run measured nothing."]
     if arm.step is not None and tables:
         parts.insert(0, "These are of the whole run, not of this checkpoint alone.")
-    for history in HISTORIES:
-        picture = (arm.run / history).with_suffix(".png")
+    for history in histories_of(arm.run):
+        picture = history.with_suffix(".png")
         if picture.is_file():
             shutil.copyfile(picture, folder / picture.name)
             parts.append(f"![{picture.stem} over training steps]({picture.name})")

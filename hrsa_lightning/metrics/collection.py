@@ -22,7 +22,7 @@ from hrsa_lightning.metrics.procrustes import OrthogonalProcrustes
 
 Level = Literal["representation", "geometry", "function", "all"]
 Extra = Literal["cknna", "predictivity"]
-EXTRAS: dict[str, type[PairMetric]] = {"cknna": CKNNA, "predictivity": LinearPredictivity}
+EXTRAS: tuple[Extra, ...] = ("cknna", "predictivity")
 LEVELS = ("representation", "geometry", "function", "all")
 
 
@@ -177,8 +177,11 @@ def hrsa_metrics(
     if num_classes is not None and (everything or level == "function"):
         classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
     for name in extra:
-        check_choice(name, "extra", tuple(EXTRAS))
-        classes[name] = (EXTRAS[name], {})
+        check_choice(name, "extra", EXTRAS)
+    if "cknna" in extra:
+        classes["cknna_10"] = (CKNNA, {})
+    if "predictivity" in extra:
+        classes["predictivity"] = (LinearPredictivity, {})
     parts = {part for cls, options in classes.values() for part in cls(**options).parts}
     if num_jackknife_groups is not None or null is not None:
         parts.add("rows")

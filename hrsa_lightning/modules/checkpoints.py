@@ -10,17 +10,21 @@ step_000100/
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from hrsa_lightning.distributed import rank
+from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 
 ADAPTERS = "hrsa_adapters"
 """Key of Lightning's checkpoint under which a module leaves `{arm: (peft config, tensors)}`."""
@@ -28,6 +32,7 @@ ADAPTERS = "hrsa_adapters"
 _STATE = "state.json"
 _TENSORS = "state.safetensors"
 _PARTIAL = ".partial-"
+_STEP = re.compile(r"step_([0-9]+)")
 
 
 class SafetensorsCheckpointIO(CheckpointIO):
@@ -51,8 +56,10 @@ class SafetensorsCheckpointIO(CheckpointIO):
             shutil.rmtree(leftover, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
         content = dict(checkpoint)
-        for arm, (peft_config, weights) in content.pop(ADAPTERS, {}).items():
+        adapters = content.pop(ADAPTERS, {})
+        for arm, (peft_config, weights) in adapters.items():
             write_adapter(partial / "adapters" / arm, peft_config, weights)
+        content[ADAPTERS] = list(adapters)
         tensors: dict[str, torch.Tensor] = {}
         structure = _encode(content, tensors)
         save_file(_without_sharing(tensors), partial / _TENSORS)
@@ -73,14 +80,14 @@ class SafetensorsCheckpointIO(CheckpointIO):
         folder = Path(path)
         device = str(map_location) if isinstance(map_location, str | torch.device) else "cpu"
         tensors = load_file(folder / _TENSORS, device=device)
-        structure = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        content: dict[str, Any] = _decode(structure, tensors)
+        content: dict[str, Any] = _decode(_read_structure(folder), tensors)
+        present = [arm.name for arm in sorted(folder.glob("adapters/*"))]
         adapters = {
-            arm.name: (
-                json.loads((arm / "adapter_config.json").read_text(encoding="utf-8")),
-                load_file(arm / "adapter_model.safetensors", device=device),
+            arm: (
+                read_json(folder / "adapters" / arm / ADAPTER_CONFIG),
+                load_file(folder / "adapters" / arm / ADAPTER_WEIGHTS, device=device),
             )
-            for arm in sorted(folder.glob("adapters/*"))
+            for arm in content.pop(ADAPTERS, present)
         }
         if adapters:
             content[ADAPTERS] = adapters
@@ -97,30 +104,78 @@ def write_adapter(
     """Write LoRA weights so that `peft.PeftModel.from_pretrained(backbone, folder)` reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(peft_config, indent=2, sort_keys=True)
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(plain, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def newest_checkpoint(run: Path) -> Path | None:
+def newest_checkpoint(
+    run: Path, on_damage: Callable[[str], None] = lambda text: None
+) -> Path | None:
     """The complete checkpoint of a run with the most steps, if there is one.
 
     It is one of `checkpoints/step_N`, or one that Lightning saved when SLURM queued the job again
     (`hpc_ckpt_N.ckpt`).
+
+    Args:
+        run: The folder of the run.
+        on_damage: Called with what is wrong with a newer one that cannot be read.
     """
-    found = [*run.glob("checkpoints/step_*"), *run.glob("hpc_ckpt_*.ckpt")]
-    return max((path for path in found if (path / _STATE).is_file()), key=step_of, default=None)
+    found = []
+    for path in [*run.glob("checkpoints/step_*"), *run.glob("hpc_ckpt_*.ckpt")]:
+        if path.name.startswith("step_") and not _STEP.fullmatch(path.name):
+            continue
+        try:
+            found.append((step_of(path), path))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            on_damage(f"{path} is damaged ({error})")
+    for _, path in sorted(found, reverse=True):
+        try:
+            _check(path)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            on_damage(f"{path} is damaged ({error})")
+        else:
+            return path
+    return None
 
 
 def step_of(checkpoint: Path | None) -> int:
     """The optimizer step at which a checkpoint was saved; 0 without a checkpoint."""
     if checkpoint is None:
         return 0
-    if checkpoint.name.startswith("step_"):
-        return int(checkpoint.name.removeprefix("step_"))
-    structure = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    step: int = dict(structure["dict"])["global_step"]
+    if (name := _STEP.fullmatch(checkpoint.name)) is not None:
+        return int(name[1])
+    step: int = dict(_read_structure(checkpoint)["dict"])["global_step"]
     return step
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to a step; a negative number keeps all."""
+    found = {step_of(path): path for path in folder.glob("step_*") if _STEP.fullmatch(path.name)}
+    if keep < 0:
+        return
+    kept = sorted(number for number in found if number <= step)[-keep:]
+    for number, path in found.items():
+        if number not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _check(checkpoint: Path) -> None:
+    """Raise unless the files of a checkpoint are whole and belong together; reads no tensor."""
+    structure = _read_structure(checkpoint)
+    with safe_open(checkpoint / _TENSORS, framework="pt") as file:
+        names: dict[str, Any] = dict.fromkeys(file.keys())
+    content = _decode(structure, names)
+    if not isinstance(content, dict):
+        raise TypeError(f"{_STATE} holds no checkpoint")
+    for arm in content.get(ADAPTERS, ()):
+        read_json(checkpoint / "adapters" / arm / ADAPTER_CONFIG)
+        with safe_open(checkpoint / "adapters" / arm / ADAPTER_WEIGHTS, framework="pt"):
+            pass
+
+
+def _read_structure(checkpoint: Path) -> Any:
+    return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
 
 
 def _flush(folder: Path) -> None:

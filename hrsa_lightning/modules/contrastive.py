@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from hrsa_lightning.data import ContrastiveBatch
-from hrsa_lightning.errors import HRSAWarning
+from hrsa_lightning.errors import DataError, HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
 from hrsa_lightning.models.embedder import EmbeddingModel
@@ -337,8 +337,12 @@ class PairedContrastiveModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the adapters back; Lightning itself loads what is left in `state_dict`."""
-        for name, (_, weights) in checkpoint.get(ADAPTERS, {}).items():
-            load_adapter_state(self._arm(name).backbone, weights)
+        adapters = checkpoint.get(ADAPTERS, {})
+        for name, arm in self.named_arms().items():
+            if name in adapters:
+                load_adapter_state(arm.backbone, adapters[name][1])
+            elif adapter_state(arm.backbone) is not None:
+                raise DataError(f"the checkpoint has no adapter of arm {name!r}")
 
 
 def _texts(batch: ContrastiveBatch, name: str) -> TokenizedTexts:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,6 +25,8 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from hrsa_lightning.modules.checkpoints import prune
 
 T = TypeVar("T")
 
@@ -255,6 +258,7 @@ class StepCheckpoint(ModelCheckpoint):
             mode="max",
             save_top_k=keep,
             every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,  # a step that is trained again replaces its checkpoint
         )
         self._signum = 0
         self._agreed_step = -1
@@ -271,6 +275,10 @@ class StepCheckpoint(ModelCheckpoint):
         if self._signum:
             self._every_n_train_steps = 1
         super().on_train_batch_end(trainer, *arguments)
+        # Lightning forgets those of before a restart when the run's folder was moved.
+        if self._last_global_step_saved == trainer.global_step and trainer.is_global_zero:
+            assert self.dirpath is not None
+            prune(Path(self.dirpath), trainer.global_step, self.save_top_k)
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         # Only now are the values of the last step logged.

@@ -10,6 +10,7 @@ from hrsa_lightning.plots.style import (
     DASHES,
     INK,
     PANEL,
+    SAME_LEVEL,
     draw_chance,
     literal,
     plain,
@@ -37,6 +38,8 @@ class Line:
         high: (points,), upper end of the band.
         color: Any matplotlib color; `None` takes the next of the palette.
         dash: Any matplotlib line style.
+        identity: Value of the reference and itself, drawn where it is not the 0 or 1 of theory.
+        null: Level that 95 % of permuted pairings stay below.
     """
 
     label: str
@@ -46,6 +49,8 @@ class Line:
     high: Any = None
     color: str | None = None
     dash: str = "-"
+    identity: float = math.nan
+    null: float = math.nan
 
 
 _Panel = tuple[str, Sequence[Line], Sequence[float]]
@@ -246,6 +251,9 @@ def draw_lines(
     style_axes(ax, title)
     ax.margins(x=0.02, y=0.08)
     draw_chance(ax, chance)
+    beyond = [x.null for x in lines if not any(abs(x.null - c) < SAME_LEVEL for c in chance)]
+    draw_chance(ax, beyond, "95 % of permuted", far=False)
+    draw_chance(ax, [x.identity for x in lines if x.identity not in (0, 1)], "itself", far=False)
     ax.ticklabel_format(axis="y", useOffset=False)
     if log_x:
         ax.set_xscale("symlog", linthresh=1.0)
@@ -284,6 +292,10 @@ def _needs_legend(panels: Sequence[_Panel]) -> bool:
 
 def _line(name: str, index: int, points: Sequence[Measurement]) -> Line:
     banded = any(m.low is not None for m in points)
+    identity, null = (
+        next((v for m in reversed(points) if (v := getattr(m, field)) is not None), math.nan)
+        for field in ("identity", "null_95")
+    )
     return Line(
         name.replace("_vs_", " vs "),
         [m.step for m in points],
@@ -292,6 +304,8 @@ def _line(name: str, index: int, points: Sequence[Measurement]) -> Line:
         high=[math.nan if m.high is None else m.high for m in points] if banded else None,
         color=COLORS[index % len(COLORS)],
         dash=DASHES[index // len(COLORS) % len(DASHES)],
+        identity=identity,
+        null=null,
     )
 
 

@@ -15,7 +15,7 @@ MUTED = "#777777"
 PANEL = (3.4, 2.3)
 """Width and height of one panel in inches."""
 _FAR = 2.0  # a level this many spans of the curves away would flatten them
-_SAME_LEVEL = 5e-3  # levels nearer than this are one line
+SAME_LEVEL = 5e-3  # levels nearer than this are one line
 _ROOM = 0.08
 
 
@@ -42,17 +42,28 @@ def style_axes(ax: "Axes", title: str) -> None:
         spine.set_color(INK)
 
 
-def draw_chance(ax: "Axes", chance: Sequence[float], name: str = "chance") -> None:
-    """A dashed line where it leaves the curves readable, else a note of where it would be."""
+def draw_chance(
+    ax: "Axes", chance: Sequence[float], name: str = "chance", *, far: bool = True
+) -> None:
+    """A dashed line where it leaves the curves readable, else a note of where it would be.
+
+    Args:
+        ax: The panel, with its curves.
+        chance: Levels.
+        name: What they are.
+        far: Make the note.
+    """
     low, high = ax.dataLim.y0, ax.dataLim.y1
     distinct: list[float] = []
     for level in chance:
-        if math.isfinite(level) and all(abs(level - other) >= _SAME_LEVEL for other in distinct):
+        if math.isfinite(level) and all(abs(level - other) >= SAME_LEVEL for other in distinct):
             distinct.append(level)
     if not distinct or not (math.isfinite(low) and math.isfinite(high)):
         return
     reach = _FAR * max(high - low, 1e-3)
     near = [level for level in distinct if low - reach <= level <= high + reach]
+    if not near and not far:
+        return
     for level in near:
         ax.axhline(level, ls=(0, (4, 3)), lw=1.1, color=MUTED, zorder=0)
     if near:

@@ -111,6 +111,8 @@ class History:
         values: (evaluations, columns); NaN where undefined or absent.
         bands: (2, evaluations, columns), ends of the 95 % band over probes; `None` without any.
         chance: Chance level, where one is known.
+        levels: `identity`, `null_95` and `p_value`, where they are known, as of the last evaluation
+            that has them.
     """
 
     steps: Array
@@ -119,6 +121,7 @@ class History:
     values: Array
     bands: Array | None
     chance: Mapping[Key, float]
+    levels: Mapping[tuple[str, Key], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,11 @@ class Curve:
     band: Array | None = None
 
     @property
+    def is_defined(self) -> bool:
+        """Whether it has a value anywhere."""
+        return bool(np.isfinite(self.values).any())
+
+    @property
     def first(self) -> list[float]:
         """Value of each run at its first evaluation."""
         return [float(value) for value in self.values[:, 0]]
@@ -222,6 +230,14 @@ class Experiment:
         """Chance levels; they depend on sample count and width only."""
         histories = [history for run in self.runs for history in run.histories.values()]
         return {key: value for history in histories for key, value in history.chance.items()}
+
+    def level(self, name: str, key: Key) -> float:
+        """Mean over runs of what `History.levels` holds, the largest p-value; NaN where unknown."""
+        histories = [history for run in self.runs for history in run.histories.values()]
+        found = [h.levels[name, key] for h in histories if (name, key) in h.levels]
+        if not found:
+            return float("nan")
+        return max(found) if name == "p_value" else sum(found) / len(found)
 
     def curve(self, key: Key) -> Curve | None:
         """A value over steps, one row per run; a run that lacks it gives NaN."""
@@ -406,6 +422,7 @@ def _drop_odd(content: dict[str, Any], section: str, kind: Any) -> list[str]:
 def _read_history(path: Path) -> History:
     columns: dict[tuple[str, Series], int] = {}
     chance: dict[Key, float] = {}
+    levels: dict[tuple[str, Key], float] = {}
     rows: list[list[tuple[int, float]]] = []
     bands: list[tuple[int, int, float, float]] = []
     # Ascending, and of records that repeat a step the last.
@@ -421,6 +438,9 @@ def _read_history(path: Path) -> History:
                 bands.append((index, column, m.low, m.high))
             if m.chance is not None and np.isfinite(m.chance):
                 chance[Key.of(monitor, m.series)] = m.chance
+            for name in ("identity", "null_95", "p_value"):
+                if (level := getattr(m, name)) is not None and np.isfinite(level):
+                    levels[name, Key.of(monitor, m.series)] = level
         rows.append(row)
     values = np.full((len(rows), len(columns)), np.nan)
     for index, row in enumerate(rows):
@@ -438,6 +458,7 @@ def _read_history(path: Path) -> History:
         values,
         ends,
         chance,
+        levels,
     )
 
 

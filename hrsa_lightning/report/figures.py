@@ -89,8 +89,9 @@ def curves_gallery(
         for pair, style in colors.items():
             key = Key(group, metric, pair, place)
             curve = experiment.curve(key)
-            if curve is not None:
-                lines.append(_line(str(pair), curve, style))
+            if curve is not None and curve.is_defined:
+                levels = (experiment.level(name, key) for name in ("identity", "null_95"))
+                lines.append(_line(str(pair), curve, style, *levels))
                 chance.append(experiment.chance.get(key, math.nan))
         if lines:
             words = info_of(metric).title
@@ -210,7 +211,7 @@ def _draw_spectrum(ax: "Axes", lines: Sequence[Line], title: str, falls: bool) -
         ax.set_xlabel("percentile of rows", fontsize=8)
 
 
-def _line(label: str, curve: Curve, style: Style) -> Line:
+def _line(label: str, curve: Curve, style: Style, identity: float, null: float) -> Line:
     low, high = _band(curve)
     kept = _thinned(len(curve.steps), _MOST_POINTS)
     return Line(
@@ -220,6 +221,8 @@ def _line(label: str, curve: Curve, style: Style) -> Line:
         None if low is None else low[kept],
         None if high is None else high[kept],
         *style,
+        identity=identity,
+        null=null,
     )
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hrsa_lightning.similarity.measurement import Measurement
 
@@ -11,6 +11,7 @@ __all__ = ["HEADLINE", "MetricInfo", "headline", "info_of", "metric_order"]
 
 HEADLINE = (
     "cka",
+    "cka_standardized",
     "knn_overlap_10",
     "procrustes_residual",
     "inverse_row_entropy",
@@ -27,7 +28,8 @@ class MetricInfo:
     Attributes:
         title: For people.
         level: `representation`, `geometry`, `function`, `retrieval`, or empty where unknown.
-        identity: Value of a model compared with itself; NaN where that is no fixed number.
+        identity: Value of a model compared with itself where that was not measured; NaN where that
+            is no fixed number.
         sign: 1 where larger is more alike, -1 where smaller is; 0 where the value says nothing
             about likeness.
         kind: `local`, `global` or `basis`, for what training can and cannot take back.
@@ -54,6 +56,7 @@ _KNOWN = {
     "cka_plain": MetricInfo("linear CKA, plain", "geometry", 1.0, kind="global"),
     "cka_standardized": MetricInfo("linear CKA, standardized", "geometry", 1.0, kind="global"),
     "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
+    "cknna": MetricInfo("CKNNA", "geometry", 1.0, kind="local"),
     "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1, "basis"),
     "procrustes_global_cosine": MetricInfo("Procrustes cosine, global", "representation", 1.0),
     "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "representation", 1.0),
@@ -62,6 +65,8 @@ _KNOWN = {
     "dimension_correlation_median": MetricInfo(
         "dimension correlation, median", "representation", 1.0
     ),
+    "predictivity_forward": MetricInfo("linear predictivity of the reference", "function"),
+    "predictivity_backward": MetricInfo("linear predictivity from the reference", "function"),
     "probe_transfer_accuracy": MetricInfo("probe transfer accuracy", "function"),
     "probe_source_accuracy": MetricInfo(
         "probe accuracy on the reference itself", "function", sign=0
@@ -84,10 +89,10 @@ def info_of(metric: str) -> MetricInfo:
     """
     if metric in _KNOWN:
         return _KNOWN[metric]
-    neighbors = re.fullmatch(r"knn_overlap_(\d+)", metric)
+    neighbors = re.fullmatch(r"(knn_overlap|cknna)_(\d+)", metric)
     if neighbors:
-        known = _KNOWN["knn_overlap"]
-        return MetricInfo(f"{known.title}, k = {neighbors[1]}", known.level, 1.0, kind=known.kind)
+        known = _KNOWN[neighbors[1]]
+        return replace(known, title=f"{known.title}, k = {neighbors[2]}")
     if "@" in metric:
         name, _, depth = metric.partition("@")
         titles = {"mrr": "MRR", "ndcg": "nDCG"}

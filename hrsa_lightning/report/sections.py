@@ -21,6 +21,7 @@ from hrsa_lightning.report.metric_info import info_of
 from hrsa_lightning.report.page import Block, Cell, Gallery, Heading, Table, Text
 from hrsa_lightning.report.statistics import LEAST_CHANGE, Spread, spread
 from hrsa_lightning.report.verdict import Verdict, derive, pair_words, pairs_of, verdicts_of
+from hrsa_lightning.similarity.measurement import listed
 
 __all__ = ["report_blocks"]
 
@@ -32,9 +33,10 @@ _MOST_MAPPED = 6
 # What each table or gallery shows, and how to read it.
 _VERDICTS = (
     "Before and after are the first and the last evaluation. Chance is what unrelated "
-    "representations of this many samples and dimensions give. Controls show how far models end "
-    "apart whose backbones are the same, or were only displaced: what does not differ from them is "
-    "not about the backbones."
+    "representations of this many samples and dimensions give; itself, what the reference and "
+    "itself give; p, the share of permuted pairings as much alike at the end. Controls show how "
+    "far models end apart whose backbones are the same, or were only displaced: what does not "
+    "differ from them is not about the backbones."
 )
 _ONE_RUN = (
     "One run: there is no spread over seeds, so no statement beyond the seed control is possible, "
@@ -236,7 +238,36 @@ class _Similarity:
                 blocks.append(Heading(str(pair), 3))
                 blocks += [Text(sentence) for sentence in pair_words(verdicts, num_runs)]
                 blocks.append(_verdict_table(pair, verdicts))
-        return [*blocks, *self._controls_table(), *self._derived(), *self._drift_table()]
+        blocks += [*self._controls_table(), *self._derived(), *self._drift_table()]
+        return [*self._dominated(), *blocks, *self._undefined()]
+
+    def _dominated(self) -> list[Block]:
+        """Layers at which the largest dimension carries most of the variance."""
+        found: dict[str, float] = {}
+        for key in self._experiment.keys:
+            if (key.group, key.metric) == (self._group, "variance_share_dimension"):
+                share = _cell(spread(self._experiment.curve(key).last)).value  # type: ignore[union-attr]
+                if share > 0.5:
+                    found[key.place.layer] = max(share, found.get(key.place.layer, 0.0))
+        if not found:
+            return []
+        words = f"{listed(found)}: one dimension carries up to {max(found.values()):.0%} of the "
+        return [
+            Text(f"{words}variance, and CKA and Procrustes are about it; read cka_standardized.")
+        ]
+
+    def _undefined(self) -> list[Block]:
+        """What was left out of tables and curves because no evaluation has a value."""
+        keys = [key for key in self._experiment.keys if key.group == self._group]
+        here = [key for key in keys if key.place == self.place and key.pair.reference]
+        empty = [key for key in here if not getattr(self._experiment.curve(key), "is_defined", 0)]
+        if not empty:
+            return []
+        names = dict.fromkeys(info_of(key.metric).title for key in empty)
+        words = (
+            f"{len(empty)} of {len(here)} values at {self.place} are undefined at every evaluation"
+        )
+        return [_note(f"{words} and left out: {', '.join(names)}.")]
 
     def figures(self, *, maps: bool) -> list[Block]:
         """Curves, maps over layers, and what the run kept of alignments.
@@ -386,13 +417,24 @@ class _Similarity:
 
 def _verdict_table(pair: Pair, verdicts: Sequence[Verdict]) -> Table:
     controls = list(dict.fromkeys(control for v in verdicts for control in v.controls))
-    header = ["", "before", "after", "chance", *(f"after, {each}" for each in controls), "reading"]
+    levels = [
+        (name, [math.nan if name == "itself" and x in (0, 1) else x for x in values])
+        for name, values in (
+            ("chance", [v.chance for v in verdicts]),
+            ("itself", [v.identity for v in verdicts]),
+            ("p", [v.p_value for v in verdicts]),
+        )
+    ]
+    levels = [each for each in levels if each[0] == "chance" or not np.isnan(each[1]).all()]
+    names = [name for name, _ in levels]
+    header = ["", "before", "after", *names, *(f"after, {each}" for each in controls), "reading"]
     rows: list[Row] = []
-    for v in verdicts:
-        chance = "–" if math.isnan(v.chance) else Cell(f"{v.chance:.3f}", v.chance)
+    for index, v in enumerate(verdicts):
+        own = [values[index] for _, values in levels]
+        cells = ["–" if math.isnan(level) else Cell(f"{level:.3f}", level) for level in own]
         others = [_cell(v.controls[each]) if each in v.controls else "" for each in controls]
         words = v.words if v.info.sign else ""
-        rows.append([v.info.title, _cell(v.before), _after(v), chance, *others, words])
+        rows.append([v.info.title, _cell(v.before), _after(v), *cells, *others, words])
     return Table(f"{pair}: before and after training", header, rows)
 
 

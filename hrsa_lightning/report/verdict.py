@@ -15,7 +15,7 @@ from hrsa_lightning.report.statistics import (
     spread,
 )
 
-__all__ = ["Derived", "Verdict", "derive", "pair_words", "pairs_of", "verdicts_of"]
+__all__ = ["Derived", "Verdict", "derive", "gains_of", "pair_words", "pairs_of", "verdicts_of"]
 
 SAME, NEARER, FARTHER, UNKNOWN = "same", "nearer", "farther", "unknown"
 
@@ -31,6 +31,8 @@ class Verdict:
         after: At the last.
         change: Similarity after minus before, over runs.
         chance: Chance level; NaN where unknown.
+        identity: Value of the reference and itself on the same samples; NaN where unknown.
+        p_value: Share of permuted pairings as much alike at the end; NaN where unknown.
         band: 95 % band of the last value over probes, of a single run; NaN where not measured.
         controls: Last values of each control, seed controls first.
         relations: How the pair stands to each control: nearer, farther, same or unknown.
@@ -42,6 +44,8 @@ class Verdict:
     after: Spread
     change: Spread
     chance: float
+    identity: float
+    p_value: float
     band: tuple[float, float]
     controls: Mapping[Pair, Spread]
     relations: Mapping[Pair, str]
@@ -146,8 +150,10 @@ def verdicts_of(
                 info,
                 spread(curve.first),
                 spread(curve.last),
-                spread(_gains(curve, info)),
+                spread(gains_of(curve, info)),
                 experiment.chance.get(key, math.nan),
+                experiment.level("identity", key),
+                experiment.level("p_value", key),
                 band,
                 {control: spread(other.last) for control, other in others.items()},
                 {control: _relation(curve, other, info) for control, other in others.items()},
@@ -165,6 +171,8 @@ def derive(
     for key, info, curve in _curves(experiment, group, pair, place):
         if not info.sign:
             continue
+        identity = experiment.level("identity", key)
+        itself = info.self_similarity if math.isnan(identity) else info.similarity(identity)
         control = experiment.curve(key._replace(pair=seeds[0])) if seeds else None
         halves = [
             half_life(curve.steps.tolist(), [info.similarity(v) for v in row])
@@ -184,13 +192,13 @@ def derive(
             Derived(
                 key,
                 info,
-                spread(_gains(curve, info)),
+                spread(gains_of(curve, info)),
                 spread([half.step for half in halves]),
                 (
                     min((half.low for half in reached), default=math.nan),
                     max((half.high for half in reached), default=math.nan),
                 ),
-                spread([recovered_share(*own, info.self_similarity) for own in ends]),
+                spread([recovered_share(*own, itself) for own in ends]),
                 *(spread([gap[part] for gap in gaps]) for part in range(3)),
             )
         )
@@ -237,7 +245,7 @@ def _curves(
         key for key in experiment.keys if (key.group, key.pair, key.place) == (group, pair, place)
     ]
     found = [(key, info_of(key.metric), experiment.curve(key)) for key in keys]
-    return [(key, info, curve) for key, info, curve in found if curve is not None]
+    return [(key, info, curve) for key, info, curve in found if curve and curve.is_defined]
 
 
 def _controls_for(pair: Pair, controls: Sequence[Pair]) -> list[Pair]:
@@ -245,7 +253,8 @@ def _controls_for(pair: Pair, controls: Sequence[Pair]) -> list[Pair]:
     return [each for each in controls if each.reference == pair.reference and each != pair]
 
 
-def _gains(curve: Curve, info: MetricInfo) -> list[float]:
+def gains_of(curve: Curve, info: MetricInfo) -> list[float]:
+    """Realignment gain of each run."""
     return [
         realignment_gain(info.similarity(first), info.similarity(last))
         for first, last in zip(curve.first, curve.last, strict=True)

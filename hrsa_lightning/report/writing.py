@@ -16,8 +16,8 @@ from hrsa_lightning.report.experiments import (
 from hrsa_lightning.report.metric_info import info_of
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
 from hrsa_lightning.report.sections import report_blocks
-from hrsa_lightning.report.statistics import realignment_gain, spread
-from hrsa_lightning.report.verdict import derive, pairs_of
+from hrsa_lightning.report.statistics import spread
+from hrsa_lightning.report.verdict import derive, gains_of, pairs_of
 
 __all__ = ["write_report"]
 
@@ -94,11 +94,7 @@ def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
             curve = experiment.curve(key)
             if curve is None:
                 continue
-            info = info_of(key.metric)
-            gains = [
-                realignment_gain(info.similarity(first), info.similarity(last))
-                for first, last in zip(curve.first, curve.last, strict=True)
-            ]
+            gains = gains_of(curve, info_of(key.metric))
             found = [spread(values) for values in (curve.first, curve.last, gains)]
             yield (
                 *_names(experiment, key),

@@ -22,25 +22,18 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.io import lock_folder, write_json, write_text
 from hrsa_lightning.resources import PACKAGE
-
-try:
-    import fcntl
-except ImportError:  # Windows has no record locks of this kind
-    fcntl = None  # type: ignore[assignment]
+from hrsa_lightning.similarity.history import DETAILS_SUFFIX
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 REPORT = "report/report.html"
 HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
-_LOCK = ".lock"
-_locks: list[IO[str]] = []
-"""A lock is let go when its file is closed."""
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
 
@@ -67,18 +60,22 @@ def take_run(config: Config) -> Run:
 
     if config.resume:
         for folder in _unfinished(config):
-            if _lock(folder):
-                return Run(folder, newest_checkpoint(folder), (folder / SUMMARY).is_file())
+            if lock_folder(folder):
+                trained = (folder / SUMMARY).is_file()
+                return Run(folder, newest_checkpoint(folder, print), trained)
             print(f"{folder} is in use by another process: a new run begins")
     folder = _new_folder(config)
-    _lock(folder)
+    lock_folder(folder)
     write_text(folder / CONFIG, to_yaml(config))
     return Run(folder)
 
 
 def histories_of(folder: Path) -> list[Path]:
-    """The histories that a run has."""
-    return [folder / name for name in HISTORIES if (folder / name).is_file()]
+    """The histories that a run has: those of monitors that go by their own names come first."""
+    found = [p for p in folder.glob("*.jsonl") if not p.name.endswith(DETAILS_SUFFIX)]
+    names = [path.name for path in found]
+    first = [name for name in HISTORIES if name in names]
+    return [folder / name for name in (*first, *sorted({*names} - {*first}))]
 
 
 def _is_finished(folder: Path) -> bool:
@@ -100,7 +97,10 @@ def _unfinished(config: Config) -> Iterator[Path]:
     wanted = to_yaml(config)
     for folder in sorted(Path(config.output_dir, config.name).glob("*"), reverse=True):
         saved = folder / CONFIG
-        same = saved.is_file() and saved.read_text(encoding="utf-8") == wanted
+        try:
+            same = saved.read_text(encoding="utf-8", errors="replace") == wanted
+        except OSError:  # missing, or not to be read
+            continue
         if not same or _is_finished(folder):
             continue
         if newest_checkpoint(folder) is not None or (folder / SUMMARY).is_file():
@@ -119,23 +119,6 @@ def _new_folder(config: Config) -> Path:
             continue
         break
     return folder
-
-
-def _lock(folder: Path) -> bool:
-    """Lock a folder until this process ends, killed or not; whether no other process holds it."""
-    if fcntl is None:
-        return True
-    file = (folder / _LOCK).open("a")
-    try:  # a record lock, which workers do not inherit
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        return False
-    except OSError:  # a file system without locks
-        file.close()
-        return True
-    _locks.append(file)
-    return True
 
 
 def record_environment(folder: Path) -> None:

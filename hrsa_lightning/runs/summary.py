@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hrsa_lightning.io import write_json
-from hrsa_lightning.runs.directory import HISTORIES, SUMMARY
+from hrsa_lightning.runs.directory import HISTORIES, SUMMARY, histories_of
 from hrsa_lightning.similarity.history import SummaryRow, read_history, summarize
 from hrsa_lightning.similarity.measurement import headline_layer
 
@@ -23,8 +23,8 @@ def write_summary(folder: Path, *, steps: int, seconds: float) -> None:
             "first": first.value if math.isfinite(first.value) else None,
             "last": last.value if math.isfinite(last.value) else None,
         }
-        for name in HISTORIES
-        for series, first, last in _rows(folder / name)
+        for path in histories_of(folder)
+        for series, first, last in _rows(path)
     ]
     content = {"steps": steps, "seconds": round(seconds, 1), "values": rows}
     write_json(folder / SUMMARY, content)
@@ -33,25 +33,32 @@ def write_summary(folder: Path, *, steps: int, seconds: float) -> None:
 def summary_lines(folder: Path) -> list[str]:
     """Tables of the values at the embedding (or the last layer), before and after training."""
     lines: list[str] = []
-    similarity = [row for row in _rows(folder / HISTORIES[0]) if row.series.reference]
-    if similarity:
-        layer = headline_layer(row.series.layer for row in similarity)
-        chosen = [row for row in similarity if (row.series.layer, row.series.label) == (layer, "")]
-        alone = len({row.series.comparison for row in chosen}) == 1
-        drift = [row for row in chosen if _is_drift(row) and not alone]
-        between = [row for row in chosen if row not in drift]
-        chance = {
-            series.metric: last.chance for series, _, last in chosen if last.chance is not None
-        }
-        lines += _table(f"similarity at {layer}, before{_ARROW}after", between, chance)
-        lines += _table(f"drift from each arm's own start at {layer}, at the end", drift, chance)
-    retrieval = _rows(folder / HISTORIES[1])
-    lines += _table(f"retrieval on held-out pairs, before{_ARROW}after", retrieval, {})
+    for path in histories_of(folder):
+        rows = _rows(path)
+        lines += _similarity_tables(path.stem, [row for row in rows if row.series.reference])
+        scores = [row for row in rows if not row.series.reference and not row.series.layer]
+        what = f"{path.stem}{' on held-out pairs' if path.name in HISTORIES else ''}"
+        lines += _table(f"{what}, before{_ARROW}after", scores, {})
     return lines
 
 
+def _similarity_tables(name: str, rows: Sequence[SummaryRow]) -> list[str]:
+    if not rows:
+        return []
+    layer = headline_layer(row.series.layer for row in rows)
+    chosen = [row for row in rows if (row.series.layer, row.series.label) == (layer, "")]
+    alone = len({row.series.comparison for row in chosen}) == 1
+    drift = [row for row in chosen if _is_drift(row) and not alone]
+    between = [row for row in chosen if row not in drift]
+    chance = {series.metric: last.chance for series, _, last in chosen if last.chance is not None}
+    return [
+        *_table(f"{name} at {layer}, before{_ARROW}after", between, chance),
+        *_table(f"drift from each arm's own start at {layer}, at the end", drift, chance),
+    ]
+
+
 def _rows(path: Path) -> list[SummaryRow]:
-    return summarize(read_history(path)) if path.is_file() else []
+    return summarize(read_history(path))
 
 
 def _is_drift(row: SummaryRow) -> bool:

@@ -5,9 +5,11 @@ reference, row by row of the same samples.
 """
 
 import math
+import re
 import time
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +18,34 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.functional import jackknife
+from hrsa_lightning.functional import SimilarityWarning, jackknife
 from hrsa_lightning.functional.permutation import check_num_permutations
 from hrsa_lightning.functional.uncertainty import t_quantile
-from hrsa_lightning.metrics import PairMetric, hrsa_metrics
+from hrsa_lightning.metrics import CKNNA, PairMetric, hrsa_metrics
 from hrsa_lightning.metrics._base import shared_by
+from hrsa_lightning.metrics.collection import EXTRAS
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["Comparer", "LabeledComparer", "Result", "variance_shares"]
+__all__ = [
+    "DOMINATED",
+    "Comparer",
+    "LabeledComparer",
+    "Result",
+    "is_dominated",
+    "variance_shares",
+]
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
 MAX_PERMUTED = 2048
 """Most samples that are permuted: the time grows with their square."""
+
+
+MIN_WIDTH = 16
+DOMINATED = (
+    "one dimension carries most of the variance, and CKA and Procrustes are about it: read "
+    "cka_standardized"
+)
 
 
 @dataclass
@@ -149,6 +166,8 @@ class Comparer:
             result.notes.append("representations are not finite, so all values are NaN")
             return result
         result.values = self._run(metrics, x, y, known, result, calibrate=calibrate)
+        if any(key.startswith("procrustes") for key in result.values):
+            self._note_width(len(x), max(widths), result)
         if self._num_groups:
             self._add_bands(metrics, x, y, known, result)
         return result
@@ -166,8 +185,7 @@ class Comparer:
         """Values by key; what is known of them goes to `result`."""
         if _members(metrics)[0][1].device != x.device:
             metrics.to(x.device)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _noted_in(result):
             try:
                 metrics.update(x, y, **known)
                 values = {name: _number(name, value) for name, value in metrics.compute().items()}
@@ -177,13 +195,25 @@ class Comparer:
                     self._calibrate(metrics, values, result, len(x))
             finally:
                 metrics.reset()  # lets go of the rows as well
-        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         if self._keys is not None:
             values = {key: values[key] for key in self._keys if key in values}
         result.chance |= {key: chance[key] for key in values if key in chance}
         result.identity = {key: v for key, v in result.identity.items() if key in values}
         result.null = {key: v for key, v in result.null.items() if key in values}
         return values
+
+    def _note_width(self, num_samples: int, width: int, result: Result) -> None:
+        """Say once that samples are few for the width, and not at every place with its rank."""
+        if num_samples // 2 > width:
+            return
+        told = [note for note in result.notes if "inverse row entropy is NaN" in note]
+        result.notes = [note for note in result.notes if note not in told]
+        undefined = "inverse row entropy is undefined, and " if told else ""
+        result.notes.append(
+            f"{num_samples} samples of {width} features: {undefined}held-out Procrustes of a model "
+            f"with itself is not 0 / 1 / 1; take more than {2 * width} samples, or tokens as rows "
+            "(pooling: none)"
+        )
 
     def _calibrate(
         self,
@@ -215,17 +245,30 @@ class Comparer:
 
         groups = min(self._num_groups, len(x))
         ids = known["y_ids"]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _noted_in(result):
             errors = jackknife(
                 values_of, x, y, *known.values(), num_groups=groups, x_ids=ids, y_ids=ids
             )[1]
-        result.notes += dict.fromkeys(str(warning.message) for warning in caught)
         assert isinstance(errors, dict)
         width = t_quantile(groups - 1)
         for key, value in result.values.items():
             half = width * float(errors[key])
             result.bands[key] = (value - half, value + half)
+
+
+@contextmanager
+def _noted_in(result: Result) -> Iterator[None]:
+    """Turn the warnings of metrics into notes; those of other threads and libraries go on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    own = [warning for warning in caught if issubclass(warning.category, SimilarityWarning)]
+    result.notes += dict.fromkeys(str(warning.message) for warning in own)
+    for warning in caught:
+        if warning not in own:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 class LabeledComparer:
@@ -344,6 +387,11 @@ def variance_shares(x: Tensor) -> dict[str, float]:
     }
 
 
+def is_dominated(share: float, width: int) -> bool:
+    """Whether the largest dimension carries most of the variance, where there are many."""
+    return share > 0.5 and width >= MIN_WIDTH
+
+
 def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection, list[str] | None]:
     """The collection that a user's `metrics=` means, and the keys to keep of its values."""
     if metrics is None:
@@ -368,19 +416,20 @@ def _metric_set(metrics: Any, num_classes: int | None) -> tuple[MetricCollection
 def _named(keys: Sequence[str], num_classes: int | None) -> MetricCollection:
     """The metrics of the HRSA set that give these keys, without those that need absent labels."""
     ks = [int(key[12:]) for key in keys if key.startswith("knn_overlap_") and key[12:].isdigit()]
-    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,))
-    owners = {
-        key: name
-        for name, metric in hrsa_metrics(num_classes=2, k=ks or (10,)).items(keep_base=True)
-        for key in metric.keys() or (name,)  # type: ignore[operator]
-    }
+    available = hrsa_metrics(num_classes=num_classes, k=ks or (10,), extra=EXTRAS)
+    known: dict[str, Any] = dict(
+        hrsa_metrics(num_classes=2, k=ks or (10,), extra=EXTRAS).items(keep_base=True)
+    )
+    members: dict[str, Any] = dict(available.items(keep_base=True))
+    for key in keys:  # any number of neighbors
+        if (local := re.fullmatch(r"cknna_(\d+)", key)) and int(local[1]) > 1:
+            members[key] = known[key] = CKNNA(int(local[1]), state=members["cknna_10"].parts)
+    owners = {key: name for name, metric in known.items() for key in metric.keys() or (name,)}
     unknown = [key for key in keys if key not in owners]
     if unknown:
         raise ConfigError(f"metrics: no {unknown[0]!r}; there are {', '.join(owners)}")
     names = dict.fromkeys(owners[key] for key in keys)
-    chosen: dict[str, Any] = {
-        name: metric for name, metric in available.items(keep_base=True) if name in names
-    }
+    chosen: dict[str, Any] = {name: metric for name, metric in members.items() if name in names}
     if not chosen:
         raise ConfigError(f"metrics: {', '.join(keys)} need labels on the probes")
     return MetricCollection(chosen, compute_groups=[list(chosen)])

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, HRSAWarning
 from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
-from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer, variance_shares
+from hrsa_lightning.similarity.comparer import (
+    DOMINATED,
+    Comparer,
+    LabeledComparer,
+    is_dominated,
+    variance_shares,
+)
 from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
-from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.measurement import Measurement, listed
 from hrsa_lightning.similarity.pooling import PoolingMethod
 from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import (
@@ -256,6 +262,7 @@ class SimilarityEvaluator:
         state: Mapping[str, Any] | None = None,
         folder: Path | None = None,
         prefix: str = "similarity",
+        previous: Path | None = None,
     ) -> None:
         """Begin a run: the next evaluation is its first.
 
@@ -263,12 +270,13 @@ class SimilarityEvaluator:
             state: What `state_dict` returned before a restart.
             folder: Keep representations of references in files there and not in memory.
             prefix: Begins the names of the files.
+            previous: Where the files of before the restart are now, if they were moved.
         """
         self._is_first, self._is_new = True, not state
         for reference in self._references:
             reference.start(folder, prefix)
             if isinstance(reference, InitialReference) and state and state.get(INITIAL) is not None:
-                reference.restore(state[INITIAL], state["fingerprints"])
+                reference.restore(state[INITIAL], state["fingerprints"], previous)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `start`: the start cannot be computed again."""
@@ -332,8 +340,8 @@ class SimilarityEvaluator:
                 where = _words(place, named=len(self.comparisons) > 1)
                 places.setdefault(note, []).append(where)
         for note, found in places.items():
-            self._warn(note, f" (at {', '.join(found)}, step {step})")
-        measurements += _variance(live, step)
+            self._warn(note, f" (at {listed(found)}, step {step})")
+        measurements += self._variance(live, step)
         return SimilarityEvaluation(measurements, live, pairs)
 
     def _check_tokens(self) -> None:
@@ -391,21 +399,29 @@ class SimilarityEvaluator:
         comparer = self._comparers[job.place.probes]
         return comparer.compare(job.place, x, y, job.key, calibrate=calibrate)
 
+    def _variance(self, live: Representations, step: int) -> list[Measurement]:
+        """How much of the variance depends on one sample or one dimension, per model and layer."""
+        found: list[Measurement] = []
+        dominated: dict[str, float] = {}
+        for probes, models in live.items():
+            for arm, snapshot in models.items():
+                for layer, rows in snapshot.items():
+                    shares = variance_shares(rows)
+                    for metric, value in shares.items():
+                        found.append(
+                            Measurement(metric, value, None, probes, arm, "", layer, step=step)
+                        )
+                    share = shares["variance_share_dimension"]
+                    if is_dominated(share, rows.shape[1]):
+                        dominated[layer] = max(share, dominated.get(layer, 0.0))
+        if dominated:
+            self._warn(DOMINATED, f" (up to {max(dominated.values()):.0%}, at {listed(dominated)})")
+        return found
+
     def _warn_once(self, message: str, details: str = "") -> None:
         if message not in self._warned and self.extractor.ranks.rank == 0:
             self._warned.add(message)
             warnings.warn(f"similarity: {message}{details}", HRSAWarning, stacklevel=2)
-
-
-def _variance(live: Representations, step: int) -> list[Measurement]:
-    """How much of the variance depends on one sample or one dimension, per model and layer."""
-    return [
-        Measurement(metric, value, None, probes, arm, "", layer, step=step)
-        for probes, models in live.items()
-        for arm, snapshot in models.items()
-        for layer, rows in snapshot.items()
-        for metric, value in variance_shares(rows).items()
-    ]
 
 
 def _words(place: Measurement, *, named: bool) -> str:

@@ -1,6 +1,6 @@
 """Measurements as JSON lines, one evaluation a line, and the details beside them.
 
-A line of a history is an object with `step`, `epoch`, `time`, `seconds`, `monitor` and
+A line of a history is an object with `step`, `epoch`, `time`, `seconds`, `run`, `monitor` and
 `measurements`, a list of objects with the fields of `Measurement` that differ from their defaults.
 Undefined values, for which JSON has no number, are null. Files of version 0.1, whose `values` and
 `floors` are mappings by tag, are read as well.
@@ -9,12 +9,13 @@ Undefined values, for which JSON has no number, are null. Files of version 0.1, 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import read_json_lines, write_text
+from hrsa_lightning.io import numbered, read_json_lines, write_text
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "append_record",
     "cut_history",
     "details_path",
+    "has_other_run",
     "read_details",
     "read_evaluations",
     "read_history",
+    "reserve_history",
     "summarize",
 ]
 
@@ -56,6 +59,7 @@ class Evaluation(NamedTuple):
         epoch: Counted from 0.
         time: Seconds since 1970.
         seconds: Duration of the evaluation.
+        run: Id of the run, the same in all records of a file.
     """
 
     step: int
@@ -64,6 +68,7 @@ class Evaluation(NamedTuple):
     epoch: int = 0
     time: float = math.nan
     seconds: float = math.nan
+    run: str = ""
 
 
 class Detail(NamedTuple):
@@ -147,6 +152,7 @@ def read_evaluations(path: str | Path) -> list[Evaluation]:
                     _count(record.get("epoch", 0)),
                     _number(record.get("time")),
                     _number(record.get("seconds")),
+                    _word(record.get("run", "")),
                 )
             )
         except _MALFORMED:
@@ -198,25 +204,59 @@ def append_record(path: Path, record: Evaluation | Detail) -> None:
         file.write(json.dumps(fields) + "\n")
 
 
-def cut_history(source: Path, target: Path, last_step: int) -> list[int]:
+def reserve_history(wanted: Path) -> Path:
+    """Make an empty file for the history of a new run, under this name or `NAME-v1` and so on."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    for path in numbered(wanted):
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        break
+    return path
+
+
+def cut_history(source: Path, target: Path, last_step: int, run: str = "") -> list[int]:
     """Begin `target` with the records of `source` up to a step, for a run that resumes there.
+
+    A file with lines that cannot be read is copied to `NAME.damaged` before it is replaced.
 
     Args:
         source: The file of the run that was interrupted; may be missing.
-        target: The file of the run that goes on; may be the same one. Where no record is kept,
-            there is none.
+        target: The file of the run that goes on; may be the same one.
         last_step: Later records are dropped.
+        run: Id of the run; records with another one are not taken over.
 
     Returns:
         The steps of the records kept.
     """
-    lines = source.read_text(encoding="utf-8").split("\n")[:-1] if source.is_file() else []
-    kept = [(step, line) for line in lines if (step := json.loads(line)["step"]) <= last_step]
-    if not kept:
-        target.unlink(missing_ok=True)
-        return []
-    write_text(target, "".join(f"{line}\n" for _, line in kept))
-    return [step for step, _ in kept]
+    damaged: list[str] = []
+    lines = [
+        line
+        for line in _records(source, lambda where, _: damaged.append(where))
+        if line.get("run", run) == run and line["step"] <= last_step
+    ]
+    if damaged and source == target:
+        shutil.copyfile(source, source.with_name(f"{source.name}.damaged"))
+    if lines or target.is_file():
+        write_text(target, "".join(f"{json.dumps(line)}\n" for line in lines))
+    return [line["step"] for line in lines]
+
+
+def has_other_run(path: Path, run: str) -> bool:
+    """Whether a file holds records of another run."""
+    return any(record.get("run", run) != run for record in _records(path, lambda *_: None))
+
+
+def _records(path: Path, on_problem: Callable[[str, str], None]) -> Iterator[dict[str, Any]]:
+    """Lines of a file that are records of some step."""
+    if not path.is_file():
+        return
+    for number, _, _, record in read_json_lines(path, on_problem, ended_only=True):
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record
+        else:
+            on_problem(f"{path}:{number}", "no record")
 
 
 def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:

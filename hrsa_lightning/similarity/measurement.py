@@ -1,9 +1,10 @@
 """One value of an evaluation, with everything that is known of it."""
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Measurement", "Series", "comparison_name", "headline_layer"]
+__all__ = ["Measurement", "Series", "comparison_name", "headline_layer", "listed"]
 
 
 class Series(NamedTuple):
@@ -100,3 +101,28 @@ def headline_layer(layers: Iterable[str]) -> str:
     """
     names = list(layers)
     return "output" if "output" in names else names[-1]
+
+
+def listed(places: Iterable[str], most: int = 4) -> str:
+    """Places in a few words: neighboring layers as a range, and a count of those beyond the first.
+
+    Example:
+        >>> listed(["layer_1", "layer_2", "layer_3", "layer_5", "output"])
+        'layer_1 to layer_3, layer_5, output'
+        >>> listed(["a", "b", "c"], most=1)
+        'a and 2 more'
+    """
+    runs: list[list[str]] = []
+    latest: tuple[str, ...] = ()
+    for place in dict.fromkeys(places):
+        numbered = re.fullmatch(r"(.*?)(\d+)(\D.*|)", place)
+        parts = numbered.groups() if numbered else ()
+        follows = bool(parts and latest) and parts[::2] == latest[::2]
+        if follows and int(parts[1]) == int(latest[1]) + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+        latest = parts
+    words = [run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs[:most]]
+    rest = sum(map(len, runs[most:]))
+    return ", ".join(words) + (f" and {rest} more" if rest else "")

@@ -26,7 +26,12 @@ from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.layers import LayerSelection, clean_name, select_layers
 from hrsa_lightning.similarity.measurement import comparison_name
 from hrsa_lightning.similarity.probes import Tokenizer, tokenizer_of
-from hrsa_lightning.similarity.trace import RepresentationTrace, flatten, write_representations
+from hrsa_lightning.similarity.trace import (
+    RepresentationTrace,
+    flatten,
+    share_file,
+    write_representations,
+)
 from hrsa_lightning.tokenizers import read_tokenizer
 
 __all__ = [
@@ -156,19 +161,40 @@ class InitialReference(_KeptReference):
         """What a checkpoint has to hold, the tensors or a path: the start cannot be made again."""
         return str(self._content) if isinstance(self._content, Path) else self._content
 
-    def restore(self, state: dict[str, Tensor] | str, fingerprints: Mapping[str, str]) -> None:
+    def restore(
+        self,
+        state: dict[str, Tensor] | str,
+        fingerprints: Mapping[str, str],
+        previous: Path | None = None,
+    ) -> None:
         """Go on with the representations that a checkpoint holds.
 
         Args:
             state: What `state` returned before a restart.
             fingerprints: Those of the probes then.
+            previous: Folder in which a file may be now; it is looked for there first.
         """
         if fingerprints != self._extractor.fingerprints:
             self._is_lost("the probes are not those of before the restart")
-        elif isinstance(state, str) and not Path(state).is_file():
-            self._is_lost(f"{state} is gone")
+        elif isinstance(state, str):
+            file = Path(state)
+            places = [file] if previous is None else [previous / file.name, file]
+            found = next((place for place in places if place.is_file()), None)
+            if found is None:
+                self._is_lost(f"{file} is gone")
+            else:
+                self._content = self._taken_over(found)
         else:
-            self._content = Path(state) if isinstance(state, str) else state
+            self._content = state
+
+    def _taken_over(self, file: Path) -> Path:
+        """The file in this run's folder: that of the interrupted run may be deleted."""
+        if self._path is None or self._path.exists():
+            return self._path or file
+        with self._extractor.ranks.raise_on_all_ranks():
+            if self._extractor.ranks.rank == 0:
+                share_file(file, self._path)
+        return self._path
 
     def update(self, live: Representations, step: int, *, first: bool) -> None:
         if self._content is not None or self.absence[0]:

@@ -13,10 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import read_json, replacing, write_json
+from hrsa_lightning.io import lock_folder, read_json, replacing, write_json
 from hrsa_lightning.similarity.extraction import Representations
 
-__all__ = ["RepresentationTrace", "TraceWriter", "flatten", "write_representations"]
+__all__ = [
+    "RepresentationTrace",
+    "TraceWriter",
+    "can_record",
+    "flatten",
+    "share_file",
+    "write_representations",
+]
 
 _INDEX = "trace.json"
 _SEPARATOR = "|"
@@ -110,6 +117,20 @@ class RepresentationTrace:
         )
 
 
+def can_record(folder: Path, run: str, *, resumes: bool) -> bool:
+    """Make a folder and lock it; whether no other run has a trace there, or is writing one.
+
+    Args:
+        folder: Of a trace.
+        run: Id of the run that wants to write.
+        resumes: Whether a trace without an id may be its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / _INDEX
+    owner = read_json(index).get("run", run if resumes else "") if index.is_file() else run
+    return owner == run and lock_folder(folder)
+
+
 class TraceWriter:
     """Writes a trace step by step; what is on disk is complete after every step.
 
@@ -117,11 +138,15 @@ class TraceWriter:
         folder: Made when missing. A trace that is already there is begun anew, unless it is taken
             over.
         fingerprints: Hash of each probe set.
+        run: Id of the run that is recorded.
     """
 
-    def __init__(self, folder: str | Path, fingerprints: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: str | Path, fingerprints: Mapping[str, str], run: str | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._run = run
         self._fingerprints = dict(fingerprints)
         self._steps: list[int] = []
 
@@ -147,7 +172,7 @@ class TraceWriter:
         self._steps = [step for step in description["steps"] if step <= until]
         if source.resolve() != self.folder.resolve():
             for step in self._steps:
-                _share(source / _file_name(step), self.folder / _file_name(step))
+                share_file(source / _file_name(step), self.folder / _file_name(step))
         return True
 
     def add(self, step: int, recording: Representations) -> None:
@@ -159,11 +184,14 @@ class TraceWriter:
             "probes": self._fingerprints,
             "arms": arms,
             "steps": self._steps,
+            **({} if self._run is None else {"run": self._run}),
         }
         write_json(self.folder / _INDEX, description)
 
 
-def _share(source: Path, target: Path) -> None:
+def share_file(source: Path, target: Path) -> None:
+    """Put a file that is never changed in a second place, a copy where links are not possible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
         target.hardlink_to(source)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import card, controls
 from tiny.evaluate import complete, is_beyond_noise, load_tokenizer, selection_problems
 from tiny.lm import load_model
-from tiny.pairs import held_out_texts
+from tiny.pairs import held_out_texts, widen_probes
 from tiny.splits import split_of_id
 from tiny.tasks import is_correct
 from tokenizers import Tokenizer
@@ -72,6 +72,15 @@ def test_counts(train, test_pairs, probes) -> None:
     labels = Counter(p["label"] for p in probes)
     assert labels == dict.fromkeys(("noun", "verb", "adjective", "code"), 128)
     assert set(probes[0]) == {"id", "text", "label"}
+
+
+def test_wide_probes_are_drawn_from_the_training_pairs() -> None:
+    lines = [
+        line for source in ("definition", "code") for line in read(f"pairs_train.{source}.jsonl")
+    ]
+    probes = read("probes_wide.jsonl")
+    assert probes == widen_probes(lines)
+    assert len({probe["text"].lower() for probe in probes}) == len(probes) == 4096
 
 
 def test_ids_fall_in_their_split(train, test_pairs, probes) -> None:

@@ -202,5 +202,7 @@ def test_no_doubles_after_a_kill(tmp_path):
 def test_a_second_fit_begins_anew(tmp_path):
     watch = monitor(history=tmp_path / "own.jsonl")
     fit([watch], tmp_path)
-    fit([watch], tmp_path, max_steps=2)
+    with pytest.warns(HRSAWarning, match=r"own\.jsonl is of another run; that of this one: "):
+        fit([watch], tmp_path, max_steps=2)
     assert steps(watch, "cka") == [0, 2]
+    assert watch.history_path.name == "own-v1.jsonl", "the first fit keeps its history"

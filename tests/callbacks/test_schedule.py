@@ -32,6 +32,11 @@ def test_rhythms(options, expected):
     assert due_steps(Schedule(**options), 30) == expected
 
 
+def test_null_is_no_rhythm():
+    assert not Schedule(log_spaced=None).is_due(8)
+    assert Schedule(5, log_spaced=None).is_due(5)
+
+
 def test_none_is_missed_where_steps_come_in_pairs():
     assert due_steps(Schedule(every_n_train_steps=5), 20, stride=2) == [6, 10, 16, 20]
 

@@ -1,6 +1,14 @@
 import pytest
 
-from hrsa_lightning.compare.comparison import pair_layers
+from hrsa_lightning.compare.comparison import (
+    Comparison,
+    ComparisonResults,
+    Heatmap,
+    pair_layers,
+)
+from hrsa_lightning.compare.options import ExtractionOptions, MetricOptions
+from hrsa_lightning.compare.results import summary_lines
+from hrsa_lightning.similarity import Measurement
 
 OUT = ["output"]
 
@@ -38,3 +46,26 @@ def test_an_output_that_only_one_side_has_is_left_out():
         "layer_0": "layer_0",
         "layer_1": "layer_1",
     }
+
+
+def test_the_summary_names_what_one_dimension_dominates_and_leaves_undefined_metrics_out():
+    def value(metric, number, **levels):
+        return Measurement(metric, number, 0.0, arm="b", reference="a", layer="output", **levels)
+
+    comparison = Comparison(
+        "b",
+        "a",
+        {"output": "output"},
+        Heatmap(["output"], ["output"], [[1.0]], [[1.0]], 9),
+        [
+            value("procrustes_residual", 0.5, identity=0.161, p_value=0.005),
+            value("inverse_row_entropy", float("nan")),
+        ],
+        dominated={"layer_1": 0.98, "layer_2": 0.6},
+    )
+    results = ComparisonResults([], None, 9, ExtractionOptions(), MetricOptions(), [comparison])
+    text = "\n".join(summary_lines(results))
+    assert "| procrustes_residual | 0.500  | 0.000  | 0.161  | 0.005 |" in text
+    assert "Undefined here and left out: inverse_row_entropy." in text
+    assert "b_vs_a: one dimension carries" in text
+    assert "read cka_standardized (up to 98%, at layer_1 to layer_2)" in text

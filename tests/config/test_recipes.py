@@ -58,6 +58,17 @@ def test_memory_in_the_header_is_what_plan_says(name):
     assert stated - 1.5 < plan.total_memory / 1e9 < stated
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_half_of_the_probes_are_more_than_the_features(name):
+    config = load_config(name)
+    path = Path(resolve_path(config.callbacks["similarity"]["probes"]))
+    fitted = len(path.read_text().splitlines()) // 2
+    for arm in config.arms.values():
+        size = re.search(r"(0\.5|0\.6|1\.5)b", arm.backbone, re.IGNORECASE)
+        width = 1536 if size is None else {"0.5": 896, "0.6": 1024, "1.5": 1536}[size[1]]
+        assert fitted > (128 if arm.backbone.startswith("embedded:") else width)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A backbone laid out as the hub's cache has it: a snapshot of links to blobs."""

@@ -1,11 +1,14 @@
+import itertools
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.losses import AlignmentLoss
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules import Alignment, PairedContrastiveModule
-from tests.contrastive_runs import GradientLog, fit, make_arm, trained_weights, write_pairs
+from tests.contrastive_runs import WORDS, GradientLog, fit, make_arm, trained_weights, write_pairs
 from tests.modules.test_contrastive import _pool_strategy, _worst_difference
 from tests.tiny import make_backbone
 
@@ -156,3 +159,31 @@ def test_unknown_references_are_refused(place):
     for reference in ("start", "arm:none", "base"):
         with pytest.raises(ValueError, match=r"reference: expected initial, arm:NAME of base"):
             Alignment(arms, reference)
+
+
+@pytest.mark.parametrize("reference", ["initial", "arm:base"])
+def test_the_monitor_sees_a_pull_and_a_push(place, tmp_path, reference):
+    """CKA of one arm at the end of runs that differ in the alignment alone."""
+    texts = [" ".join(draw) for draw in itertools.permutations(WORDS[:5], 3)]
+    seen = []
+    for direction in ("push", None, "pull"):
+        arms = {name: make_arm(place / "backbone", seed, 0.0) for name, seed in ARMS.items()}
+        term = None
+        if direction:
+            term = Alignment(arms, reference, loss=AlignmentLoss(direction), weight=20.0)
+        module = PairedContrastiveModule(arms, seeds=ARMS, lr=2e-2, alignment=term)
+        monitor = SimilarityMonitor(
+            reference,
+            texts,
+            arms="arms",
+            metrics=["cka"],
+            every_n_train_steps=20,
+            heatmap_every_n_evaluations=0,
+            history=None,
+            on_error="raise",
+        )
+        fit(module, place / "pairs.jsonl", tmp_path, max_steps=20, callbacks=(monitor,))
+        seen += [m.value for m in monitor.latest if (m.metric, m.arm) == ("cka", "other")]
+    pushed, plain, pulled = seen
+    assert pushed < plain - 0.02
+    assert pulled > plain + 0.1

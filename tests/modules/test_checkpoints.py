@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hrsa_lightning.modules.checkpoints import (
     SafetensorsCheckpointIO,
     TrainedAdapters,
     newest_checkpoint,
+    prune,
 )
 
 
@@ -158,3 +160,46 @@ def test_trained_adapters_are_there_only_when_all_are_complete(tmp_path):
         found = {path.parent.name: path.read_text() for path in tmp_path.rglob("weights")}
         assert found == dict(zip("01", texts, strict=False))
         assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
+
+
+_TENSORS = "state.safetensors"
+_WEIGHTS = "adapters/base/adapter_model.safetensors"
+_DAMAGES = {
+    "cut": lambda path: os.truncate(path / _TENSORS, (path / _TENSORS).stat().st_size - 5),
+    "empty": lambda path: os.truncate(path / _TENSORS, 0),
+    "missing": lambda path: (path / _TENSORS).unlink(),
+    "no state": lambda path: (path / "state.json").unlink(),
+    "edited": lambda path: (path / "state.json").write_text('{"dict": [["a", {"tensor": "t99"}]]}'),
+    "no JSON": lambda path: (path / "state.json").write_text("{"),
+    "no adapters": lambda path: shutil.rmtree(path / "adapters"),
+    "cut adapters": lambda path: os.truncate(path / _WEIGHTS, 20),
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, tmp_path):
+    io = SafetensorsCheckpointIO()
+    for step in (5, 54):
+        io.save_checkpoint(_checkpoint(), tmp_path / "checkpoints" / f"step_{step:06d}")
+    _DAMAGES[damage](tmp_path / "checkpoints" / "step_000054")
+    said = []
+    assert newest_checkpoint(tmp_path, said.append).name == "step_000005"
+    (line,) = said
+    assert "step_000054 is damaged (" in line
+    _DAMAGES[damage](tmp_path / "checkpoints" / "step_000005")
+    assert newest_checkpoint(tmp_path, said.append) is None
+
+
+def test_names_that_are_no_step_are_skipped(tmp_path):
+    for name in ("step_000005", "step_000054-v1", "step_x"):
+        SafetensorsCheckpointIO().save_checkpoint(_checkpoint(), tmp_path / "checkpoints" / name)
+    assert newest_checkpoint(tmp_path).name == "step_000005"
+
+
+def test_pruning_keeps_the_newest_up_to_a_step(tmp_path):
+    for step in (2, 4, 6, 8):
+        (tmp_path / f"step_{step:06d}").mkdir()
+    prune(tmp_path, 6, -1)
+    assert len(list(tmp_path.iterdir())) == 4
+    prune(tmp_path, 6, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000006"]

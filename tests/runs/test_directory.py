@@ -1,5 +1,6 @@
 """Which folder a run gets, and which earlier run a command goes on with."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_run_goes_on_where_it_has_something_to_go_on_with(tmp_path):
 def test_a_run_is_finished_when_its_report_is_there(tmp_path):
     config = _config(tmp_path)
     run = take_run(config)
-    (run.folder / "similarity.jsonl").touch()
+    (run.folder / "of_another_name.jsonl").touch()
     (run.folder / "summary.json").write_text("{}")
     assert take_run(config) == Run(run.folder, None, trained=True)
     (run.folder / "report").mkdir()
@@ -63,6 +64,26 @@ def test_a_recipe_that_is_half_written_is_none(tmp_path):
     recipe = run.folder / "config.yaml"
     recipe.write_text(recipe.read_text()[:100])
     assert take_run(config).folder != run.folder
+
+
+def test_a_recipe_that_cannot_be_read_stops_no_other_run(tmp_path):
+    config = _config(tmp_path)
+    run = take_run(config)
+    checkpoint = _save(run, 7)
+    other = run.folder.with_name("3000-01-01_00-00-00")
+    shutil.copytree(run.folder, other)
+    (other / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    assert take_run(config) == Run(run.folder, checkpoint)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
+    config = _config(tmp_path)
+    run = take_run(config)
+    older, newer = _save(run, 7), _save(run, 8)
+    (newer / "state.safetensors").write_bytes(b"")
+    assert take_run(config) == Run(run.folder, older)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{newer} is damaged (")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no record locks")

@@ -70,3 +70,16 @@ def test_summary_file_holds_every_value(tmp_path):
 
 def test_a_run_without_histories_has_no_tables(tmp_path):
     assert summary_lines(tmp_path) == []
+
+
+def test_monitors_of_other_names_have_tables_too(tmp_path):
+    """As in the recipe `solo`, whose only monitor is called `against_other`."""
+    values = {"against_other/cka/base_vs_other/output": 0.5}
+    (tmp_path / "against_other.jsonl").write_text(_record(0, values) + _record(9, values))
+    (tmp_path / "against_other.details.jsonl").write_text("{}\n")
+    text = "\n".join(summary_lines(tmp_path))
+    assert "against_other at output, before -> after" in text
+    assert "0.500 -> 0.500" in text
+    write_summary(tmp_path, steps=9, seconds=1.0)
+    (value,) = json.loads((tmp_path / "summary.json").read_text())["values"]
+    assert (value["metric"], value["comparison"]) == ("cka", "base_vs_other")

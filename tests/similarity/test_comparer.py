@@ -1,4 +1,5 @@
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -8,6 +9,8 @@ from torchmetrics import MeanAbsoluteError, Metric, MetricCollection
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import (
+    SimilarityWarning,
+    cknna,
     jackknife,
     knn_overlap,
     linear_cka,
@@ -35,6 +38,24 @@ def test_names_choose_and_keep_their_order():
     assert list(result.values) == ["knn_overlap_5", "cka", "procrustes_residual"]
     with pytest.raises(ConfigError, match="no 'ckaa'; there are cka, cka_plain"):
         Comparer(["ckaa"])
+
+
+def test_extra_metrics_go_by_name():
+    keys = ["cknna_5", "predictivity_forward", "cknna_10", "cka_standardized"]
+    result = Comparer(keys, num_permutations=20).compare(X, Y, calibrate=True)
+    assert list(result.values) == keys
+    assert result.values["cknna_5"] == pytest.approx(cknna(X, Y, k=5).item(), abs=1e-6)
+    assert result.chance["predictivity_forward"] == 0
+    assert set(result.null) == set(keys)
+
+
+@pytest.mark.parametrize(("num_rows", "told"), [(10, True), (30, True), (60, False)])
+def test_few_samples_for_the_width_are_said_once_with_the_cure(num_rows, told):
+    x = torch.randn(num_rows, 20, generator=torch.Generator().manual_seed(0))
+    notes = Comparer(["procrustes_residual", "inverse_row_entropy"]).compare(x, x).notes
+    assert len(notes) == told
+    assert not told or "not 0 / 1 / 1; take more than 40 samples, or tokens" in notes[0]
+    assert ("inverse row entropy is undefined" in "".join(notes)) == (num_rows == 10)
 
 
 def test_other_metrics():
@@ -207,3 +228,15 @@ def test_mistakes_are_named():
     for metrics in (3, [], "cka", [3]):
         with pytest.raises(ConfigError, match="metrics: expected"):
             Comparer(metrics)
+
+
+def test_warnings_of_others_are_not_taken_for_those_of_metrics():
+    class NoisyError(MeanAbsoluteError):
+        def update(self, x, y):
+            super().update(x, y)
+            warnings.warn("from a thread beside", DeprecationWarning, stacklevel=1)
+            warnings.warn("of a metric", SimilarityWarning, stacklevel=1)
+
+    with pytest.warns(DeprecationWarning, match="from a thread beside"):
+        result = Comparer(NoisyError()).compare(X, Y)
+    assert result.notes == ["of a metric"]

@@ -261,3 +261,17 @@ def test_the_first_evaluation_is_calibrated_and_others_where_asked():
         for step, calibrate in enumerate((None, None, True))
     ]
     assert calibrated == [{True}, {False}, {True}]
+
+
+def test_layers_that_one_dimension_dominates_are_named_once():
+    model = nn.Sequential(*(nn.Linear(20, 20) for _ in range(3)))
+    inputs = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.copy_(torch.eye(20))
+            layer.weight[0, 0] = 20
+    evaluator = SimilarityEvaluator(model, **quiet(probes=[inputs], metrics=["cka"]))
+    message = r"one dimension .* read cka_standardized \(up to 100%, at 0 to 2, output\)"
+    with pytest.warns(HRSAWarning, match=message):
+        evaluator.evaluate(0)
+    evaluator.evaluate(1)

@@ -13,6 +13,7 @@ from hrsa_lightning.similarity.history import (
     append_record,
     cut_history,
     details_path,
+    has_other_run,
     read_details,
     read_evaluations,
 )
@@ -69,8 +70,29 @@ def test_cutting_keeps_what_the_checkpoint_has_seen(tmp_path):
     assert cut_history(source, target, 5) == [0, 5]
     assert [m.step for m in read_history(target)] == [0, 5]
     assert len(read_history(source)) == 3, "the other run's file stays"
-    assert cut_history(tmp_path / "absent.jsonl", target, 5) == []
-    assert not target.exists()
+    assert cut_history(tmp_path / "absent.jsonl", tmp_path / "none.jsonl", 5) == []
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_cutting_loses_no_line_that_it_cannot_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_record(path, evaluation(0, cka=1.0))
+    content = path.read_text() + "damage\n[]\n"
+    path.write_text(content)
+    append_record(path, evaluation(5, cka=0.5))
+    assert cut_history(path, path, 5) == [0, 5]
+    assert [m.step for m in read_history(path)] == [0, 5]
+    assert (tmp_path / "a.jsonl.damaged").read_text().startswith(content)
+
+
+def test_cutting_takes_records_of_one_run(tmp_path):
+    source, target = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for step, run in ((0, "mine"), (5, "yours"), (10, "mine")):
+        append_record(source, evaluation(step, cka=1.0)._replace(run=run))
+    assert has_other_run(source, "mine")
+    assert cut_history(source, target, 20, "mine") == [0, 10]
+    assert not has_other_run(target, "mine")
+    assert {e.run for e in read_evaluations(target)} == {"mine"}
 
 
 def test_summary_takes_first_and_last_where_a_value_exists():

@@ -37,6 +37,7 @@ billions.
 | `pairs_train.SOURCE.jsonl` | training pairs by source: {num_train} |
 | `pairs_test.jsonl` | {num_test} held-out pairs of all sources, with the field `source` |
 | `probes.jsonl` | {num_probes} held-out texts, each labeled noun, verb, adjective or code |
+| `probes_wide.jsonl` | 4096 texts of the training pairs, for backbones that do not train on them |
 | `build.json` | seeds, settings, package versions, token counts, accuracies |
 | `LICENSE.wordnet`, `LICENSE.python` | the notices of the two text sources |
 

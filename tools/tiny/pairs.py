@@ -18,6 +18,7 @@ INSTRUCTIONS = {
 }
 NUM_TRAIN = {"definition": 2400, "example": 2100, "code": 1500}
 NUM_TEST = {"definition": 200, "example": 200, "code": 150}
+NUM_WIDE_PROBES = 4096
 NUM_PROBES_PER_LABEL = 128
 NUM_NEGATIVES = 3
 MAX_PER_GROUP = 6
@@ -172,6 +173,29 @@ def draw_probes(
             probes.append({"id": identifier, "text": text, "label": label})
     rng.shuffle(probes)
     return probes
+
+
+def widen_probes(train: Iterable[dict[str, object]]) -> list[dict[str, object]]:
+    """Draw probes from the training pairs, for backbones that train on other data.
+
+    Held-out Procrustes fits on half of the probes, and needs more of them there than features.
+
+    Args:
+        train: lines of the sources `definition` and `code`.
+    """
+    parts = {"n": "noun", "v": "verb", "a": "adjective"}
+    distinct: dict[str, dict[str, object]] = {}
+    for line in train:
+        source, group, _ = str(line["id"]).split("/", 2)
+        positives, negatives = line["pos"], line["neg"]
+        assert isinstance(positives, list)
+        assert isinstance(negatives, list)
+        for number, text in enumerate([*positives, *negatives]):
+            label = "code" if source == "code" else parts[group[0]]
+            probe = {"id": f"{line['id']}/{number}", "text": text, "label": label}
+            distinct.setdefault(text.lower(), probe)
+    rng = random.Random(f"{_PAIR_SEED}:probes_wide")
+    return rng.sample(list(distinct.values()), NUM_WIDE_PROBES)
 
 
 def held_out_texts(lines: Iterable[dict[str, object]]) -> set[str]:

@@ -78,6 +78,8 @@ def build_pairs(folders: Folders) -> dict[str, object]:
         pairs_module.write_jsonl(folders.out / f"pairs_train.{source}.jsonl", lines)
     pairs_module.write_jsonl(folders.out / "pairs_test.jsonl", test)
     pairs_module.write_jsonl(folders.out / "probes.jsonl", probes)
+    wide = pairs_module.widen_probes([*train["definition"], *train["code"]])
+    pairs_module.write_jsonl(folders.out / "probes_wide.jsonl", wide)
     (folders.out / "LICENSE.wordnet").write_text(read_licence(folders.wordnet), encoding="utf-8")
     python_licence = (stdlib_path() / "LICENSE.txt").read_text(encoding="utf-8")
     (folders.out / "LICENSE.python").write_text(python_licence, encoding="utf-8")

@@ -1,0 +1,208 @@
+"""Whose files are whose: runs one after the other, at once, moved, and resumed from elsewhere."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+
+from hrsa_lightning.callbacks import RepresentationRecorder
+from hrsa_lightning.errors import HRSAWarning
+from hrsa_lightning.similarity import RepresentationTrace
+from hrsa_lightning.similarity.history import read_evaluations
+from tests.callbacks import projects
+from tests.callbacks.projects import fit
+from tests.callbacks.test_resume import monitor, recorder, run
+
+
+class _Remote(Logger):
+    """What W&B and MLflow have in common: an id that the experiment brings, and no `log_dir`."""
+
+    runs = 0
+
+    def __init__(self, save_dir, name):
+        super().__init__()
+        self._save_dir, self._name, self._id = save_dir, name, None
+
+    @property
+    def experiment(self):
+        if self._id is None:
+            type(self).runs += 1
+            self._id = f"id{self.runs}"
+
+    @property
+    def save_dir(self):
+        return self._save_dir
+
+    @property
+    def name(self):
+        return self._name
+
+    @property
+    def version(self):
+        return self._id
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+LOGGERS = {
+    "TensorBoard": lambda folder: TensorBoardLogger(folder),
+    "CSV": lambda folder: CSVLogger(folder),
+    "CSV of one version": lambda folder: CSVLogger(folder, version="same"),
+    "W&B, offline": lambda _: _Remote(".", "project"),
+    "MLflow": lambda folder: _Remote(str(folder / "mlruns"), "0"),
+    "none": lambda _: False,
+}
+
+
+def _steps(watch):
+    """Steps of a history, all of one run."""
+    found = read_evaluations(watch.history_path)
+    assert {e.run for e in found} == {watch.run}
+    return [e.step for e in found]
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+@pytest.mark.filterwarnings("ignore:.*has files of another run", "ignore:.*exists and is not empty")
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_a_second_run_leaves_the_first_alone(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    watches = [monitor(every_n_train_steps=n) for n in (3, 2)]
+    recorders = [recorder(every_n_train_steps=n) for n in (3, 2)]
+    for watch, record in zip(watches, recorders, strict=True):
+        fit([watch, record], tmp_path, logger=LOGGERS[name](tmp_path))
+        assert record.folder == watch.folder
+    assert [_steps(watch) for watch in watches] == [[0, 3, 6], [0, 2, 4, 6]]
+    assert watches[0].folder != watches[1].folder
+    assert watches[0].run != watches[1].run
+    assert watches[0].folder.resolve() not in (tmp_path, tmp_path / "mlruns")
+    for record, steps in zip(recorders, ([0, 3, 6], [0, 2, 4, 6]), strict=True):
+        assert RepresentationTrace(record.folder / "trace").steps == steps
+
+
+def test_a_run_without_logger_goes_on_in_its_folder(tmp_path):
+    killed, resumed = monitor(), monitor()
+    trainer = fit([killed], tmp_path)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    fit([monitor()], tmp_path)
+    fit([resumed], tmp_path, ckpt_path=tmp_path / "x.ckpt", max_steps=9)
+    assert resumed.folder == killed.folder == tmp_path / "lightning_logs" / "version_0"
+    assert _steps(resumed) == [0, 3, 6, 9]
+
+
+def test_explicit_files_of_another_run_are_kept(tmp_path):
+    paths = {"history": tmp_path / "own.jsonl"}
+    first, second = monitor(**paths), monitor(**paths)
+    traces = [recorder(tmp_path / "trace") for _ in range(2)]
+    fit([first, traces[0]], tmp_path)
+    with pytest.warns(HRSAWarning, match="of another run; that of this one") as caught:
+        fit([second, traces[1]], tmp_path).save_checkpoint(tmp_path / "x.ckpt")
+    assert len([w for w in caught if w.category is HRSAWarning]) == 2
+    assert (_steps(first), _steps(second)) == ([0, 3, 6], [0, 3, 6])
+    assert RepresentationTrace(tmp_path / "trace").steps == [0, 3, 6]
+    assert RepresentationTrace(tmp_path / "trace-v1").steps == [0, 3, 6]
+    third = monitor(**paths)
+    later = {"ckpt_path": tmp_path / "x.ckpt", "max_steps": 9}
+    with pytest.warns(HRSAWarning, match="of another run; that of this one"):
+        fit([third, recorder(tmp_path / "trace")], tmp_path, **later)
+    assert RepresentationTrace(tmp_path / "trace-v1").steps == [0, 3, 6, 9]
+    assert third.history_path.name == "own-v1.jsonl"
+    assert (_steps(first), _steps(third)) == ([0, 3, 6], [0, 3, 6, 9])
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("store", ["cpu", "disk"])
+@pytest.mark.parametrize("move", ["moved", "copied"])
+def test_a_moved_run_goes_on_with_its_past(move, store, tmp_path):
+    """The paths that the checkpoint holds are gone, or those of the original."""
+    old, new = tmp_path / "old" / "project", tmp_path / "new"
+    killed = run(old, stop_at=12, store=store, callbacks=[recorder()])
+    (shutil.move if move == "moved" else shutil.copytree)(old, new)
+    before = killed.history_path.read_bytes() if move == "copied" else None
+    traced, path = recorder(), new / "saved/step=10.ckpt"
+    resumed = run(new, ckpt_path=path, store=store, callbacks=[traced])
+    assert _steps(resumed) == [0, 3, 6, 9, 12, 14]
+    last = read_evaluations(resumed.history_path)[-1]
+    assert any(m.reference == "initial" for m in last.measurements)
+    assert new in resumed.history_path.parents
+    if before is not None:
+        assert killed.history_path.read_bytes() == before
+    assert RepresentationTrace(traced.folder / "trace").steps == [0, 3, 6, 9, 12, 14]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_run_goes_on_from_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(Path("here"), stop_at=12, store="disk")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = run(tmp_path / "here", ckpt_path=tmp_path / "here/saved/step=10.ckpt", store="disk")
+    assert _steps(resumed) == [0, 3, 6, 9, 12, 14]
+
+
+def test_a_history_that_is_gone_is_said(tmp_path):
+    killed = run(tmp_path, stop_at=12)
+    shutil.rmtree(killed.folder)
+    with pytest.warns(HRSAWarning, match=r"the history begins at step 10: .* is gone"):
+        resumed = run(tmp_path, ckpt_path=tmp_path / "saved/step=10.ckpt")
+    assert _steps(resumed) == [12, 14]
+
+
+_RUN = """
+import sys, time, warnings
+warnings.simplefilter("ignore")
+import lightning.pytorch as pl
+from tests.callbacks.projects import fit
+from tests.callbacks.test_resume import monitor
+folder, every, name = sys.argv[1:]
+class Slow(pl.Callback):
+    def on_train_batch_end(self, *args):
+        time.sleep(0.1)
+logger = pl.loggers.CSVLogger(folder, version="same") if name == "CSV" else False
+watch = monitor(every_n_train_steps=int(every))
+print("ready", flush=True)
+sys.stdin.readline()
+fit([watch, Slow()], folder, max_steps=12, logger=logger)
+print(watch.history_path)
+"""
+
+
+@pytest.mark.parametrize("name", ["CSV", "none"])
+def test_two_runs_at_once_do_not_mix(name, tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RUN, str(tmp_path), str(every), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for every in (2, 3)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    found = []
+    for process in processes:
+        history = process.communicate(timeout=120)[0].strip().splitlines()[-1]
+        evaluations = read_evaluations(history)
+        assert len({e.run for e in evaluations}) == 1
+        found.append([e.step for e in evaluations])
+    assert found == [[0, 2, 4, 6, 8, 10, 12], [0, 3, 6, 9, 12]]
+
+
+def test_other_callbacks_share_the_folder(tmp_path):
+    record = RepresentationRecorder("trace", projects.INPUTS)
+    watch = monitor()
+    fit([watch, record], tmp_path, logger=CSVLogger(tmp_path))
+    assert (watch.folder, watch.run) == (record.folder, record.run)
+    assert (watch.folder / "run_id").read_text().strip() == watch.run
