@@ -186,7 +186,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (b"? [a, b]\n: 1\n", "not valid YAML (a key is no text)"),
         (b"seed: " + b"9" * 5000, "not valid YAML (Exceeds the limit"),
         ("name: größe".encode("latin-1"), ":1: not UTF-8 at byte 9 of the line"),
-        ("name: x".encode("utf-16"), "expected UTF-8, got UTF-16"),
+        ("name: x".encode("utf-16"), "expected text in UTF-8, got UTF-16"),
         (b"# " + b"x" * 2_000_000, "expected at most 1,000,000 bytes, got 2,000,002"),
         (b"a: \x00", "not valid YAML"),
     ],
