@@ -238,15 +238,18 @@ def test_help_fits_a_screen_and_the_module_needs_no_torch():
     assert max(map(len, lines)) <= 100
 
 
-def test_panels_of_a_vector_sheet_lie_side_by_side(three):
-    sheet = ElementTree.parse(three / "out" / "figures" / "0_similarity_curves.svg").getroot()
+def test_panels_of_a_vector_sheet_lie_side_by_side(tmp_path):
+    metrics = ("cka", "knn_overlap_10", "procrustes_residual", "dimension_correlation")
+    run = write_run(tmp_path / "a", metrics=metrics)
+    assert report.main([str(run), "--out", str(tmp_path / "out")]) == 0
+    sheet = ElementTree.parse(tmp_path / "out" / "figures" / "0_similarity_curves.svg").getroot()
     axes = [e for e in sheet.iter() if re.fullmatch(r"axes_\d+", e.get("id", ""))]
     corners = []
     for panel in axes:
         frame = next(e.get("d") for e in panel.iter() if e.get("d"))
         x, y = re.search(r"M ([\d.]+) ([\d.]+)", frame).groups()
         corners.append((float(x), float(y)))
-    assert len(set(corners)) == 3, "the one that is undefined everywhere has no panel"
+    assert len(set(corners)) == 4, "the one that is undefined everywhere has no panel"
     assert corners[0][1] == corners[1][1] == corners[2][1]
     assert corners[0][0] == corners[3][0] < corners[1][0] < corners[2][0]
     text = "".join(sheet.itertext())
