@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.callbacks.retrieval import read_retrieval_pairs
-from hrsa_lightning.comparison.texts import load_texts
+from hrsa_lightning.compare.texts import load_texts
 from hrsa_lightning.data import read_pairs, read_texts
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.similarity.probes import load_probes
