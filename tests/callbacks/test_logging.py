@@ -195,12 +195,13 @@ def test_loggers_with_log_image_and_with_log_figure(tmp_path):
     assert "similarity/cka/output" in wandb.last
 
 
-def test_without_a_logger_files_go_to_the_root_folder(tmp_path):
-    watch = monitor()
-    fit([watch], tmp_path)
-    names = {path.name for path in tmp_path.iterdir()}
-    data = {"similarity.jsonl", "similarity.details.jsonl"}
-    assert names == {*data, "similarity.png", "similarity_heatmap.png"}
+def test_without_a_logger_every_fit_has_a_folder_of_its_own(tmp_path):
+    for version in range(2):
+        fit([monitor()], tmp_path)
+        names = {path.name for path in (tmp_path / f"lightning_logs/version_{version}").iterdir()}
+        data = {"similarity.jsonl", "similarity.details.jsonl"}
+        pictures = {"similarity.png", "similarity_heatmap.png"}
+        assert data | pictures <= names
 
 
 def test_a_history_elsewhere_takes_its_pictures_along(tmp_path):
@@ -218,4 +219,4 @@ def test_what_was_measured_is_drawn_even_when_a_run_breaks(tmp_path):
 
     with pytest.raises(RuntimeError, match="on purpose"):
         fit([monitor(), Break()], tmp_path)
-    assert (tmp_path / "similarity.png").is_file()
+    assert (tmp_path / "lightning_logs/version_0/similarity.png").is_file()
