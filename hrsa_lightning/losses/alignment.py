@@ -40,8 +40,8 @@ class AlignmentLoss(nn.Module):
         >>> import torch
         >>> x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
         >>> loss = AlignmentLoss()(x, 3 * x.detach() + 1)
-        >>> round(loss.item(), 4)
-        0.0
+        >>> abs(loss.item()) < 1e-6
+        True
     """
 
     def __init__(

@@ -386,7 +386,7 @@ def test_neighbors_of_a_frozen_reference_are_kept_between_values(
 JACKKNIFED = {
     "cka": (LinearCKA, ["cka"]),
     "cka_plain": (lambda **o: LinearCKA(debiased=False, **o), ["cka_plain"]),
-    "cka_standardized": (lambda **o: LinearCKA(standardize=True, **o), ["cka"]),
+    "cka_standardized": (lambda **o: LinearCKA(standardize=True, **o), ["cka_standardized"]),
     "knn": (KNNOverlap, ["knn_overlap_10"]),
     "procrustes": (
         OrthogonalProcrustes,
