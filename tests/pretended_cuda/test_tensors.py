@@ -52,7 +52,7 @@ def found(result, on_device):
 
 
 @pytest.mark.filterwarnings(
-    "ignore:.*is not unique:hrsa_lightning.functional._numerics.SimilarityWarning"
+    "ignore:.*unique rotation:hrsa_lightning.functional._numerics.SimilarityWarning"
 )
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("shape", [(120, 16), (40, 64)])
