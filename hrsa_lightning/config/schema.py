@@ -313,12 +313,12 @@ NO_ARM = frozenset(
         register_full_backward_hook register_full_backward_pre_hook
         register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
         register_parameter register_state_dict_post_hook register_state_dict_pre_hook
-        requires_grad_ set_extra_state set_submodule share_memory state_dict to to_empty train
-        training type update values xpu zero_grad
+        requires_grad_ set_extra_state set_submodule share_memory smart_apply state_dict to to_empty
+        train training type update values xpu zero_grad
         """,
     )
 )
-"""Names no arm can have: attributes of `nn.ModuleDict`, and two kinds of reference."""
+"""Names no arm can have: attributes of `nn.ModuleDict`, one by transformers; kinds of reference."""
 
 _LOSS_KEYS = {
     "infonce": ("symmetric", "same_side_negatives", "false_negative_margin", "hardness", "joint"),

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from hrsa_lightning.config import load_config
 from hrsa_lightning.config.build import build_arms, build_trainer
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models import backbone, load_backbone
 from tests.pretended_cuda.device import pretended_cuda
-from tests.tiny import make_backbone, make_model
+from tests.tiny import make_backbone
 
 SLURM = {
     **{"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_ID": "7"},
@@ -28,7 +29,7 @@ def loaded(monkeypatch):
 
     def load_weights(source, config, **options):
         seen["loaded"].append(options.get("device_map", {"": torch.device("cpu")})[""])
-        return make_model("qwen2")
+        return AutoModel.from_config(config)
 
     monkeypatch.setattr(backbone, "_load_weights", load_weights)
     monkeypatch.setattr(
