@@ -51,7 +51,7 @@ def draw_chance(
         ax: The panel, with its curves.
         chance: Levels.
         name: What they are.
-        far: Make the note.
+        far: Make the note. Without it, the name stands on the left, away from another level's.
     """
     low, high = ax.dataLim.y0, ax.dataLim.y1
     distinct: list[float] = []
@@ -67,7 +67,8 @@ def draw_chance(
     for level in near:
         ax.axhline(level, ls=(0, (4, 3)), lw=1.1, color=MUTED, zorder=0)
     if near:
-        text, at, offset, units = name, (1.0, max(near)), (-3, 2), ("axes fraction", "data")
+        text, at, units = name, (1.0 if far else 0.0, max(near)), ("axes fraction", "data")
+        offset = (-3 if far else 3, 2)
     else:
         side, edge = ("below", 0.0) if distinct[0] < low else ("above", 1.0)
         text, at = f"{name} {distinct[0]:.2f}, far {side}", (1.0, edge)
@@ -81,7 +82,7 @@ def draw_chance(
         xycoords=units,
         xytext=offset,
         textcoords="offset points",
-        ha="right",
+        ha="right" if far else "left",
         fontsize=7,
         color=MUTED,
     )
