@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from transformers import AutoModel
 
 from hrsa_lightning.config import load_config
@@ -36,6 +37,8 @@ def loaded(monkeypatch):
         backbone, "ensure_attention", lambda model, _: seen["verified"].append(model.device)
     )
     monkeypatch.setattr(backbone, "find_spec", lambda name: name)  # bitsandbytes is there
+    # A trainer of another rank tells all of Lightning; later tests are rank 0 again.
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
     return seen
 
 
