@@ -135,6 +135,17 @@ def numbered(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.stem}-v{number}{path.suffix}")
 
 
+def make_first_free(folders: Iterable[Path]) -> Path:
+    """Make the first of these folders that is not there; of several processes each gets its own."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError("every folder is taken")
+
+
 _locks: dict[Path, int] = {}
 """A record lock is let go when any descriptor of its file is closed; these never are."""
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 
-from hrsa_lightning.io import lock_folder
+from hrsa_lightning.io import lock_folder, make_first_free
 
 __all__ = ["RunFolder", "close_run_folder", "open_run_folder"]
 
@@ -94,14 +94,8 @@ def _folder_of_logger(trainer: Trainer) -> Path | None:
 def _new_version(runs: Path) -> Path:
     """Make the next `version_N`, which no other process gets."""
     taken = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-    for number in itertools.count(max([int(n) for n in taken if n.isdecimal()], default=-1) + 1):
-        folder = runs / f"version_{number}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        break
-    return folder
+    first = max([int(number) for number in taken if number.isdecimal()], default=-1) + 1
+    return make_first_free(runs / f"version_{number}" for number in itertools.count(first))
 
 
 def _claim(folder: Path, run: str, histories: list[Path | str]) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.io import lock_folder, write_json, write_text
+from hrsa_lightning.io import lock_folder, make_first_free, write_json, write_text
 from hrsa_lightning.resources import PACKAGE
 from hrsa_lightning.similarity.history import DETAILS_SUFFIX
 
@@ -108,17 +108,11 @@ def _unfinished(config: Config) -> Iterator[Path]:
 
 
 def _new_folder(config: Config) -> Path:
-    """Make a folder named after this moment; of several processes each gets its own."""
+    """Make a folder named after this moment."""
     runs = Path(config.output_dir, config.name)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for count in itertools.count(1):
-        folder = runs / (stamp if count == 1 else f"{stamp}_{count}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        break
-    return folder
+    others = (runs / f"{stamp}_{count}" for count in itertools.count(2))
+    return make_first_free(itertools.chain([runs / stamp], others))
 
 
 def record_environment(folder: Path) -> None:
