@@ -7,6 +7,7 @@ from hrsa_lightning.config.load import (
     describe_recipes,
     flat_settings,
     load_config,
+    load_settings,
     read_yaml,
     to_yaml,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "describe_recipes",
     "flat_settings",
     "load_config",
+    "load_settings",
     "read_yaml",
     "to_yaml",
 ]

@@ -30,6 +30,20 @@ _MOST_LEVELS = 40
 _MOST_BYTES = 1_000_000
 
 
+def load_settings(settings: Sequence[str]) -> Config:
+    """Read what a command was given: one `recipe=NAME` among `key=value` overrides.
+
+    Raises:
+        ConfigError: There is no recipe, or more than one; and as `load_config`.
+    """
+    chosen = [text.removeprefix("recipe=") for text in settings if text.startswith("recipe=")]
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"expected one recipe=NAME, got {len(chosen)}. Recipes: {', '.join(describe_recipes())}"
+        )
+    return load_config(chosen[0], [text for text in settings if not text.startswith("recipe=")])
+
+
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and apply overrides.
 

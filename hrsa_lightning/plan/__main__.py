@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hrsa_lightning.cli import HelpFormatter, answered
-from hrsa_lightning.config import Config, describe_recipes, load_config
+from hrsa_lightning.config import Config, load_settings
 from hrsa_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,17 +44,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    chosen = [s.removeprefix("recipe=") for s in arguments.settings if s.startswith("recipe=")]
-    if len(chosen) != 1:
-        raise ConfigError(
-            f"expected one recipe=NAME, got {len(chosen)}. Recipes: {', '.join(describe_recipes())}"
-        )
+    config = load_settings(arguments.settings)
     for name in ("examples", "text_tokens", "memory"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise ConfigError(f"--{name.replace('_', '-')}: expected a value above 0, got {value}")
-    overrides = [text for text in arguments.settings if not text.startswith("recipe=")]
-    config = load_config(chosen[0], overrides)
     from hrsa_lightning.plan.estimate import estimate, workload_of
 
     logging.getLogger("transformers").setLevel(logging.ERROR)

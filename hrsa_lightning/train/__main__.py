@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrsa_lightning.cli import answered
-from hrsa_lightning.config import describe_recipes, flat_settings, load_config, to_yaml
+from hrsa_lightning.config import describe_recipes, flat_settings, load_settings, to_yaml
 from hrsa_lightning.config.schema import Config, is_backbone
 from hrsa_lightning.errors import ConfigError, HRSAError
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = _config_of(arguments.settings)
+    config = load_settings(arguments.settings)
     if arguments.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -63,15 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     return parser
-
-
-def _config_of(settings: Sequence[str]) -> Config:
-    chosen = [text.removeprefix("recipe=") for text in settings if text.startswith("recipe=")]
-    if len(chosen) != 1:
-        raise ConfigError(
-            f"expected one recipe=NAME, got {len(chosen)}. Recipes: {', '.join(describe_recipes())}"
-        )
-    return load_config(chosen[0], [text for text in settings if not text.startswith("recipe=")])
 
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
