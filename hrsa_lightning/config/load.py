@@ -119,6 +119,12 @@ def describe_recipes() -> dict[str, str]:
     return found
 
 
+def describe_presets() -> dict[str, str]:
+    """Name and first line of each callback preset that is shipped."""
+    files = resource_files("callbacks").items()
+    return {name: read_text(path).partition("\n")[0].removeprefix("# ") for name, path in files}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 

@@ -6,12 +6,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrsa_lightning.cli import answered
-from hrsa_lightning.config import describe_recipes, flat_settings, load_settings, to_yaml
+from hrsa_lightning.cli import answered, program
+from hrsa_lightning.config import describe_presets, describe_recipes, flat_settings, load_settings, to_yaml
 from hrsa_lightning.config.schema import Config, is_backbone
 from hrsa_lightning.errors import ConfigError, HRSAError
 
@@ -50,19 +50,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    recipes = describe_recipes()
-    width = max(map(len, recipes), default=0)
-    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in recipes.items())
+    recipes, presets = _listing(describe_recipes()), _listing(describe_presets())
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.train",
+        prog=program("train"),
         usage="%(prog)s recipe=NAME [key=value ...] [--print-config]",
         description="Train embedding models side by side and watch how similar they are.",
-        epilog=f"recipes (or the path of your own YAML file):\n{listing}\n\n{_USED_KEYS}",
+        epilog=f"recipes (or the path of your own YAML file):\n{recipes}\n\n{_USED_KEYS}\n"
+        f"presets of callbacks, as callbacks.NAME.preset=PRESET:\n{presets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     return parser
+
+
+def _listing(described: Mapping[str, str]) -> str:
+    width = max(map(len, described), default=0)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
 
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
