@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import shutil
 import signal
 import sys
 import time
@@ -11,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hrsa_lightning.cli import answered, program
-from hrsa_lightning.config import describe_presets, describe_recipes, flat_settings, load_settings, to_yaml
+from hrsa_lightning.config import (
+    describe_presets,
+    describe_recipes,
+    flat_settings,
+    load_settings,
+    to_yaml,
+)
 from hrsa_lightning.config.schema import Config, is_backbone
 from hrsa_lightning.errors import ConfigError, HRSAError
 
@@ -34,6 +42,8 @@ keys used most (all of them: --print-config):
 
 _ASIDE = ("checkpoint.", "description", "output_dir", "resume", "trainer.enable_progress_bar")
 """Settings that no result depends on."""
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +106,8 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
 
 
 def _train(config: Config, pairs: "list[PairSource]") -> int:
+    if sys.stderr.isatty() and all(os.environ.get(key, "0") == "0" for key in _RANKS):
+        print(f"recipe {config.name}: starting ...", file=sys.stderr)  # imports take seconds
     _quieten()
     from lightning.pytorch import seed_everything
 
@@ -232,7 +244,15 @@ def _report(folder: Path) -> None:
             print(f"curves:   {picture}")
     if report is not None:
         print(f"report:   {report}")
-    print(f"look:     tensorboard --logdir {folder.parent}")
+    print(f"look:     {_tensorboard()} --logdir {folder.parent}")
+
+
+def _tensorboard() -> str:
+    """What starts TensorBoard here: its path where the environment is not activated."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
