@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning import __version__
 from hrsa_lightning.errors import HRSAError, nearest
 
 COMMANDS = {
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
-        print(f"hrsa_lightning {__version__}")
+        print("hrsa_lightning", importlib.import_module("hrsa_lightning").__version__)
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
