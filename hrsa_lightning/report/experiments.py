@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from hrsa_lightning.config import read_yaml
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import read_json
-from hrsa_lightning.report.metric_info import metric_order
 from hrsa_lightning.runs.directory import NEWEST, newest_run
 from hrsa_lightning.similarity.history import (
     DETAILS_SUFFIX,
@@ -22,6 +21,7 @@ from hrsa_lightning.similarity.history import (
     read_evaluations,
 )
 from hrsa_lightning.similarity.measurement import Series, comparison_name
+from hrsa_lightning.similarity.metric_info import metric_order
 
 __all__ = [
     "Curve",

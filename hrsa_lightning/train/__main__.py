@@ -259,7 +259,7 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks import Monitor
     from hrsa_lightning.callbacks.logging import log_settings, log_text
-    from hrsa_lightning.report.metric_info import headline
+    from hrsa_lightning.similarity.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {
