@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out: {out} exists; name a new folder")
     if find_spec("sentence_transformers") is None:
         raise ConfigError(
-            "export needs sentence-transformers: pip install 'hrsa-lightning[export]'"
+            "export needs sentence-transformers: pip install 'sentence-transformers>=6,<7'"
         )
     from hrsa_lightning.export.folder import Form
     from hrsa_lightning.export.writer import Mixing, export
