@@ -360,18 +360,19 @@ def draw_lines(
 
 def _draw_moving_chance(ax: "Axes", moving: Sequence[tuple[Line, list[float]]]) -> list[float]:
     """Draw chance levels that change, each in the color of its curve; returns last ones too far."""
-    near, far = [], []
+    near: list[float] = []
+    far: list[float] = []
     for line, known in moving:
-        is_near = is_within_reach(ax, min(known)) and is_within_reach(ax, max(known))
-        (near if is_near else far).append((line, known))
-    for line, _ in near:
+        if not (is_within_reach(ax, min(known)) and is_within_reach(ax, max(known))):
+            far.append(known[-1])
+            continue
+        near.append(known[-1])
         steps, chance = plain(line.steps), plain(line.chance)
         ax.plot(steps, chance, ls=CHANCE_DASH, lw=1.1, color=line.color, alpha=0.7, label="_chance")
     if near:
-        highest = max(known[-1] for _, known in near)
         ax.annotate(
             "chance",
-            (1.0, highest),
+            (1.0, max(near)),
             xycoords=("axes fraction", "data"),
             xytext=(-3, 2),
             textcoords="offset points",
@@ -379,7 +380,7 @@ def _draw_moving_chance(ax: "Axes", moving: Sequence[tuple[Line, list[float]]]) 
             fontsize=7,
             color=MUTED,
         )
-    return [known[-1] for _, known in far]
+    return far
 
 
 def has_distances(history: Sequence[Measurement], *, probes: str = "") -> bool:
