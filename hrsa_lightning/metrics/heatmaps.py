@@ -1,6 +1,7 @@
 """Maps of all pairs of layers as metrics: linear CKA, and dimension-wise correlation."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,23 @@ from hrsa_lightning.metrics._drawing import pictures
 from hrsa_lightning.metrics._exchange import Exchange
 
 WIDTHS = ("widths_x", "widths_y")
+
+HEATMAPS: dict[str, Callable[..., Tensor]] = {
+    "cka": linear_cka_heatmap,
+    "cka_standardized": partial(linear_cka_heatmap, standardize=True),
+    "dimension_correlation": dimension_correlation_heatmap,
+}
+"""Maps that monitors and `compare` draw, by the name of their metric."""
+
+
+def layer_heatmaps(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Some of `HEATMAPS`; that of dimension correlation only where all layers have one width."""
+    one_width = len({layer.shape[1] for layer in (*xs, *ys)}) == 1
+    return {
+        name: HEATMAPS[name](xs, ys) for name in names if one_width or "correlation" not in name
+    }
 
 
 class LayerHeatmap(PairMetric):
