@@ -115,7 +115,7 @@ def _rows(n: int, d: int, generator: torch.Generator) -> tuple[Tensor, Tensor, d
         return matrix
 
     hidden = normal(n, d) * torch.cat((torch.ones(READOUT), torch.linspace(1.5, 3, d - READOUT)))
-    hidden[:, :READOUT] += 2 * hidden[:, :READOUT].sign()  # classes apart, which a readout finds
+    hidden[:, :READOUT] += 4 * hidden[:, :READOUT].sign()  # classes apart, which a readout finds
     basis = rotation() * torch.logspace(-0.5, 0.5, d)  # features of unequal variance
     y = hidden @ basis
     labels = ((hidden[:, :READOUT] > 0).long() * torch.tensor([1, 2])).sum(1)
