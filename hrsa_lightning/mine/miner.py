@@ -5,13 +5,12 @@ import errno
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import ContrastivePair, write_json
+from hrsa_lightning.io import pair_line, write_json
 from hrsa_lightning.mine.texts import Integers, PairTexts, embed_to_file
 from hrsa_lightning.runs.encoder import Encoder
 
@@ -282,9 +281,18 @@ class Mining:
                 corpus = np.searchsorted(self._corpora, number, side="right") - 1
                 texts, row = self._texts[corpus], int(number - self._corpora[corpus])
                 pair, chosen = texts.pair(row), negatives[number]
-                mined = texts.read_passages(chosen[chosen >= 0])
+                negatives_of = texts.read_passages(chosen[chosen >= 0])
+                if self.options.keep_existing:
+                    ids = pair.negative_ids or (None,) * len(pair.negatives)
+                    negatives_of = [*zip(pair.negatives, ids, strict=True), *negatives_of]
+                known = all(document is not None for _, document in negatives_of)
+                pair = replace(
+                    pair,
+                    negatives=tuple(text for text, _ in negatives_of),
+                    negative_ids=tuple(str(d) for _, d in negatives_of) if known else (),
+                )
                 name = self._files[int(np.searchsorted(ends, number, side="right"))]
-                opened[name].write(training_line(pair, mined, self.options.keep_existing))
+                opened[name].write(pair_line(pair))
 
 
 def _search(
@@ -394,34 +402,6 @@ def keep_pairs(
         kept[largest_first[options.max_examples or len(left) :]] = False
     dropped["over the cap"] = len(kept) - int(kept.sum()) - sum(dropped.values())
     return kept, dropped
-
-
-def training_line(
-    pair: ContrastivePair, mined: Sequence[tuple[str, str | None]], keep_existing: bool = False
-) -> str:
-    """A pair with its negatives as a line of the training format.
-
-    Documents of the negatives are named where all are known.
-
-    Example:
-        >>> pair = ContrastivePair("q", ("a",), positive_ids=("7",))
-        >>> print(training_line(pair, [("b", "8")]), end="")
-        {"query": "q", "pos": ["a"], "neg": ["b"], "pos_ids": ["7"], "neg_ids": ["8"]}
-        >>> print(training_line(ContrastivePair("q", ("a",)), [("b", "8"), ("c", None)]), end="")
-        {"query": "q", "pos": ["a"], "neg": ["b", "c"]}
-    """
-    texts, documents = [text for text, _ in mined], [document for _, document in mined]
-    if keep_existing:
-        texts = [*pair.negatives, *texts]
-        documents = [*(pair.negative_ids or [None] * len(pair.negatives)), *documents]
-    record: dict[str, Any] = {} if pair.id is None else {"id": pair.id}
-    query = pair.query if isinstance(pair.query, str) else list(pair.query)
-    record |= {"query": query, "pos": list(pair.positives), "neg": texts}
-    if pair.positive_ids:
-        record["pos_ids"] = list(pair.positive_ids)
-    if documents and None not in documents:
-        record["neg_ids"] = documents
-    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _output_files(out: Path, sources: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ def test_flags_reach_the_mining(tmp_path, grid):
 
 
 LINES = {
-    "missing column": ('{"query": "q", "neg": ["n"]}', '"pos" or "positive" is missing'),
+    "missing column": ('{"query": "q", "neg": ["n"]}', "none is a column"),
     "empty text": ('{"query": "q", "pos": [" "]}', '"pos[0]" is empty'),
     "ragged negatives": ('{"query": "q", "pos": ["p"], "neg": ["n", 3]}', '"neg[1]" must be'),
     "not UTF-8": (b'{"query": "\xff", "pos": ["p"]}', "not UTF-8 at byte 12"),

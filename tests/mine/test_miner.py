@@ -294,7 +294,7 @@ def test_nothing_is_written_when_no_pair_is_left_or_the_disk_is_full(tmp_path, m
     def full(*_):
         raise OSError(28, "No space left on device", "out.jsonl")
 
-    monkeypatch.setattr(miner, "training_line", full)
+    monkeypatch.setattr(miner, "pair_line", full)
     with pytest.raises(DataError, match="No space left"):
         mine([file], GridEncoder(), tmp_path / "out.jsonl")
     assert {path.name for path in tmp_path.iterdir()} == {"first.jsonl", "out.jsonl.work"}
