@@ -74,7 +74,7 @@ def test_all_problems_of_all_files_in_one_error(tmp_path):
         f"{tmp_path / 'worst.jsonl'}: no such file or folder, did you mean {worse}?"
     )
     assert lines[9].startswith(f"{worse}:1: not valid JSON")
-    assert len(lines) == 9
+    assert len(lines) == 10
 
 
 def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
