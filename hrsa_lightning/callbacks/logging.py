@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.similarity.extraction import Representations
-from hrsa_lightning.similarity.measurement import Measurement, headline_layer
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS, Measurement, headline_layer
 from hrsa_lightning.similarity.probes import ProbeSet
 from hrsa_lightning.similarity.references import INITIAL
 
@@ -121,7 +121,7 @@ def log_charts(
 def chart_layout(name: str, measurements: Sequence[Measurement], *, named: bool = True) -> Layout:
     """One section per place and reference, one chart per metric with all arms and the chance level.
 
-    The output comes first, and comparisons with the start come last.
+    The output comes first, then means over layers, and comparisons with the start come last.
 
     Example:
         >>> m = Measurement("cka", 0.5, 0.0, arm="a", reference="b", layer="output")
@@ -131,7 +131,7 @@ def chart_layout(name: str, measurements: Sequence[Measurement], *, named: bool 
     """
     layout: Layout = {}
     chance: dict[tuple[str, str], str] = {}
-    for m in sorted(measurements, key=lambda m: (m.layer != "output", m.reference == INITIAL)):
+    for m in sorted(measurements, key=_section_order):
         group = f"{name}.{m.probes}" if m.probes else name
         where = "/".join(part for part in (m.layer, m.label) if part)
         title = f"{group} at {where}" if where else f"{group} on held-out pairs"
@@ -144,6 +144,10 @@ def chart_layout(name: str, measurements: Sequence[Measurement], *, named: bool 
     for (title, metric), pattern in chance.items():
         layout[title][metric][1].append(pattern)
     return layout
+
+
+def _section_order(m: Measurement) -> tuple[bool, bool, bool]:
+    return m.layer != "output", m.layer != MEAN_OVER_LAYERS, m.reference == INITIAL
 
 
 def _chance_tag(name: str, m: Measurement) -> str:

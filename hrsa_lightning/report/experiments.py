@@ -20,7 +20,7 @@ from hrsa_lightning.similarity.history import (
     read_details,
     read_evaluations,
 )
-from hrsa_lightning.similarity.measurement import Series, comparison_name
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS, Series, comparison_name
 from hrsa_lightning.similarity.metric_info import metric_order
 
 __all__ = [
@@ -277,7 +277,8 @@ class Experiment:
 
     def places(self, group: str) -> list[Place]:
         """Layers and output; labels of the probe set only where there is nothing else."""
-        found = dict.fromkeys(key.place for key in self.keys if key.group == group)
+        keys = [key for key in self.keys if key.place.layer != MEAN_OVER_LAYERS]
+        found = dict.fromkeys(key.place for key in keys if key.group == group)
         return [place for place in found if not place.label] or list(found)
 
     def verdict_place(self, group: str) -> Place:
