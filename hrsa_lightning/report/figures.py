@@ -1,9 +1,9 @@
 """Which curves and maps a report draws."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,16 @@ from hrsa_lightning.plots import (
     layer_steps_height,
 )
 from hrsa_lightning.plots.style import PANEL
-from hrsa_lightning.report.experiments import Array, Curve, Experiment, Key, Pair, Place
-from hrsa_lightning.report.metric_info import HEADLINE, info_of
+from hrsa_lightning.report.experiments import (
+    Array,
+    Curve,
+    Experiment,
+    Key,
+    Pair,
+    Place,
+    mean_over_runs,
+)
+from hrsa_lightning.report.metric_info import MetricInfo, info_of
 from hrsa_lightning.report.page import Gallery, Panel, Swatch
 from hrsa_lightning.similarity.history import Detail
 
@@ -28,9 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "curves_gallery",
-    "headline_metrics",
     "layers_gallery",
     "maps_gallery",
+    "metric_panel",
     "spectra_gallery",
     "styles",
 ]
@@ -42,6 +50,12 @@ _MOST_POINTS = 300
 _MOST_COLUMNS = 160
 _BLACK = COLORS[6]
 _OTHERS = COLORS[:6]
+_CROWDED = 0.05
+"""Curves nearer to identity than this are drawn as distances from it."""
+_SAME_LEVEL = 0.05
+_LEAST = 1e-6
+"""Smaller distances are rounding, and below a logarithmic axis."""
+_MAP = (3.4, 2.9)
 
 
 def styles(experiment: Experiment, pairs: Sequence[Pair]) -> Styles:
@@ -63,11 +77,6 @@ def styles(experiment: Experiment, pairs: Sequence[Pair]) -> Styles:
     return found
 
 
-def headline_metrics(metrics: Sequence[str]) -> list[str]:
-    """One metric of each kind; all of them where none is known."""
-    return [metric for metric in HEADLINE if metric in metrics] or list(metrics)
-
-
 def curves_gallery(
     experiment: Experiment,
     group: str,
@@ -83,22 +92,106 @@ def curves_gallery(
 
     A single run has the band of its own uncertainty over probes, where it was measured.
     """
-    panels = []
-    for metric in metrics:
-        lines, chance = [], []
-        for pair, style in colors.items():
-            key = Key(group, metric, pair, place)
-            curve = experiment.curve(key)
-            if curve is not None and curve.is_defined:
-                levels = (experiment.level(name, key) for name in ("identity", "null_95"))
-                lines.append(_line(str(pair), curve, style, *levels))
-                chance.append(experiment.chance.get(key, math.nan))
-        if lines:
-            words = info_of(metric).title
-            draw = partial(draw_lines, lines=lines, title=words, chance=chance, log_x=log_x)
-            panels.append(Panel(f"{words}, {title}", draw, PANEL))
+    panels = [
+        panel
+        for metric in metrics
+        if (panel := metric_panel(experiment, group, colors, place, metric, title, log_x=log_x))
+    ]
     legend = [Swatch(str(pair), *style) for pair, style in colors.items()]
     return Gallery(name, title, panels, legend)
+
+
+def metric_panel(
+    experiment: Experiment,
+    group: str,
+    colors: Styles,
+    place: Place,
+    metric: str,
+    title: str,
+    *,
+    log_x: bool,
+    distant: bool = False,
+) -> Panel | None:
+    """One metric; as distances from identity on a logarithmic axis where its curves crowd there.
+
+    Args:
+        distant: Whether they crowd or not.
+    """
+    keys = {pair: Key(group, metric, pair, place) for pair in colors}
+    curves = {pair: curve for pair, key in keys.items() if (curve := experiment.curve(key))}
+    if not curves:
+        return None
+    info = info_of(metric)
+    distant = math.isfinite(info.identity) and (distant or is_crowded(info, curves.values()))
+    lines = [_line(str(pair), curve, colors[pair]) for pair, curve in curves.items()]
+    levels = _levels(curves.values())
+    words = info.title
+    if distant:
+        lines = [_distances(line, info) for line in lines]
+        levels = [_distances(line, info) for line in levels]
+        words = f"1 − {words}" if info.sign > 0 else words
+    draw = partial(_draw_metric, lines=lines, levels=levels, title=words, log=(log_x, distant))
+    return Panel(f"{words}, {title}", draw, PANEL)
+
+
+def is_crowded(info: MetricInfo, curves: Iterable[Curve]) -> bool:
+    """Whether the middle curve ends so near to identity that an axis to chance would hide it."""
+    ends = [abs(info.identity - np.nanmean(c.values[:, -1])) for c in curves]
+    return bool(info.sign) and float(np.median(ends)) < _CROWDED
+
+
+def _draw_metric(
+    ax: "Axes",
+    lines: Sequence[Line],
+    levels: Sequence[Line],
+    title: str,
+    log: tuple[bool, bool],
+) -> None:
+    """Curves, and their levels as curves where these change, as far as they leave room."""
+    log_x, log_y = log
+    flat = [] if log_y else [x for x in levels if np.nanmax(x.values) - np.nanmin(x.values) < 5e-3]
+    chance = [float(np.nanmean(line.values)) for line in flat if line.label == "chance"]
+    draw_lines(ax, lines, title=title, chance=chance, log_x=log_x)
+    low, high = ax.get_ylim()
+    for level in (line for line in levels if line not in flat):
+        near = [v for v in level.values if math.isfinite(v) and v < high + 2 * (high - low)]
+        if log_y or near:
+            ax.plot(level.steps, level.values, ls=level.dash, lw=1.1, color=MUTED, zorder=0)
+            end = (level.steps[-1], level.values[-1])
+            ax.annotate(
+                level.label, end, (-2, 2), textcoords="offset points", ha="right", fontsize=7,
+                color=MUTED,
+            )  # fmt: skip
+    if log_y:
+        every = [v for line in (*lines, *levels) for v in line.values if math.isfinite(v)]
+        positive = [v for line in lines for v in line.values if v > _LEAST]
+        ax.set_yscale("log")
+        ax.set_ylim(min(positive, default=_LEAST) / 2, 1.8 * max(every, default=1.0))
+
+
+def _distances(line: Line, info: MetricInfo) -> Line:
+    """Distances from identity; one of 0 lies below every axis."""
+    away = [
+        abs(info.identity - np.asarray(v))
+        for v in (line.values, line.low, line.high)
+        if v is not None
+    ]
+    values, *band = (np.maximum(each, _LEAST / 1e3) for each in away)
+    low, high = band or (None, None)
+    return Line(line.label, line.steps, values, low, high, line.color, line.dash)
+
+
+def _levels(curves: Iterable[Curve]) -> list[Line]:
+    """Chance, and what 95 % of permuted pairings stay below, of the first curve that has it."""
+    found = []
+    for name, label, dash in (("chance", "chance", "--"), ("null_95", "95 % of permuted", ":")):
+        known = [(c.steps, level) for c in curves if np.isfinite(level := c.level(name)).any()]
+        if known:
+            steps, level = known[0]
+            there = np.isfinite(level)
+            found.append(Line(label, steps[there], level[there], color=MUTED, dash=dash))
+    near = [x for x in found[1:] if np.nanmax(abs(x.values - found[0].values[-1])) < _SAME_LEVEL]
+    return found[:1] if near else found
 
 
 def layers_gallery(
@@ -122,11 +215,7 @@ def layers_gallery(
             for pair in pairs
             if (found := _layer_map(experiment, group, metric, pair, places)) is not None
         }
-        every = [values[np.isfinite(values)] for _, values in maps.values()]
-        finite = np.concatenate(every) if every else np.empty(0)
-        if not len(finite):
-            continue
-        low, high = float(finite.min()), float(finite.max())
+        limits = _limits([values for _, values in maps.values()])
         info = info_of(metric)
         for pair, (steps, values) in maps.items():
             words = f"{info.title}: {pair}"
@@ -136,7 +225,7 @@ def layers_gallery(
                 layers=[str(place) for place in places],
                 steps=steps,
                 title=words,
-                limits=(low, high if high > low else low + 1e-3),
+                limits=limits,
                 reverse=info.sign < 0,
             )
             size = (PANEL[0], layer_steps_height(len(places)))
@@ -147,20 +236,38 @@ def layers_gallery(
 def maps_gallery(
     experiment: Experiment, group: str, pairs: Sequence[Pair], *, name: str, title: str
 ) -> Gallery:
-    """Layer-by-layer maps of the first run that kept them, at the first, middle and last step."""
+    """Layer-by-layer maps at the first, middle and last step on one scale, and their change.
+
+    They are of the first run that kept them.
+    """
+    kept = {pair: _first_middle_last(_details(experiment, "cka", group, pair)) for pair in pairs}
+    values = {
+        pair: [np.array(each.values, dtype=np.float64) for each in found]
+        for pair, found in kept.items()
+    }
+    limits = _limits([grid for grids in values.values() for grid in grids])
+    changes = {
+        pair: grids[-1] - grids[0]
+        for pair, grids in values.items()
+        if len(grids) > 1 and grids[0].shape == grids[-1].shape
+    }
+    most = max((np.nanmax(np.abs(c), initial=1e-6) for c in changes.values()), default=1.0)
     panels = []
-    for pair in pairs:
-        for detail in _first_middle_last(_details(experiment, "cka", group, pair)):
-            words = f"{pair}, step {detail.step}"
-            draw = partial(
-                draw_heatmap,
-                values=np.array(detail.values, dtype=np.float64),
-                rows=detail.rows,
-                columns=detail.columns,
-                title=words,
-            )
-            panels.append(Panel(f"linear CKA, layer by layer: {words}", draw, (3.4, 3.0)))
-    return Gallery(name, title, panels)
+
+    def add(grid: Array, detail: Detail, words: str, **options: Any) -> None:
+        draw = partial(
+            draw_heatmap, values=grid, rows=detail.rows, columns=detail.columns, title=words,
+            **options,
+        )  # fmt: skip
+        panels.append(Panel(f"linear CKA, layer by layer: {words}", draw, _MAP))
+
+    for pair, found in kept.items():
+        for grid, detail in zip(values[pair], found, strict=True):
+            add(grid, detail, f"{pair}, step {detail.step}", limits=limits)
+        if pair in changes:
+            words = f"{pair}, change from step {found[0].step} to {found[-1].step}"
+            add(changes[pair], found[-1], words, limits=(-most, most), diverging=True)
+    return Gallery(name, title, panels, columns=max((len(p) for p in kept.values()), default=3) + 1)
 
 
 def spectra_gallery(
@@ -211,27 +318,24 @@ def _draw_spectrum(ax: "Axes", lines: Sequence[Line], title: str, falls: bool) -
         ax.set_xlabel("percentile of rows", fontsize=8)
 
 
-def _line(label: str, curve: Curve, style: Style, identity: float, null: float) -> Line:
+def _line(label: str, curve: Curve, style: Style) -> Line:
     low, high = _band(curve)
     kept = _thinned(len(curve.steps), _MOST_POINTS)
     return Line(
         label,
         curve.steps[kept],
-        _mean(curve.values)[kept],
+        mean_over_runs(curve.values)[kept],
         None if low is None else low[kept],
         None if high is None else high[kept],
         *style,
-        identity=identity,
-        null=null,
+        identity=curve.last_level("identity"),
     )
 
 
 def _band(curve: Curve) -> tuple[Array | None, Array | None]:
     if len(curve.values) == 1:
-        if curve.band is None or np.isnan(curve.band).all():
-            return None, None
-        return curve.band[0], curve.band[1]
-    mean = _mean(curve.values)
+        return curve.band or (None, None)
+    mean = mean_over_runs(curve.values)
     counts = np.isfinite(curve.values).sum(0)
     squares = np.nansum((curve.values - mean) ** 2, axis=0)
     std = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
@@ -247,16 +351,20 @@ def _layer_map(
     if not there or len({len(curve.steps) for curve in there}) > 1:
         return None
     steps = there[0].steps
-    rows = [np.full(len(steps), np.nan) if c is None else _mean(c.values) for c in curves]
+    absent = np.full(len(steps), np.nan)
+    rows = [absent if curve is None else mean_over_runs(curve.values) for curve in curves]
     kept = _thinned(len(steps), _MOST_COLUMNS)
     return steps[kept], np.stack(rows)[:, kept]
 
 
-def _mean(values: Array) -> Array:
-    """Mean over runs; NaN only where every run has NaN."""
-    counts = np.isfinite(values).sum(0)
-    totals: Array = np.nansum(values, axis=0)
-    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+def _limits(grids: Sequence[Array]) -> tuple[float, float]:
+    """Ends of a scale for all of some maps."""
+    finite = [grid[np.isfinite(grid)] for grid in grids]
+    values = np.concatenate(finite) if finite else np.empty(0)
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1e-3
 
 
 def _thinned(count: int, most: int) -> NDArray[np.intp]:
