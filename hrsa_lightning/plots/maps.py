@@ -87,6 +87,7 @@ def draw_heatmap(
                     at = (value - limits[0]) / (limits[1] - limits[0])
                     is_dark = abs(at - 0.5) > 0.33 if diverging else at < 0.6
                     text = f"{value:+.2f}" if diverging else f"{value:.2f}"
+                    text = "0" if float(text) == 0 and diverging else text
                     color = "white" if is_dark else _DARK
                     ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from hrsa_lightning.report.experiments import Curve, Experiment, Key, Pair, Place
-from hrsa_lightning.report.metric_info import KINDS, MetricInfo, info_of
 from hrsa_lightning.report.statistics import Spread, spread
 from hrsa_lightning.report.verdict import FARTHER, NEARER, SAME, Findings, Verdict, joined, side_of
 from hrsa_lightning.similarity.measurement import listed
+from hrsa_lightning.similarity.metric_info import KINDS, MetricInfo, info_of
 
 __all__ = [
     "Sentence",
@@ -54,7 +54,9 @@ def question(experiment: Experiment) -> str:
     runs = experiment.runs
     seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
     what = f"{len(runs)} runs" if len(runs) > 1 else "one run"
-    what += f" of {runs[0].last_step:g} steps" + (f", seed {seeds}" if seeds else "")
+    what += f" of {runs[0].last_step:g} steps" + (
+        f", seed{'s' * (len(runs) > 1)} {seeds}" if seeds else ""
+    )
     found = [Findings(experiment, group) for group in experiment.groups()]
     pairs = [pair for findings in found for pair in findings.pairs if pair.arm]
     if not pairs:
@@ -138,11 +140,19 @@ def _beside(findings: Findings, control: Pair, verdicts: Sequence[Verdict]) -> s
             sides.setdefault(v.relations[control], []).append(v)
     is_seed = findings.experiment.is_seed_control(control)
     name = "the seed control" if is_seed and findings.num_seeds == 1 else control.arm
-    same = "as near as" if verdicts[0].gain.num_values == 1 else "not to be told from"
-    words = {NEARER: "nearer than", FARTHER: "farther apart than", SAME: same}
+    num_runs = verdicts[0].gain.num_values
+    words = {
+        NEARER: f"nearer than {name}",
+        FARTHER: f"farther apart than {name}",
+        SAME: f"as near as {name}" + (f", as far as {num_runs} seeds tell" * (num_runs > 1)),
+    }
     if len(sides) == 1:
-        return f"{words[next(iter(sides))]} {name}"
-    return joined([f"{words[side]} {name} in {_kinds(found)}" for side, found in sides.items()])
+        return words[next(iter(sides))]
+    # the second time, the name goes without saying
+    short = {NEARER: "nearer", FARTHER: "farther apart", SAME: "as near"}
+    first, *others = sides
+    parts = [f"{words[first].partition(',')[0]} in {_kinds(sides[first])}"]
+    return joined([*parts, *(f"{short[side]} in {_kinds(sides[side])}" for side in others)])
 
 
 def _control_sentence(findings: Findings, pair: Pair) -> Sentence:
@@ -219,9 +229,9 @@ def _null_effect(
     if len(experiment.runs) > 1:
         apart = [str(arm) for arm, each in arms.items() if side_of(each) != SAME]
         alike = [str(arm) for arm in arms if str(arm) not in apart]
-        said = [f"{joined(apart)} differ from {base}"] if apart else []
-        said += [f"{joined(alike)} cannot be told from {base}"] if alike else []
-        return f"Retrieval: {joined(said)}", " (differences in brackets)"
+        said = [f"of {joined(apart)} differs from {base}"] if apart else []
+        said += [f"of {joined(alike)} does not measurably differ from {base}"] if alike else []
+        return f"Retrieval {joined(said)}", " (differences in brackets)"
     largest = max((abs(each.mean) for each in arms.values()), default=0.0)
     noise = max((abs(differences[arm].mean) for arm in controls), default=math.nan)
     beside = "" if math.isnan(noise) else f", the seed control by {noise:.3f}"
@@ -284,7 +294,7 @@ def numbers(values: Sequence[float], info: MetricInfo) -> list[str]:
     """Values with three digits, or with so many that distances from identity show two.
 
     Example:
-        >>> from hrsa_lightning.report.metric_info import info_of
+        >>> from hrsa_lightning.similarity.metric_info import info_of
         >>> numbers([0.9969, 0.99903], info_of("cka"))
         ['0.99690', '0.99903']
         >>> numbers([0.5, 0.75], info_of("cka"))

@@ -1,7 +1,7 @@
 """Which curves and maps a report draws."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,9 +12,11 @@ from hrsa_lightning.plots import (
     COLORS,
     MUTED,
     Line,
+    distance_lines,
     draw_heatmap,
     draw_layer_steps,
     draw_lines,
+    is_crowded,
     layer_steps_height,
 )
 from hrsa_lightning.plots.style import PANEL
@@ -27,9 +29,9 @@ from hrsa_lightning.report.experiments import (
     Place,
     mean_over_runs,
 )
-from hrsa_lightning.report.metric_info import MetricInfo, info_of
 from hrsa_lightning.report.page import Gallery, Panel, Swatch
 from hrsa_lightning.similarity.history import Detail
+from hrsa_lightning.similarity.metric_info import info_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,11 +52,6 @@ _MOST_POINTS = 300
 _MOST_COLUMNS = 160
 _BLACK = COLORS[6]
 _OTHERS = COLORS[:6]
-_CROWDED = 0.05
-"""Curves nearer to identity than this are drawn as distances from it."""
-_SAME_LEVEL = 0.05
-_LEAST = 1e-6
-"""Smaller distances are rounding, and below a logarithmic axis."""
 _MAP = (3.4, 2.9)
 
 
@@ -122,76 +119,14 @@ def metric_panel(
     if not curves:
         return None
     info = info_of(metric)
-    distant = math.isfinite(info.identity) and (distant or is_crowded(info, curves.values()))
     lines = [_line(str(pair), curve, colors[pair]) for pair, curve in curves.items()]
-    levels = _levels(curves.values())
     words = info.title
-    if distant:
-        lines = [_distances(line, info) for line in lines]
-        levels = [_distances(line, info) for line in levels]
-        words = f"1 − {words}" if info.sign > 0 else words
-    draw = partial(_draw_metric, lines=lines, levels=levels, title=words, log=(log_x, distant))
-    return Panel(f"{words}, {title}", draw, PANEL)
-
-
-def is_crowded(info: MetricInfo, curves: Iterable[Curve]) -> bool:
-    """Whether the middle curve ends so near to identity that an axis to chance would hide it."""
-    ends = [abs(info.identity - np.nanmean(c.values[:, -1])) for c in curves]
-    return bool(info.sign) and float(np.median(ends)) < _CROWDED
-
-
-def _draw_metric(
-    ax: "Axes",
-    lines: Sequence[Line],
-    levels: Sequence[Line],
-    title: str,
-    log: tuple[bool, bool],
-) -> None:
-    """Curves, and their levels as curves where these change, as far as they leave room."""
-    log_x, log_y = log
-    flat = [] if log_y else [x for x in levels if np.nanmax(x.values) - np.nanmin(x.values) < 5e-3]
-    chance = [float(np.nanmean(line.values)) for line in flat if line.label == "chance"]
-    draw_lines(ax, lines, title=title, chance=chance, log_x=log_x)
-    low, high = ax.get_ylim()
-    for level in (line for line in levels if line not in flat):
-        near = [v for v in level.values if math.isfinite(v) and v < high + 2 * (high - low)]
-        if log_y or near:
-            ax.plot(level.steps, level.values, ls=level.dash, lw=1.1, color=MUTED, zorder=0)
-            end = (level.steps[-1], level.values[-1])
-            ax.annotate(
-                level.label, end, (-2, 2), textcoords="offset points", ha="right", fontsize=7,
-                color=MUTED,
-            )  # fmt: skip
+    log_y = math.isfinite(info.identity) and (distant or is_crowded(lines, info.identity))
     if log_y:
-        every = [v for line in (*lines, *levels) for v in line.values if math.isfinite(v)]
-        positive = [v for line in lines for v in line.values if v > _LEAST]
-        ax.set_yscale("log")
-        ax.set_ylim(min(positive, default=_LEAST) / 2, 1.8 * max(every, default=1.0))
-
-
-def _distances(line: Line, info: MetricInfo) -> Line:
-    """Distances from identity; one of 0 lies below every axis."""
-    away = [
-        abs(info.identity - np.asarray(v))
-        for v in (line.values, line.low, line.high)
-        if v is not None
-    ]
-    values, *band = (np.maximum(each, _LEAST / 1e3) for each in away)
-    low, high = band or (None, None)
-    return Line(line.label, line.steps, values, low, high, line.color, line.dash)
-
-
-def _levels(curves: Iterable[Curve]) -> list[Line]:
-    """Chance, and what 95 % of permuted pairings stay below, of the first curve that has it."""
-    found = []
-    for name, label, dash in (("chance", "chance", "--"), ("null_95", "95 % of permuted", ":")):
-        known = [(c.steps, level) for c in curves if np.isfinite(level := c.level(name)).any()]
-        if known:
-            steps, level = known[0]
-            there = np.isfinite(level)
-            found.append(Line(label, steps[there], level[there], color=MUTED, dash=dash))
-    near = [x for x in found[1:] if np.nanmax(abs(x.values - found[0].values[-1])) < _SAME_LEVEL]
-    return found[:1] if near else found
+        lines = distance_lines(lines, info.identity)
+        words = f"1 − {words}" if info.identity else words
+    draw = partial(draw_lines, lines=lines, title=words, log_x=log_x, log_y=log_y)
+    return Panel(f"{words}, {title}", draw, PANEL)
 
 
 def layers_gallery(
@@ -329,6 +264,8 @@ def _line(label: str, curve: Curve, style: Style) -> Line:
         None if high is None else high[kept],
         *style,
         identity=curve.last_level("identity"),
+        null=curve.last_level("null_95"),
+        chance=curve.level("chance")[kept],
     )
 
 

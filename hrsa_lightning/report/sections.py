@@ -18,7 +18,6 @@ from hrsa_lightning.report.figures import (
     spectra_gallery,
     styles,
 )
-from hrsa_lightning.report.metric_info import headline_metrics, info_of
 from hrsa_lightning.report.page import (
     Answer,
     Block,
@@ -34,6 +33,7 @@ from hrsa_lightning.report.page import (
 )
 from hrsa_lightning.report.statistics import Spread, spread
 from hrsa_lightning.report.verdict import SAME, Findings, Verdict, joined, side_of
+from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
 __all__ = ["overview", "report_blocks"]
 
@@ -171,6 +171,8 @@ class _Similarity:
         """
         metrics = [m for m in self._findings.metrics if info_of(m).sign]
         headline = headline_metrics(metrics)
+        if self.place.layer not in self._findings.dominated and "cka" in headline:
+            headline = [m for m in headline if m != "cka_standardized"]
         others = [m for m in self._findings.metrics if m not in headline]
         curves: list[Block] = [
             Heading("Curves", 3),

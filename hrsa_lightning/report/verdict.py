@@ -7,7 +7,6 @@ from functools import cached_property
 from itertools import repeat
 
 from hrsa_lightning.report.experiments import Curve, Experiment, Key, Pair, Place
-from hrsa_lightning.report.metric_info import MetricInfo, info_of, main_metrics
 from hrsa_lightning.report.statistics import (
     ClosedGap,
     Spread,
@@ -17,6 +16,7 @@ from hrsa_lightning.report.statistics import (
     recovered_share,
     spread,
 )
+from hrsa_lightning.similarity.metric_info import MetricInfo, info_of, main_metrics
 
 __all__ = ["FARTHER", "NEARER", "SAME", "Findings", "Verdict", "gains_of", "side_of"]
 
