@@ -169,13 +169,13 @@ def layers_gallery(
 
 
 def maps_gallery(
-    experiment: Experiment, group: str, pairs: Sequence[Pair], *, name: str, title: str
+    experiment: Experiment, group: str, pairs: Sequence[Pair], kind: str, *, name: str
 ) -> Gallery:
     """Layer-by-layer maps at the first, middle and last step on one scale, and their change.
 
     They are of the first run that kept them.
     """
-    kept = {pair: _first_middle_last(_details(experiment, "cka", group, pair)) for pair in pairs}
+    kept = {pair: _first_middle_last(_details(experiment, kind, group, pair)) for pair in pairs}
     values = {
         pair: [np.array(each.values, dtype=np.float64) for each in found]
         for pair, found in kept.items()
@@ -186,6 +186,7 @@ def maps_gallery(
         for pair, grids in values.items()
         if len(grids) > 1 and grids[0].shape == grids[-1].shape
     }
+    title = info_of(kind).title
     most = max((np.nanmax(np.abs(c), initial=1e-6) for c in changes.values()), default=1.0)
     panels = []
 
@@ -194,7 +195,7 @@ def maps_gallery(
             draw_heatmap, values=grid, rows=detail.rows, columns=detail.columns, title=words,
             **options,
         )  # fmt: skip
-        panels.append(Panel(f"linear CKA, layer by layer: {words}", draw, _MAP))
+        panels.append(Panel(f"{title}, layer by layer: {words}", draw, _MAP))
 
     for pair, found in kept.items():
         for grid, detail in zip(values[pair], found, strict=True):

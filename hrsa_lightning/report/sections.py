@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.report.answer import answer_of, base_arm, number, numbers, score_differences
 from hrsa_lightning.report.experiments import Experiment, Pair, Place
 from hrsa_lightning.report.figures import (
@@ -249,14 +250,13 @@ class _Similarity:
     def _details(self, pairs: Sequence[Pair]) -> list[Block]:
         colors: Styles = {pair: self._styles[pair] for pair in pairs}
         group = self._findings.group
-        maps = maps_gallery(
-            self._experiment,
-            group,
-            pairs,
-            name=f"{self._prefix}_maps",
-            title="linear CKA, debiased",
-        )
-        found = [("Every layer against every layer (linear CKA)", "maps", maps)]
+        found = []
+        for kind in HEATMAPS:
+            name = f"{self._prefix}_maps" + ("" if kind == "cka" else f"_{kind}")
+            maps = maps_gallery(self._experiment, group, pairs, kind, name=name)
+            if maps.panels or kind == "cka":
+                heading = f"Every layer against every layer ({info_of(kind).title})"
+                found.append((heading, "maps", maps))
         for kind, heading in (
             ("singular_values", "Spectrum behind O*"),
             ("row_entropy", "Row entropy of O*"),

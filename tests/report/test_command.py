@@ -187,7 +187,7 @@ def test_one_seed_claims_nothing_beyond_its_control_and_says_so_once(tmp_path):
     assert "95 % bands over probes" in text
     assert "Not kept by these runs" not in text
     for part in ("rlvr vs base, step 40", "rlvr vs base, change from step 0 to 40"):
-        assert f"linear CKA, layer by layer: {part}" in text
+        assert f"linear CKA, debiased, layer by layer: {part}" in text
 
 
 def test_a_run_of_a_foreign_project_needs_only_its_history(tmp_path, capsys):
