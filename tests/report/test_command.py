@@ -99,7 +99,7 @@ def test_markdown_has_the_same_rows(three):
 
 
 def test_derived_quantities_follow_from_the_raw_values(tmp_path):
-    seeds = (1016, 1017, 1018)
+    seeds = (1015, 1016, 1017)
     for seed in seeds:
         write_run(tmp_path / "runs" / str(seed), seed=seed, rates=STEADY)
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0

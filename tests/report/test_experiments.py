@@ -144,11 +144,11 @@ def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
 
 
 def test_gap_and_recovery_are_taken_run_by_run(tmp_path):
-    settings = ({"seed": seed, "steps": (0, 10, 30, 40), "rates": STEADY} for seed in (1, 2, 3))
+    settings = ({"seed": seed, "steps": (0, 10, 30, 40), "rates": STEADY} for seed in (7, 8, 9))
     (found,) = experiment_of(tmp_path, *settings)
     verdicts = {v.key.metric: v for v in Findings(found, "similarity").verdicts(PAIR)}
     gaps = []
-    for seed in (1, 2, 3):
+    for seed in (7, 8, 9):
         pair, control = (
             [value(seed, step, "cka", name, 3, STEADY) for step in (0, 40)]
             for name in ("rlvr_vs_base", "base_seed2_vs_base")
