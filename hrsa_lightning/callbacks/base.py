@@ -4,6 +4,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from hrsa_lightning.callbacks.folder import RunFolder, close_run_folder, open_run_folder
 from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
+from hrsa_lightning.callbacks.progress import StepProgressBar
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
@@ -192,8 +194,8 @@ class Monitor(Callback, ABC):
         if step == 0:
             if self._restored is not None and self._restored["last_step"] > 0:
                 self.warn_once(
-                    "training begins at step 0 with the weights of a checkpoint, which are 'initial'"
-                    " here (does a LearningRateFinder or BatchSizeFinder run before it?)"
+                    "training begins at step 0 with the weights of a checkpoint, which are"
+                    " 'initial' here (does a LearningRateFinder or BatchSizeFinder run before it?)"
                 )
             self._forget()
             self._restored = None
@@ -226,12 +228,11 @@ class Monitor(Callback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_ending = True
         step = trainer.global_step
-        if self._averages and step == self._last_step > self.first_step:
-            # Evaluated before another callback ended the fit: without the average.
-            if self.history_path is not None and trainer.is_global_zero:
-                cut_history(self.history_path, self.history_path, step - 1, self.run)
-            self._last_step = -1
-        if step != self._last_step:
+        # Evaluated before another callback ended the fit, it was without the average.
+        repeats = self._averages and step == self._last_step > self.first_step
+        if repeats and self.history_path is not None and trainer.is_global_zero:
+            cut_history(self.history_path, self.history_path, step - 1, self.run)
+        if repeats or step != self._last_step:
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
         if not self.budget.affords():
@@ -246,7 +247,9 @@ class Monitor(Callback, ABC):
         self._finish(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        if self._restored is not None:  # not begun yet, as where Lightning's tuner saves and restores
+        if (
+            self._restored is not None
+        ):  # not begun yet, as where Lightning's tuner saves and restores
             return self._restored
         return {
             **self.budget.state(),
@@ -359,7 +362,7 @@ class Monitor(Callback, ABC):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # queued training steps are no overhead
         step = self.budget.step = trainer.global_step
-        with self.budget.evaluating():
+        with self.budget.evaluating(), _described(trainer, f"measuring {self.name}"):
             started = time.perf_counter()
             try:
                 with preserve_training_state(pl_module):
@@ -464,6 +467,12 @@ def _follow_averaging(trainer: Trainer, monitor: Callback) -> bool:
         others.insert(others.index(last) + 1, monitor)
         trainer.callbacks = others  # type: ignore[attr-defined]
     return True
+
+
+def _described(trainer: Trainer, text: str) -> AbstractContextManager[None]:
+    """Have a `StepProgressBar` say what takes the time."""
+    bar = trainer.progress_bar_callback
+    return bar.describe(trainer, text) if isinstance(bar, StepProgressBar) else nullcontext()
 
 
 def find_arms(pl_module: LightningModule, holder: str | None) -> dict[str, nn.Module]:

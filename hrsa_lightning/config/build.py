@@ -55,8 +55,8 @@ def build_callbacks(config: Config) -> list[Callback]:
         callback: Callback = instantiate(entry, f"callbacks.{name}", Callback)
         if isinstance(callback, LearningRateFinder | BatchSizeFinder):
             raise ConfigError(
-                f"callbacks.{name}._target_: expected a callback that trains nothing of its own, got"
-                f" {entry['_target_']}: its search would begin a resumed run anew"
+                f"callbacks.{name}._target_: expected no search that begins a resumed run anew, got"
+                f" {entry['_target_']}"
             )
         if isinstance(callback, Monitor):
             try:

@@ -203,7 +203,9 @@ def test_the_last_values_are_of_the_weights_that_are_handed_over(tmp_path, avera
     averages = getattr(pl.callbacks, average)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*SWA.*|.*Swapping scheduler.*|.*eval mode.*")
-        trainer = fit([watch, averages(**options)], tmp_path / "a", pl=pl, max_steps=12, max_epochs=2)
+        trainer = fit(
+            [watch, averages(**options)], tmp_path / "a", pl=pl, max_steps=12, max_epochs=2
+        )
     fit([plain], tmp_path / "b", pl=pl, max_steps=12)
     assert list(values(watch)) == [0, 3, 6, 9, 12]
     start = fit([], tmp_path / "c", pl=pl, max_steps=0).lightning_module
