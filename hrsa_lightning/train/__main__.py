@@ -83,7 +83,6 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
     from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
-    from hrsa_lightning.resources import resolve_path
 
     problems = []
     backbones = {f"arms.{name}.backbone": arm.backbone for name, arm in config.arms.items()}
@@ -97,11 +96,12 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     if problems:
         raise ConfigError("\n".join(problems))
     return check_pairs(
-        [resolve_path(path) for path in config.data.train],
+        config.data.train,
         train_group_size=config.data.train_group_size,
         batch_size=config.data.batch_size,
         missing_negatives=config.data.missing_negatives,
-        weights=config.data.weights,
+        weights=config.data.source_weights(),
+        limit=config.data.limit,
     )
 
 
@@ -170,12 +170,15 @@ def _carry_out(
 
 def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Run") -> None:
     from hrsa_lightning.config import build
+    from hrsa_lightning.data.pairs import EntryPairs
 
     arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, module.encoders(), pairs)
     if trainer.is_global_zero:
         _announce(config, module)
+        for source in pairs:
+            print(f"  {source.describe() if isinstance(source, EntryPairs) else source.name}")
         if run.checkpoint is not None:
             print(f"  going on from {run.checkpoint.name}")
     trainer.fit(module, data, ckpt_path=run.checkpoint)
