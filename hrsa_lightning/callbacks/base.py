@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from hrsa_lightning.callbacks.folder import RunFolder, close_run_folder, open_run_folder
-from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
+from hrsa_lightning.callbacks.logging import log_measurements, tag_of
 from hrsa_lightning.callbacks.progress import StepProgressBar
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
+from hrsa_lightning.callbacks.tensorboard import close_runs
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
 from hrsa_lightning.io import NAME_RULE, is_name, is_path_of_file
@@ -171,6 +172,7 @@ class Monitor(Callback, ABC):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         started = time.perf_counter()
         close_run_folder(trainer)
+        close_runs(trainer)
         sampler: dict[str, int] = (
             getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         )
@@ -365,16 +367,23 @@ class Monitor(Callback, ABC):
         self.schedule.advance(step)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
-        step, named, measurements = trainer.global_step, self.names_comparisons, self.latest
-        values = values_by_tag(self.name, measurements, named=named)
-        values[f"{self.name}/seconds"] = seconds
-        log_values(trainer, values, step, pl_module.device)
+        step = trainer.global_step
+        log_measurements(
+            trainer,
+            self.name,
+            self.latest,
+            step,
+            named=self.names_comparisons,
+            seconds=seconds,
+            first_step=self.first_step,
+            device=pl_module.device,
+        )
         if not trainer.is_global_zero:
             return
         if self.history_path is not None:
             record = Evaluation(
                 step,
-                measurements,
+                self.latest,
                 self.name,
                 trainer.current_epoch,
                 time.time(),
@@ -382,7 +391,6 @@ class Monitor(Callback, ABC):
                 self.run,
             )
             append_record(self.history_path, record)
-        log_charts(trainer, self.name, measurements, step, named=named)
         self.publish(trainer, step)
 
     def _permitted(self, step: int) -> bool:
