@@ -51,7 +51,7 @@ _TASK = "task"
 """Group of scores; behind `similarity`, which belongs on the first screen."""
 
 _DIFFERS = 0.05
-"""Chance levels of comparisons that differ by this share of their size have a card of their own."""
+"""Chance levels that differ by more, and by this share of their size, have cards of their own."""
 
 _LONGEST_NAME = 80
 
@@ -126,7 +126,7 @@ def cards_of(
         # The level that is hardest to tell from likeness, where there are several.
         lowest, highest = min(values), max(values)
         chance[Card(CHANCE, tag)] = lowest if info_of(known[0][1].metric).sign < 0 else highest
-        if highest - lowest > _DIFFERS * max(abs(lowest), abs(highest)):
+        if highest - lowest > _DIFFERS * max(1.0, abs(highest)):
             pairs |= {own: m.chance for own, m in known if m.chance is not None}
     return arms | chance | pairs
 
