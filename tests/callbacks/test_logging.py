@@ -105,22 +105,22 @@ def test_a_resumed_run_goes_on_without_doubles(tmp_path):
 
     class Kill(pl.Callback):
         def on_train_batch_end(self, trainer, *args):
-            if trainer.global_step == 5:
+            if trainer.global_step == 9:
                 raise KilledError
 
     def run(*callbacks, **options):
-        save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, filename="{step}")
+        save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="{step}")
         logger = pl.loggers.TensorBoardLogger(tmp_path, "", "")
-        watch = monitor(every_n_train_steps=1)
-        options |= {"logger": logger, "enable_checkpointing": True, "max_steps": 6}
+        watch = monitor(heatmap_every_n_evaluations=0)
+        options |= {"logger": logger, "enable_checkpointing": True, "max_steps": 10}
         fit([watch, *callbacks, save], tmp_path, **options)
 
     with pytest.raises(KilledError):
         run(Kill())
     (first,) = (tmp_path / "chance").iterdir()
     first.write_bytes(first.read_bytes()[:-3])  # a kill may come in the middle of a record
-    run(ckpt_path=tmp_path / "step=2.ckpt")
-    assert steps_in(tmp_path / "chance")["similarity/cka/output"] == [0, 1, 2, 3, 4, 5, 6]
+    run(ckpt_path=tmp_path / "step=6.ckpt")
+    assert steps_in(tmp_path / "chance")["similarity/cka/output"] == [0, 2, 4, 6, 8, 10]
 
 
 def test_names_of_arms_become_folders_that_exist_everywhere(tmp_path):
