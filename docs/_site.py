@@ -23,7 +23,6 @@ class Readable(griffe.Extension):
             text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
             obj.docstring.value = text.replace(":math:`", "`")
 
-
     def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         """A function in a module of its own name is what the package means by that name."""
         for package in pkg.modules.values():
