@@ -8,7 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
+    from hrsa_lightning.data.collate import (
+        ArmBatches,
+        ContrastiveBatch,
+        ContrastiveCollator,
+        text_id,
+    )
     from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
     from hrsa_lightning.data.held_out import (
         ProbeText,
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from hrsa_lightning.io import ContrastivePair
 
 _MODULES = {
+    "ArmBatches": "collate",
     "ContrastiveBatch": "collate",
     "ContrastiveCollator": "collate",
     "ContrastiveDataModule": "datamodule",
@@ -45,6 +51,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ArmBatches",
     "ContrastiveBatch",
     "ContrastiveCollator",
     "ContrastiveDataModule",
