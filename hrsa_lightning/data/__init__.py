@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         text_id,
     )
     from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
+    from hrsa_lightning.data.entries import PairEntry
     from hrsa_lightning.data.held_out import (
         ProbeText,
         RetrievalSet,
@@ -40,6 +41,7 @@ _MODULES = {
     "ContrastiveLoader": "datamodule",
     "ContrastivePair": "pairs",
     "GlobalBatchSampler": "sampling",
+    "PairEntry": "entries",
     "PairSource": "pairs",
     "ProbeText": "held_out",
     "RetrievalSet": "held_out",
@@ -60,6 +62,7 @@ __all__ = [
     "ContrastiveLoader",
     "ContrastivePair",
     "GlobalBatchSampler",
+    "PairEntry",
     "PairSource",
     "ProbeText",
     "RetrievalSet",
