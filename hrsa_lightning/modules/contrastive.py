@@ -32,6 +32,10 @@ _SCHEDULES = {
 }
 
 
+_CURRENT = "current_model_state"
+"""Key under which Lightning's `WeightAveraging` leaves the weights that are trained."""
+
+
 class PairedContrastiveModule(LightningModule):
     """Trains arms side by side, each as if it were alone.
 
@@ -296,6 +300,9 @@ class PairedContrastiveModule(LightningModule):
         groups = [group for name in self.arms for group in self._parameter_groups(name)]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
         total = int(self.trainer.estimated_stepping_batches)
+        # To count steps by epochs, Lightning makes the loader, before it knows of a checkpoint's
+        # place in the data, and keeps it. It has to make another one.
+        self.trainer.fit_loop._combined_loader = None
         warmup = round(self.warmup_ratio * total)
         scheduler = _SCHEDULES[self.schedule](optimizer, warmup, total)
         return {
@@ -329,9 +336,14 @@ class PairedContrastiveModule(LightningModule):
                 nn.utils.clip_grad_norm_(arm.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights only: adapters in peft's form, other trained tensors as they are."""
+        """Keep trained weights only: adapters in peft's form, other trained tensors as they are.
+
+        Where weights are averaged, `state_dict` and the adapters are the average.
+        """
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]  # full tensors; under FSDP2 on rank 0 only
+        if (current := checkpoint.get(_CURRENT)) is not None:
+            checkpoint[_CURRENT] = {key: value for key, value in current.items() if key in trained}
         adapters = {}
         for name in self.arms:
             prefix = f"arms.{name}.backbone."
@@ -350,6 +362,9 @@ class PairedContrastiveModule(LightningModule):
                 load_adapter_state(arm.backbone, adapters[name][1])
             elif adapter_state(arm.backbone) is not None:
                 raise DataError(f"the checkpoint has no adapter of arm {name!r}")
+        if (current := checkpoint.get(_CURRENT)) is not None:  # both of them are asked to be whole
+            average = self.state_dict() | checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint[_CURRENT] = average, average | current
 
 
 def _texts(batch: ContrastiveBatch, name: str) -> TokenizedTexts:

@@ -160,7 +160,7 @@ def _carry_out(
                 discard(run)
             raise
         except SystemExit as end:  # how Lightning ends a fit that the user interrupted
-            return _stop(trainer, run, ranks, end)
+            return _stop(config, trainer, run, ranks, end)
         if ranks.is_rank_0:
             _summarize(config, pairs, run.folder, trainer, time.perf_counter() - started)
     if ranks.is_rank_0:
@@ -184,22 +184,26 @@ def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Ru
     trainer.fit(module, data, ckpt_path=run.checkpoint)
 
 
-def _stop(trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit) -> int:
-    """Say where a stopped run goes on; returns the exit code, 128 more than the signal."""
+def _stop(
+    config: Config, trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit
+) -> int:
+    """Say where a stopped run goes on; returns the exit code."""
     from hrsa_lightning.modules.checkpoints import newest_checkpoint, step_of
-    from hrsa_lightning.modules.ranks import Stopped, requeue
+    from hrsa_lightning.modules.ranks import TIME_IS_UP, Stopped, requeue
 
-    signum = end.signum if isinstance(end, Stopped) else signal.SIGINT
+    stop = end if isinstance(end, Stopped) else Stopped(signal.SIGINT)
     if ranks.is_rank_0:
-        saved = step_of(newest_checkpoint(run.folder))
+        saved = step_of(newest_checkpoint(run.folder)) if config.resume else 0
         then = f"goes on from step {saved} in {run.folder}" if saved else "begins anew"
-        print(f"stopped at step {trainer.global_step}; the same command {then}", flush=True)
-        if signum not in (signal.SIGINT, signal.SIGTERM):
+        why = "trainer.max_time is up: " if stop.signum == TIME_IS_UP else ""
+        print(f"{why}stopped at step {trainer.global_step}; the same command {then}", flush=True)
+        if stop.signum not in (TIME_IS_UP, signal.SIGINT, signal.SIGTERM):
             requeue()
     if isinstance(end, Stopped):
         ranks.end()
         ranks.wait_for_rank_0(seconds=60)
-    return 128 + signum
+    assert isinstance(stop.code, int)
+    return stop.code
 
 
 def _quieten() -> None:
