@@ -162,7 +162,7 @@ def _carry_out(
         except SystemExit as end:  # how Lightning ends a fit that the user interrupted
             return _stop(config, trainer, run, ranks, end)
         if ranks.is_rank_0:
-            _summarize(config, run.folder, trainer, time.perf_counter() - started)
+            _summarize(config, pairs, run.folder, trainer, time.perf_counter() - started)
     if ranks.is_rank_0:
         _report(run.folder)
     return 0
@@ -227,13 +227,18 @@ def _announce(config: Config, module: "PairedContrastiveModule") -> None:
         print(f"  {name:<12} {config.arms[name].backbone}  {total:,} weights, {trained:,} trained")
 
 
-def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float) -> None:
-    from hrsa_lightning.runs.summary import summary_lines, write_summary
+def _summarize(
+    config: Config, pairs: "list[PairSource]", folder: Path, trainer: "Trainer", seconds: float
+) -> None:
+    from hrsa_lightning.models.backbone import has_dropout
+    from hrsa_lightning.runs.summary import find_controls, summary_lines, write_summary
 
-    lines = summary_lines(folder)
+    dropout = has_dropout(trainer.lightning_module)
+    controls = find_controls(config, pairs, dropout=dropout, folder=folder)
+    lines = summary_lines(folder, controls)
     print("\n".join(lines))
     _show_in_tensorboard(config, trainer, lines)
-    write_summary(folder, steps=trainer.global_step, seconds=seconds)
+    write_summary(folder, steps=trainer.global_step, seconds=seconds, controls=controls)
 
 
 def _report(folder: Path) -> None:
