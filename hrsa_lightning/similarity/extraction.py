@@ -417,7 +417,7 @@ def position_table(module: nn.Module) -> str | None:
     for name, part in module.named_modules():
         # Where one number means padding, as in RoBERTa, positions are counted from the tokens.
         if type(part) is nn.Embedding and part.padding_idx is None and _POSITIONS.search(name):
-            return name
+            return str(name)
     return None
 
 
