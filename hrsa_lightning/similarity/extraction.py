@@ -248,6 +248,8 @@ class Extractor:
                 for layer, rows in snapshot.items() if turn < len(own) else ():
                     share[layer][own[turn]] = rows
             shares[name] = share
+            if failure is None:
+                _check_widths(share)
         if failure is not None:
             raise failure
         return shares
@@ -426,6 +428,16 @@ def is_sharded(module: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in module.parameters()) or any(
         "FullyShardedDataParallel" in type(part).__name__ for part in module.modules()
     )
+
+
+def _check_widths(share: Mapping[str, Mapping[int, Tensor]]) -> None:
+    for layer, batches in share.items():
+        widths = sorted({rows.shape[1] for rows in batches.values()})
+        if len(widths) > 1:
+            raise DataError(
+                f"pooling: rows of layer {layer} are {widths[0]} wide in one batch and {widths[1]} "
+                f"in another; give a function, pooling={{{layer!r}: lambda activation, mask: ...}}"
+            )
 
 
 def _numbers(sizes: Iterable[int]) -> str:

@@ -120,7 +120,10 @@ class LayerPooling:
             try:
                 return torch.cat([self.rows(name, _one_sample(p), None) for p in activation])
             except RuntimeError as error:
-                raise DataError(f"layer {name}: samples differ: {first_line(error)}") from error
+                raise DataError(
+                    f"pooling: samples of layer {name} have rows of different widths; give a "
+                    f"function, pooling={{{name!r}: lambda activation, mask: ...}}"
+                ) from error
         full_tensor = getattr(activation, "full_tensor", None)
         activation = full_tensor() if full_tensor is not None else activation
         method = self.method_of(name)
@@ -129,10 +132,15 @@ class LayerPooling:
         try:
             rows = pool(activation, method, mask, channels_first)
         except ValueError as error:
-            raise DataError(f"layer {name}: {error}") from error
+            raise DataError(f"{error} (layer {name})") from error
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise DataError(f"pooling: layer {name}: {reason}") from error
+            raise DataError(f"pooling: {reason} (layer {name})") from error
+        if rows.ndim != 2:
+            raise DataError(
+                f"pooling: expected (rows, features) of the function, got {tuple(rows.shape)} "
+                f"(layer {name})"
+            )
         if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
             # The next layer may work in place, and a view would keep the whole activation alive.
             return rows.clone(memory_format=torch.contiguous_format)

@@ -133,6 +133,13 @@ def load_probes(
         source = read_texts(source)
     if isinstance(source, Tensor):
         source = torch.split(source, size)
+    if isinstance(source, Dataset) and not (
+        isinstance(source, IterableDataset) or _holds_texts(source)
+    ):
+        raise DataError(
+            f"probes: expected batches, got the samples of a {type(source).__name__}; give "
+            "DataLoader(dataset, batch_size=32)"
+        )
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(
             "probes: expected texts, a path, a tensor, or an iterable of batches, "
@@ -140,11 +147,6 @@ def load_probes(
         )
     if _holds_texts(source):
         return text_probes(list(source), size=size, limit=limit)
-    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        raise DataError(
-            f"probes: expected batches, got the samples of a {type(source).__name__}; give "
-            "DataLoader(dataset, batch_size=32)"
-        )
     return batch_probes(
         source,
         label_key=label_key,

@@ -1,19 +1,22 @@
 """Projects as they come: lazy modules, batches that are objects, loaders given to fit."""
 
 import logging
+import warnings
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import AutoModel, AutoTokenizer
 
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning
-from hrsa_lightning.similarity import RepresentationTrace
+from hrsa_lightning.similarity import RepresentationTrace, SimilarityEvaluator
 from hrsa_lightning.similarity.history import read_history
 from tests.callbacks import projects
 from tests.callbacks.projects import INPUTS, TARGETS, classifier, fit, flavor, same, weights
+from tests.tiny import make_backbone
 
 pytestmark = [
     # A loader that only the monitor reads.
@@ -149,8 +152,6 @@ class TestSamplesAreTheRowsOfPooling:
     """Counted where they come out of pooling, whatever the batch looks like."""
 
     def rows(self, module, batch, layers=("output",), **options):
-        from hrsa_lightning.similarity import SimilarityEvaluator
-
         evaluator = SimilarityEvaluator(module, [batch], layers, metrics=["cka"], null=0, **options)
         evaluator.evaluate(0)
         return {layer: len(rows) for layer, rows in evaluator.run(1).live[""][""].items()}
@@ -374,3 +375,39 @@ def test_no_rhythm_is_said(tmp_path, caplog):
     ]
     assert len(said) == 1
     assert "every_n_train_steps=" in said[0]
+
+
+@pytest.mark.parametrize("takes_positions", [True, False])
+def test_padding_on_the_left_shifts_no_positions(takes_positions, tmp_path):
+    """A model with a table of positions is compared with itself, under two tokenizers."""
+    folder = make_backbone(tmp_path, "llama", model_type="gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model = AutoModel.from_pretrained(folder)
+    if not takes_positions:
+        model = Wrapped(model)
+    texts = [text * n for n in range(1, 9) for text in ("a b c ", "de f ", "return first ")]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluator = SimilarityEvaluator(
+            model,
+            texts,
+            ["output"],
+            str(folder),
+            ["cka"],
+            tokenizer=lambda texts: tokenizer(texts, padding=True, return_tensors="pt"),
+        )
+        value = next(m.value for m in evaluator.evaluate(0) if m.metric == "cka")
+    if takes_positions:
+        assert value == pytest.approx(1.0, abs=1e-5)
+    else:
+        assert value < 0.999
+        assert any("padding_side = 'right'" in str(w.message) for w in caught)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
