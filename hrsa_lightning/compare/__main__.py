@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrsa_lightning.cli import answered, positive
+from hrsa_lightning.cli import answered, positive, program
 from hrsa_lightning.compare.options import (
     EXTRAS,
     METRICS,
@@ -18,7 +18,7 @@ from hrsa_lightning.compare.texts import load_texts
 from hrsa_lightning.errors import ConfigError, nearest
 
 _HELP = """\
-usage: python -m hrsa_lightning.compare MODEL MODEL [MODEL ...] --texts SOURCE [options]
+usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE [options]
 
 Compare models layer by layer on the same texts; of each pair the one given first is the reference.
 MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base, LoRA adapter,
@@ -37,6 +37,7 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
                        cknna,predictivity, which all leaves out
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
+  --standardize        draw the map of CKA with every feature brought to unit variance
   --null 200           permutations of the rows for p-values, up to 2,048 rows; 0 for none
   --out comparison     folder of results.json, results.csv, report.md and pictures
   --keep-representations   leave them in --out for a later call
@@ -53,14 +54,14 @@ class _Parser(argparse.ArgumentParser):
     """Says its help in the columns above: argparse's own needs two screens for as many options."""
 
     def format_help(self) -> str:
-        return _HELP
+        return _HELP.replace("{prog}", self.prog)
 
     def format_usage(self) -> str:
-        return _HELP.splitlines(keepends=True)[0]
+        return self.format_help().splitlines(keepends=True)[0]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hrsa_lightning.compare", allow_abbrev=False)
+    parser = _Parser(prog=program("compare"), allow_abbrev=False)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL")
     add("--texts", required=True)
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--by-label", action="store_true")
     add("--protocol", choices=("held_out", "paper", "in_sample"), default="held_out")
     add("--null", type=int, default=200)
+    add("--standardize", action="store_true")
     add("--out", type=Path, default=Path("comparison"))
     add("--keep-representations", action="store_true")
     add("--no-resume", action="store_true")
@@ -117,6 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.k,
         arguments.by_label,
         arguments.null,
+        arguments.standardize,
     )
     sources = name_models(arguments.models, arguments.base)
     texts = load_texts(

@@ -21,7 +21,7 @@ from torch import nn
 
 from hrsa_lightning.callbacks import Monitor, StepProgressBar
 from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
-from hrsa_lightning.data import ContrastiveDataModule, PairSource
+from hrsa_lightning.data import ContrastiveDataModule, PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
 from hrsa_lightning.losses import (
     AlignmentLoss,
@@ -262,7 +262,7 @@ def build_data(
                     f"{owner}, got {getattr(data, key)}"
                 )
     return ContrastiveDataModule(
-        sources or [resolve_path(path) for path in data.train],
+        sources or read_pairs(data.train, data.limit),
         tokenizers={name: arm.tokenizer for name, arm in arms.items()},
         batch_size=data.batch_size,
         train_group_size=data.train_group_size,
@@ -271,7 +271,7 @@ def build_data(
         num_workers=data.num_workers,
         drop_last=data.drop_last,
         missing_negatives=data.missing_negatives,
-        weights=data.weights,
+        weights=data.source_weights(),
         source_temperature=data.source_temperature,
         seed=config.seed,
     )

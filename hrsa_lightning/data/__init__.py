@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
     from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
+    from hrsa_lightning.data.entries import PairEntry
     from hrsa_lightning.data.held_out import (
         ProbeText,
         RetrievalSet,
@@ -34,6 +35,7 @@ _MODULES = {
     "ContrastiveLoader": "datamodule",
     "ContrastivePair": "pairs",
     "GlobalBatchSampler": "sampling",
+    "PairEntry": "entries",
     "PairSource": "pairs",
     "ProbeText": "held_out",
     "RetrievalSet": "held_out",
@@ -53,6 +55,7 @@ __all__ = [
     "ContrastiveLoader",
     "ContrastivePair",
     "GlobalBatchSampler",
+    "PairEntry",
     "PairSource",
     "ProbeText",
     "RetrievalSet",

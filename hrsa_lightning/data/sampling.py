@@ -8,11 +8,12 @@ of processes or workers, nor on what was drawn before, and no global generator i
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import DataError, HRSAWarning
 from hrsa_lightning.io import Query
@@ -91,16 +92,28 @@ class ContrastiveDataset:
         }
         if not bare:
             return
-        where = ", ".join(
-            f"{count} of {len(self._sources[number])} in {self._sources[number].name}"
+        where = {
+            number: f"{count} of {len(self._sources[number])} in {self._sources[number].name}"
             for number, count in bare.items()
-        )
-        if missing_negatives == "error":
+        }
+        refused = [
+            where[number]
+            for number, count in bare.items()
+            if count == len(self._sources[number])  # nothing of it would be left
+            or (
+                getattr(self._sources[number], "entry", PairEntry("-")).negatives
+                or missing_negatives
+            )
+            == "error"
+        ]
+        if refused:
             raise DataError(
                 f"train_group_size={self.train_group_size} needs hard negatives, but examples have "
-                f'none: {where}; use train_group_size=1 or missing_negatives="drop"'
+                f"none: {', '.join(refused)}\n  mine some, or use train_group_size=1, or "
+                'missing_negatives="drop" to leave out such examples of a source that has others'
             )
-        warnings.warn(f"dropped examples without negatives: {where}", HRSAWarning, stacklevel=4)
+        dropped = ", ".join(where.values())
+        warnings.warn(f"dropped examples without negatives: {dropped}", HRSAWarning, stacklevel=4)
         for number in bare:
             self._rows[number] = np.flatnonzero(self._sources[number].negative_counts)
 
@@ -285,11 +298,12 @@ def _shares(weights: Sequence[float], total: int) -> list[int]:
 
 
 def check_pairs(
-    paths: Sequence[str | Path],
+    paths: Sequence[Any],
     train_group_size: int = 1,
     batch_size: int = 1,
     missing_negatives: str = "error",
     weights: Sequence[float] | None = None,
+    limit: int | None = None,
 ) -> list[PairSource]:
     """Raise what training on these pairs would raise; for commands, before they load a model.
 
@@ -299,6 +313,7 @@ def check_pairs(
         batch_size: As in `GlobalBatchSampler`.
         missing_negatives: As in `ContrastiveDataset`.
         weights: As in `GlobalBatchSampler`.
+        limit: As in `read_pairs`.
 
     Returns:
         The open sources, for `ContrastiveDataModule` to use without checking them again.
@@ -306,7 +321,7 @@ def check_pairs(
     Raises:
         DataError: As `read_pairs`, `ContrastiveDataset` and `GlobalBatchSampler` do.
     """
-    sources = read_pairs(paths)
+    sources = read_pairs(paths, limit)
     dataset = ContrastiveDataset(sources, train_group_size, missing_negatives=missing_negatives)
     GlobalBatchSampler(dataset.sizes, batch_size, weights=weights)
     return sources

@@ -19,9 +19,9 @@ from hrsa_lightning.plots import (
 )
 from hrsa_lightning.plots.style import PANEL
 from hrsa_lightning.report.experiments import Array, Curve, Experiment, Key, Pair, Place
-from hrsa_lightning.report.metric_info import HEADLINE, info_of
 from hrsa_lightning.report.page import Gallery, Panel, Swatch
 from hrsa_lightning.similarity.history import Detail
+from hrsa_lightning.similarity.metric_info import HEADLINE, info_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,12 +145,12 @@ def layers_gallery(
 
 
 def maps_gallery(
-    experiment: Experiment, group: str, pairs: Sequence[Pair], *, name: str, title: str
+    experiment: Experiment, group: str, pairs: Sequence[Pair], kind: str, *, name: str
 ) -> Gallery:
     """Layer-by-layer maps of the first run that kept them, at the first, middle and last step."""
-    panels = []
+    panels, title = [], info_of(kind).title
     for pair in pairs:
-        for detail in _first_middle_last(_details(experiment, "cka", group, pair)):
+        for detail in _first_middle_last(_details(experiment, kind, group, pair)):
             words = f"{pair}, step {detail.step}"
             draw = partial(
                 draw_heatmap,
@@ -159,7 +159,7 @@ def maps_gallery(
                 columns=detail.columns,
                 title=words,
             )
-            panels.append(Panel(f"linear CKA, layer by layer: {words}", draw, (3.4, 3.0)))
+            panels.append(Panel(f"{title}, layer by layer: {words}", draw, (3.4, 3.0)))
     return Gallery(name, title, panels)
 
 

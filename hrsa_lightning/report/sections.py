@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.report.experiments import Experiment, Key, Pair, Place
 from hrsa_lightning.report.figures import (
     Styles,
@@ -17,11 +18,11 @@ from hrsa_lightning.report.figures import (
     spectra_gallery,
     styles,
 )
-from hrsa_lightning.report.metric_info import info_of
 from hrsa_lightning.report.page import Block, Cell, Gallery, Heading, Table, Text
 from hrsa_lightning.report.statistics import LEAST_CHANGE, Spread, spread
 from hrsa_lightning.report.verdict import Verdict, derive, pair_words, pairs_of, verdicts_of
 from hrsa_lightning.similarity.measurement import listed
+from hrsa_lightning.similarity.metric_info import info_of
 
 __all__ = ["report_blocks"]
 
@@ -384,11 +385,13 @@ class _Similarity:
 
     def _details(self, pairs: Sequence[Pair]) -> list[Block]:
         colors: Styles = {pair: self._styles[pair] for pair in pairs}
-        name = f"{self._prefix}_maps"
-        maps = maps_gallery(
-            self._experiment, self._group, pairs, name=name, title="linear CKA, debiased"
-        )
-        found = [("Every layer against every layer (linear CKA)", _MAPS, maps)]
+        found = []
+        for kind in HEATMAPS:
+            name = f"{self._prefix}_maps" + ("" if kind == "cka" else f"_{kind}")
+            maps = maps_gallery(self._experiment, self._group, pairs, kind, name=name)
+            heading = f"Every layer against every layer ({info_of(kind).title})"
+            if maps.panels or kind == "cka":
+                found.append((heading, _MAPS, maps))
         for kind, heading, words in (
             ("singular_values", "Spectrum behind O*", _SINGULAR_VALUES),
             ("row_entropy", "Row entropy of O*", _ROW_ENTROPY),

@@ -2,16 +2,24 @@
 
 import argparse
 import logging
+import os
+import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrsa_lightning.cli import answered
-from hrsa_lightning.config import describe_recipes, flat_settings, load_settings, to_yaml
+from hrsa_lightning.cli import answered, program
+from hrsa_lightning.config import (
+    describe_presets,
+    describe_recipes,
+    flat_settings,
+    load_settings,
+    to_yaml,
+)
 from hrsa_lightning.config.schema import Config, is_backbone
 from hrsa_lightning.errors import ConfigError, HRSAError
 
@@ -35,6 +43,8 @@ keys used most (all of them: --print-config):
 _ASIDE = ("checkpoint.", "description", "output_dir", "resume", "trainer.enable_progress_bar")
 """Settings that no result depends on."""
 
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
@@ -50,14 +60,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    recipes = describe_recipes()
-    width = max(map(len, recipes), default=0)
-    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in recipes.items())
+    recipes, presets = _listing(describe_recipes()), _listing(describe_presets())
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.train",
+        prog=program("train"),
         usage="%(prog)s recipe=NAME [key=value ...] [--print-config]",
         description="Train embedding models side by side and watch how similar they are.",
-        epilog=f"recipes (or the path of your own YAML file):\n{listing}\n\n{_USED_KEYS}",
+        epilog=f"recipes (or the path of your own YAML file):\n{recipes}\n\n{_USED_KEYS}\n"
+        f"presets of callbacks, as callbacks.NAME.preset=PRESET:\n{presets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
@@ -65,11 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _listing(described: Mapping[str, str]) -> str:
+    width = max(map(len, described), default=0)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
+
+
 def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
     from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
-    from hrsa_lightning.resources import resolve_path
 
     problems = []
     backbones = {f"arms.{name}.backbone": arm.backbone for name, arm in config.arms.items()}
@@ -83,15 +96,18 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     if problems:
         raise ConfigError("\n".join(problems))
     return check_pairs(
-        [resolve_path(path) for path in config.data.train],
+        config.data.train,
         train_group_size=config.data.train_group_size,
         batch_size=config.data.batch_size,
         missing_negatives=config.data.missing_negatives,
-        weights=config.data.weights,
+        weights=config.data.source_weights(),
+        limit=config.data.limit,
     )
 
 
 def _train(config: Config, pairs: "list[PairSource]") -> int:
+    if sys.stderr.isatty() and all(os.environ.get(key, "0") == "0" for key in _RANKS):
+        print(f"recipe {config.name}: starting ...", file=sys.stderr)  # imports take seconds
     _quieten()
     from lightning.pytorch import seed_everything
 
@@ -154,12 +170,15 @@ def _carry_out(
 
 def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Run") -> None:
     from hrsa_lightning.config import build
+    from hrsa_lightning.data.pairs import EntryPairs
 
     arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, module.encoders(), pairs)
     if trainer.is_global_zero:
         _announce(config, module)
+        for source in pairs:
+            print(f"  {source.describe() if isinstance(source, EntryPairs) else source.name}")
         if run.checkpoint is not None:
             print(f"  going on from {run.checkpoint.name}")
     trainer.fit(module, data, ckpt_path=run.checkpoint)
@@ -228,14 +247,22 @@ def _report(folder: Path) -> None:
             print(f"curves:   {picture}")
     if report is not None:
         print(f"report:   {report}")
-    print(f"look:     tensorboard --logdir {folder.parent}")
+    print(f"look:     {_tensorboard()} --logdir {folder.parent}")
+
+
+def _tensorboard() -> str:
+    """What starts TensorBoard here: its path where the environment is not activated."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks import Monitor
     from hrsa_lightning.callbacks.logging import log_settings, log_text
-    from hrsa_lightning.report.metric_info import headline
+    from hrsa_lightning.similarity.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {
