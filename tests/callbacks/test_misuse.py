@@ -116,7 +116,7 @@ MISUSES = {
     "a pooling that fails": (
         {"pooling": lambda activation, mask: activation[mask.bool()]},
         "pooling: ",
-        "(layer output)",
+        "(layer layer_0)",
     ),
     "more rows than samples": (
         {},
