@@ -12,6 +12,7 @@ from hrsa_lightning.callbacks.base import (
     Monitor,
     OnError,
     find_arms,
+    is_last_step,
     receive_batch,
     resolve_probes,
 )
@@ -235,7 +236,7 @@ class SimilarityMonitor(Monitor):
         """At the first evaluation, and at the last where the budget has room for it."""
         if self._evaluations == 0:
             return True
-        if not (self.is_ending or _is_last_step(trainer)):
+        if not (self.is_ending or is_last_step(trainer)):
             return False
         return self.ranks.broadcast(self.budget.affords(self._calibration_seconds))
 
@@ -267,12 +268,3 @@ class SimilarityMonitor(Monitor):
         self._figures.finish(trainer, self.history_path, self.folder)
         if self._projector:
             log_projector(trainer, self.name, self._live, self.evaluator.extractor.probes)
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    """Whether the fit ends with this step, as far as is known before its end."""
-    if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
-        return True
-    epochs = trainer.max_epochs
-    is_limited = epochs is not None and epochs >= 0
-    return is_limited and trainer.is_last_batch and trainer.current_epoch + 1 >= (epochs or 0)
