@@ -234,9 +234,12 @@ class Monitor(Callback, ABC):
         self._averages = _follow_averaging(trainer, self)
         opening = time.perf_counter() - started
         self.budget.start(step, restored, spent=self._preparing + opening)
-        self._waits = lazy_weight_of(pl_module) is not None
+        self._waits = self._last_step < 0 and lazy_weight_of(pl_module) is not None
         if self._last_step < 0 and not self._waits:
             self._evaluate(trainer, pl_module, starts=True)
+        elif step and trainer.is_last_batch and not trainer.fit_loop.done:
+            # An epoch that was left between its last step and its end has no end anymore.
+            self._evaluate_epoch(trainer, pl_module, trainer.current_epoch - 1)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
@@ -244,9 +247,6 @@ class Monitor(Callback, ABC):
         if self._waits:
             self._waits = False
             self._evaluate(trainer, pl_module, starts=True)
-        elif step and trainer.is_last_batch and not trainer.fit_loop.done:
-            # An epoch that was left between its last step and its end has no end anymore.
-            self._evaluate_epoch(trainer, pl_module, trainer.current_epoch - 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
