@@ -251,7 +251,8 @@ def _diagonals(x: Tensor, lags: slice) -> Tensor:
 def _correlated(x: Tensor, y: Tensor) -> Tensor:
     """Sums of x_i y_(i + s) over the first dimension, for each s from 0."""
     products = torch.fft.rfft(x, dim=0).conj() * torch.fft.rfft(y, dim=0)
-    return torch.fft.irfft(products, len(x), dim=0)
+    sums: Tensor = torch.fft.irfft(products, len(x), dim=0)
+    return sums
 
 
 def permuted_overlaps(
@@ -305,7 +306,8 @@ def _paired_sums(x: Tensor, y: Tensor, orders: Tensor) -> Tensor:
         return torch.stack([(x * y[order]).sum(1).double().sum() for order in orders])
     left, right = (torch.fft.rfft(rows[orders[0]], dim=0) for rows in (x, y))
     spectrum = left.conj().mul_(right).sum(1, dtype=torch.complex128)
-    return torch.fft.irfft(spectrum, len(x))[1:]
+    sums: Tensor = torch.fft.irfft(spectrum, len(x))
+    return sums[1:]
 
 
 def permuted_map(
