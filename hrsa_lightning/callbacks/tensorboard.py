@@ -108,8 +108,8 @@ def cards_of(
             group = f"{_TASK}/{group}"
         elif m.reference and is_own:
             group = f"{group}_initial"
-        is_headline = m.metric in shown and m.layer in (layer, MEAN_OVER_LAYERS) and m.reference
-        is_headline = is_headline and not m.label
+        is_main = m.layer in (layer, MEAN_OVER_LAYERS) and not m.label
+        is_headline = m.metric in shown and is_main and bool(m.reference)
         rest = f"{group}_layers" if compared and not is_score else group
         where = "".join(f"/{part}" for part in (m.layer, m.label) if part)
         card = Card(run, f"{group if is_headline else rest}/{m.metric}{where}")
