@@ -162,7 +162,7 @@ def _carry_out(
         except SystemExit as end:  # how Lightning ends a fit that the user interrupted
             return _stop(config, trainer, run, ranks, end)
         if ranks.is_rank_0:
-            _summarize(config, run.folder, trainer, time.perf_counter() - started)
+            _summarize(config, pairs, run.folder, trainer, time.perf_counter() - started)
     if ranks.is_rank_0:
         _report(run.folder)
     return 0
@@ -227,13 +227,18 @@ def _announce(config: Config, module: "PairedContrastiveModule") -> None:
         print(f"  {name:<12} {config.arms[name].backbone}  {total:,} weights, {trained:,} trained")
 
 
-def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float) -> None:
-    from hrsa_lightning.runs.summary import summary_lines, write_summary
+def _summarize(
+    config: Config, pairs: "list[PairSource]", folder: Path, trainer: "Trainer", seconds: float
+) -> None:
+    from hrsa_lightning.models.backbone import has_dropout
+    from hrsa_lightning.runs.summary import find_controls, summary_lines, write_summary
 
-    lines = summary_lines(folder)
+    dropout = has_dropout(trainer.lightning_module)
+    controls = find_controls(config, pairs, dropout=dropout, folder=folder)
+    lines = summary_lines(folder, controls)
     print("\n".join(lines))
     _show_in_tensorboard(config, trainer, lines)
-    write_summary(folder, steps=trainer.global_step, seconds=seconds)
+    write_summary(folder, steps=trainer.global_step, seconds=seconds, controls=controls)
 
 
 def _report(folder: Path) -> None:
@@ -266,6 +271,7 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks import Monitor
     from hrsa_lightning.callbacks.logging import log_settings, log_text
+    from hrsa_lightning.callbacks.tensorboard import CHANCE, cards_of
     from hrsa_lightning.similarity.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
@@ -273,7 +279,14 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
         key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
     }
     monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
-    shown = [monitor.tag(m) for monitor in monitors for m in headline(monitor.latest)]
+    shown = [
+        card
+        for monitor in monitors
+        for card in cards_of(
+            monitor.name, headline(monitor.latest), named=monitor.names_comparisons
+        )
+        if card.run != CHANCE
+    ]
     log_settings(trainer, settings, shown)
 
 
