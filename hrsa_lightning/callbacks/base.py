@@ -14,9 +14,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from hrsa_lightning.callbacks.folder import RunFolder, close_run_folder, open_run_folder
-from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
+from hrsa_lightning.callbacks.logging import log_measurements
 from hrsa_lightning.callbacks.progress import StepProgressBar
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
+from hrsa_lightning.callbacks.tensorboard import close_runs
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import (
     ConfigError,
@@ -175,10 +176,6 @@ class Monitor(Callback, ABC):
         own = {} if self._is_attached else {"id": id(self)}
         return self._generate_state_key(name=self.name, **own)
 
-    def tag(self, m: Measurement) -> str:
-        """The tag of a measurement in loggers and `callback_metrics`."""
-        return tag_of(self.name, m, named=self.names_comparisons)
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if any(kind.__name__ == "FSDPStrategy" for kind in type(trainer.strategy).__mro__):
             raise ConfigError(
@@ -197,6 +194,7 @@ class Monitor(Callback, ABC):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         started = time.perf_counter()
         close_run_folder(trainer)
+        close_runs(trainer)
         sampler: dict[str, int] = (
             getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         )
@@ -264,11 +262,11 @@ class Monitor(Callback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_ending = True
         step = trainer.global_step
-        # Evaluated before another callback ended the fit, it was without the average.
-        repeats = self._averages and step == self._last_step > self.first_step
-        if repeats and self.history_path is not None and trainer.is_global_zero:
-            cut_history(self.history_path, self.history_path, step - 1, self.run)
-        if repeats or step != self._last_step:
+        # One before the end was without the average, one before a resume has left no pictures.
+        if step != self._evaluated_at or self._averages:
+            if step == self._last_step and trainer.is_global_zero and self.history_path is not None:
+                cut_history(self.history_path, self.history_path, step - 1, self.run)
+                self.resume(self.history_path, step - 1)
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
         if not self.budget.affords():
@@ -313,7 +311,7 @@ class Monitor(Callback, ABC):
         self.is_ending = False
         self._averages = False
         self.latest: list[Measurement] = []
-        self._last_step = -1
+        self._last_step = self._evaluated_at = -1
         self.schedule.put_off(0)
         self.begin({})
 
@@ -415,20 +413,27 @@ class Monitor(Callback, ABC):
                     f"no values, training goes on ({type(error).__name__}: {first_line(error)})",
                     f", first at step {step}",
                 )
-        self._last_step = step
+        self._last_step = self._evaluated_at = step
         self.schedule.advance(step)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
-        step, named, measurements = trainer.global_step, self.names_comparisons, self.latest
-        values = values_by_tag(self.name, measurements, named=named)
-        values[f"{self.name}/seconds"] = seconds
-        log_values(trainer, values, step, pl_module.device)
+        step = trainer.global_step
+        log_measurements(
+            trainer,
+            self.name,
+            self.latest,
+            step,
+            named=self.names_comparisons,
+            seconds=seconds,
+            first_step=self.first_step,
+            device=pl_module.device,
+        )
         if not trainer.is_global_zero:
             return
         if self.history_path is not None:
             record = Evaluation(
                 step,
-                measurements,
+                self.latest,
                 self.name,
                 trainer.current_epoch,
                 time.time(),
@@ -436,7 +441,6 @@ class Monitor(Callback, ABC):
                 self.run,
             )
             append_record(self.history_path, record)
-        log_charts(trainer, self.name, measurements, step, named=named)
         self.publish(trainer, step)
 
     def _evaluate_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
@@ -462,7 +466,8 @@ class Monitor(Callback, ABC):
             return
         try:
             with self.budget.spending():
-                self.conclude()
+                if self.is_ending and self._evaluated_at == trainer.global_step:
+                    self.conclude()
                 if self.budget.affords(self.budget.drawing):
                     self.finish(trainer)
                 else:

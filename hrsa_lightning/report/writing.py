@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 
+from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import csv_text, write_text
-from hrsa_lightning.report.answer import question
+from hrsa_lightning.report.answer import answer_of, question
 from hrsa_lightning.report.experiments import (
     Experiment,
     Key,
@@ -15,12 +18,17 @@ from hrsa_lightning.report.experiments import (
     read_run,
 )
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
-from hrsa_lightning.report.sections import report_blocks
+from hrsa_lightning.report.sections import overview, report_blocks
 from hrsa_lightning.report.statistics import spread
-from hrsa_lightning.report.verdict import Findings, gains_of
+from hrsa_lightning.report.verdict import ends_of, findings_of
+from hrsa_lightning.runs.directory import histories_of
+from hrsa_lightning.runs.summary import Control
 from hrsa_lightning.similarity.metric_info import info_of
 
-__all__ = ["write_report"]
+__all__ = ["summary_lines", "write_report"]
+
+_WIDTH = 88
+"""Of a line of the summary."""
 
 _FIGURES = "figures"
 _NAMES = ("experiment", "group", "comparison", "metric", "where")
@@ -83,6 +91,31 @@ def write_report(
     return out / "report.html"
 
 
+def summary_lines(folder: Path, controls: Sequence[Control] = ()) -> list[str]:
+    """The tables of a run and its answer, as text; nothing where nothing was measured.
+
+    Args:
+        folder: Of the run.
+        controls: Its seed controls, where its `summary.json` does not have them yet.
+    """
+    if not histories_of(folder):
+        return []
+    run = read_run(folder)
+    if controls:
+        run = replace(run, summary={"controls": [control._asdict() for control in controls]})
+    (experiment,) = group_runs([run])
+    lines: list[str] = []
+    for findings in findings_of(experiment):
+        between = [*findings.pairs, *findings.controls, *findings.void, *findings.arms]
+        for pairs in filter(None, (between, findings.drifts)):
+            table = overview(findings, pairs, brief=True)
+            lines += ["", table.caption, "", *markdown_table([table.header, *table.texts])]
+    for said in answer_of(experiment):
+        lines += ["", *wrap(f"{said.lead}{said.rest}", _WIDTH)]
+        lines += [f"    {line}" for line in wrap("; ".join(said.numbers), _WIDTH - 4)]
+    return lines
+
+
 def _names(experiment: Experiment, key: Key) -> tuple[str, ...]:
     return (experiment.label, key.group, key.pair.name, key.metric, str(key.place))
 
@@ -97,7 +130,7 @@ def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
             if curve is None:
                 yield (*_names(experiment, key), 0, *[math.nan] * (len(ends) + 1))
                 continue
-            gains = gains_of(curve, info_of(key.metric))
+            gains = [last - first for first, last in ends_of(curve, info_of(key.metric))]
             found = [spread(values) for values in (curve.first, curve.last, gains)]
             yield (
                 *_names(experiment, key),
@@ -111,7 +144,7 @@ def _curves(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     """What the curves show: mean and standard deviation at every step, and chance."""
     yield (*_NAMES, "step", "mean", "std", "runs", "chance")
     for experiment in experiments:
-        places = {group: experiment.verdict_place(group) for group in experiment.groups()}
+        places = {findings.group: findings.place for findings in findings_of(experiment)}
         for key in experiment.keys:
             curve = experiment.curve(key) if key.place == places[key.group] else None
             if curve is None:
@@ -130,8 +163,7 @@ def _derived(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     quantities = ("gain", "half_life", "recovered", "closed", "by_pair", "by_control")
     yield (*_NAMES, *(f"{name}_{end}" for name in quantities for end in ("mean", "std")))
     for experiment in experiments:
-        for group in experiment.groups():
-            findings = Findings(experiment, group)
+        for findings in findings_of(experiment):
             verdicts = (v for pair in findings.pairs for v in findings.verdicts(pair))
             for v in (v for v in verdicts if v.info.sign):
                 spreads = (v.gain, v.half_life, v.recovered, *v.closed)
