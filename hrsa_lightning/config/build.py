@@ -8,18 +8,19 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from hrsa_lightning.callbacks import Monitor, StepProgressBar
+from hrsa_lightning.callbacks.tensorboard import ArmsLogger
 from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
 from hrsa_lightning.data import ContrastiveDataModule, PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
@@ -52,6 +53,11 @@ def build_callbacks(config: Config) -> list[Callback]:
     built = []
     for name, entry in config.callbacks.items():
         callback: Callback = instantiate(entry, f"callbacks.{name}", Callback)
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise ConfigError(
+                f"callbacks.{name}._target_: expected no search that begins a resumed run anew, got"
+                f" {entry['_target_']}"
+            )
         if isinstance(callback, Monitor):
             try:
                 callback.check(list(config.arms) if entry.get("arms") == "arms" else [""])
@@ -179,7 +185,7 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
 
 
 def arm_seed(config: Config, name: str) -> int:
-    """The seed of an arm's adapters and dropout: its own, or the run's."""
+    """The seed of an arm's adapters, dropout and batches: its own, or the run's."""
     own = config.arms[name].seed
     return config.seed if own is None else own
 
@@ -245,7 +251,7 @@ def build_data(
     arms: Mapping[str, EmbeddingModel],
     sources: Sequence[PairSource] | None = None,
 ) -> ContrastiveDataModule:
-    """The datamodule that feeds every arm the same texts, each in its own tokens.
+    """The datamodule that feeds arms of one seed the same texts, each in its own tokens.
 
     Args:
         config: The recipe.
@@ -261,6 +267,7 @@ def build_data(
                     f"data.{key}: expected at most {arm.max_positions}, the positions of "
                     f"{owner}, got {getattr(data, key)}"
                 )
+    first = next(iter(config.arms))  # a reference reads the batches of arms, and has none itself
     return ContrastiveDataModule(
         sources or read_pairs(data.train, data.limit),
         tokenizers={name: arm.tokenizer for name, arm in arms.items()},
@@ -274,6 +281,7 @@ def build_data(
         weights=data.source_weights(),
         source_temperature=data.source_temperature,
         seed=config.seed,
+        seeds={name: arm_seed(config, name if name in config.arms else first) for name in arms},
     )
 
 
@@ -293,23 +301,25 @@ def build_trainer(
         ConfigError: Lightning refuses an argument, or the folder cannot be made.
     """
     _check_folder(folder)
+    arguments = dataclasses.asdict(config.trainer)
+    # Lightning's own timer would end a run that is out of time as if it were complete.
+    max_time = arguments.pop("max_time")
     checkpoint = StepCheckpoint(
-        folder / "checkpoints", config.checkpoint.every_n_train_steps, config.checkpoint.keep
+        folder / "checkpoints",
+        config.checkpoint.every_n_train_steps,
+        config.checkpoint.keep,
+        max_time and _duration(max_time),
     )
     adapters = TrainedAdapters(folder / "adapters")
-    arguments = dataclasses.asdict(config.trainer)
     if config.trainer.max_steps > 0:
         arguments["max_epochs"] = None  # steps decide; epochs would cut them short
-    logger = TensorBoardLogger(
-        save_dir=folder, name="", version="", purge_step=resumed_step + 1 if resumed_step else None
-    )
     shown = [StepProgressBar()] if config.trainer.enable_progress_bar else []
     arguments["strategy"] = _strategy(config.trainer.strategy)
     try:
         trainer = Trainer(
             **arguments,
             callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step"), adapters],
-            logger=logger,
+            logger=ArmsLogger(folder, config.arms, resumed_step),
             plugins=[SafetensorsCheckpointIO()],
             use_distributed_sampler=False,  # our sampler already gives each rank its own slice
             enable_model_summary=False,
@@ -328,6 +338,12 @@ def build_trainer(
         raise ConfigError(f"trainer: {cut(first_line(error), 300)}") from error
     EndingFitLoop.replace(trainer)
     return trainer
+
+
+def _duration(text: str) -> timedelta:
+    """The duration that `DAYS:HOURS:MINUTES:SECONDS` stands for."""
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
 def _check_folder(folder: Path) -> None:

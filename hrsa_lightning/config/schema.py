@@ -159,7 +159,10 @@ class ModelConfig:
 
 @dataclass
 class ArmConfig:
-    """One backbone; `seed` (default: the run's) draws its adapters and its dropout."""
+    """One backbone; `seed` (default: the run's) draws adapters, dropout, batches and negatives.
+
+    An arm with a seed of its own trains as it would alone in a run with this seed.
+    """
 
     backbone: str = _key("???", _PATH)
     revision: str | None = _key(None, _PATH)

@@ -8,7 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
+    from hrsa_lightning.data.collate import (
+        ArmBatches,
+        ContrastiveBatch,
+        ContrastiveCollator,
+        text_id,
+    )
     from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
     from hrsa_lightning.data.entries import PairEntry
     from hrsa_lightning.data.held_out import (
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from hrsa_lightning.io import ContrastivePair
 
 _MODULES = {
+    "ArmBatches": "collate",
     "ContrastiveBatch": "collate",
     "ContrastiveCollator": "collate",
     "ContrastiveDataModule": "datamodule",
@@ -47,6 +53,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ArmBatches",
     "ContrastiveBatch",
     "ContrastiveCollator",
     "ContrastiveDataModule",

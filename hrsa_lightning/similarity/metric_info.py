@@ -2,23 +2,41 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["HEADLINE", "MetricInfo", "headline", "info_of", "metric_order"]
+__all__ = [
+    "HEADLINE",
+    "KINDS",
+    "MetricInfo",
+    "headline",
+    "headline_metrics",
+    "info_of",
+    "main_metrics",
+    "metric_order",
+]
 
 HEADLINE = (
     "cka",
     "cka_standardized",
     "knn_overlap_10",
-    "procrustes_residual",
+    "procrustes_global_cosine",
     "inverse_row_entropy",
     "dimension_correlation",
     "probe_transfer_accuracy",
 )
-"""One metric of each kind, where there is no room for all."""
+"""One metric of each kind, where there is no room for all.
+
+Of the values of a rotation the cosine, which does not depend on the norms of either side: the
+residual and its chance level grow with those of the live model.
+"""
+
+KINDS = {"global": "global geometry", "local": "local geometry", "basis": "basis"}
+"""What training can and cannot take back, in the paper's words."""
+
+_MOST_MAIN = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,7 @@ class MetricInfo:
             is no fixed number.
         sign: 1 where larger is more alike, -1 where smaller is; 0 where the value says nothing
             about likeness.
-        kind: `local`, `global` or `basis`, for what training can and cannot take back.
+        kind: A key of `KINDS`, or empty.
     """
 
     title: str
@@ -45,10 +63,9 @@ class MetricInfo:
         """A value turned so that larger is more alike."""
         return -value if self.sign < 0 else value
 
-    @property
-    def self_similarity(self) -> float:
-        """Similarity of a model with itself."""
-        return self.similarity(self.identity)
+    def short(self) -> str:
+        """The title without its qualification, for sentences."""
+        return self.title.partition(",")[0]
 
 
 _KNOWN = {
@@ -57,8 +74,10 @@ _KNOWN = {
     "cka_standardized": MetricInfo("linear CKA, standardized", "geometry", 1.0, kind="global"),
     "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
     "cknna": MetricInfo("CKNNA", "geometry", 1.0, kind="local"),
-    "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1, "basis"),
-    "procrustes_global_cosine": MetricInfo("Procrustes cosine, global", "representation", 1.0),
+    "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1),
+    "procrustes_global_cosine": MetricInfo(
+        "Procrustes cosine, global", "representation", 1.0, kind="basis"
+    ),
     "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "representation", 1.0),
     "inverse_row_entropy": MetricInfo("inverse row entropy of O*", "representation", 1.0),
     "dimension_correlation": MetricInfo("dimension correlation", "representation", 1.0),
@@ -114,6 +133,32 @@ def headline(measurements: Iterable[Measurement]) -> list[Measurement]:
         elif m.metric in HEADLINE and m.layer == "output" and not m.label:
             (drifts if m.reference == "initial" else pairs).append(m)
     return [*(pairs or drifts), *scores]
+
+
+def headline_metrics(metrics: Sequence[str]) -> list[str]:
+    """One metric of each kind; all of them where none is known."""
+    return [metric for metric in HEADLINE if metric in metrics] or list(metrics)
+
+
+def main_metrics(metrics: Sequence[str], *, is_dominated: bool = False) -> list[str]:
+    """The metrics that answer for global geometry, local geometry and basis.
+
+    Args:
+        metrics: Those that were measured, in any order.
+        is_dominated: One dimension carries most of the variance, which only standardized CKA
+            looks beyond.
+
+    Example:
+        >>> main_metrics(["probe_transfer_accuracy", "knn_overlap_10", "cka", "cka_plain"])
+        ['cka', 'knn_overlap_10']
+        >>> main_metrics(["mine"])
+        ['mine']
+    """
+    ranked = [*headline_metrics(metrics), *metrics]
+    if is_dominated:
+        ranked.sort(key="cka_standardized".__ne__)
+    found = [next((m for m in ranked if info_of(m).kind == kind), "") for kind in KINDS]
+    return list(filter(None, found)) or [m for m in ranked if info_of(m).sign][:_MOST_MAIN]
 
 
 def metric_order(metric: str) -> tuple[int, str, int]:

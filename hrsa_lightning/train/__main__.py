@@ -160,9 +160,9 @@ def _carry_out(
                 discard(run)
             raise
         except SystemExit as end:  # how Lightning ends a fit that the user interrupted
-            return _stop(trainer, run, ranks, end)
+            return _stop(config, trainer, run, ranks, end)
         if ranks.is_rank_0:
-            _summarize(config, run.folder, trainer, time.perf_counter() - started)
+            _summarize(config, pairs, run.folder, trainer, time.perf_counter() - started)
     if ranks.is_rank_0:
         _report(run.folder)
     return 0
@@ -185,22 +185,26 @@ def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Ru
     trainer.fit(module, data, ckpt_path=run.checkpoint)
 
 
-def _stop(trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit) -> int:
-    """Say where a stopped run goes on; returns the exit code, 128 more than the signal."""
+def _stop(
+    config: Config, trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit
+) -> int:
+    """Say where a stopped run goes on; returns the exit code."""
     from hrsa_lightning.modules.checkpoints import newest_checkpoint, step_of
-    from hrsa_lightning.modules.ranks import Stopped, requeue
+    from hrsa_lightning.modules.ranks import TIME_IS_UP, Stopped, requeue
 
-    signum = end.signum if isinstance(end, Stopped) else signal.SIGINT
+    stop = end if isinstance(end, Stopped) else Stopped(signal.SIGINT)
     if ranks.is_rank_0:
-        saved = step_of(newest_checkpoint(run.folder))
+        saved = step_of(newest_checkpoint(run.folder)) if config.resume else 0
         then = f"goes on from step {saved} in {run.folder}" if saved else "begins anew"
-        print(f"stopped at step {trainer.global_step}; the same command {then}", flush=True)
-        if signum not in (signal.SIGINT, signal.SIGTERM):
+        why = "trainer.max_time is up: " if stop.signum == TIME_IS_UP else ""
+        print(f"{why}stopped at step {trainer.global_step}; the same command {then}", flush=True)
+        if stop.signum not in (TIME_IS_UP, signal.SIGINT, signal.SIGTERM):
             requeue()
     if isinstance(end, Stopped):
         ranks.end()
         ranks.wait_for_rank_0(seconds=60)
-    return 128 + signum
+    assert isinstance(stop.code, int)
+    return stop.code
 
 
 def _quieten() -> None:
@@ -246,13 +250,18 @@ def _announce_tokenizers(module: "PairedContrastiveModule") -> None:
     )
 
 
-def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float) -> None:
-    from hrsa_lightning.runs.summary import summary_lines, write_summary
+def _summarize(
+    config: Config, pairs: "list[PairSource]", folder: Path, trainer: "Trainer", seconds: float
+) -> None:
+    from hrsa_lightning.models.backbone import has_dropout
+    from hrsa_lightning.runs.summary import find_controls, summary_lines, write_summary
 
-    lines = summary_lines(folder)
+    dropout = has_dropout(trainer.lightning_module)
+    controls = find_controls(config, pairs, dropout=dropout, folder=folder)
+    lines = summary_lines(folder, controls)
     print("\n".join(lines))
     _show_in_tensorboard(config, trainer, lines)
-    write_summary(folder, steps=trainer.global_step, seconds=seconds)
+    write_summary(folder, steps=trainer.global_step, seconds=seconds, controls=controls)
 
 
 def _report(folder: Path) -> None:
@@ -285,6 +294,7 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks import Monitor
     from hrsa_lightning.callbacks.logging import log_settings, log_text
+    from hrsa_lightning.callbacks.tensorboard import CHANCE, cards_of
     from hrsa_lightning.similarity.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
@@ -292,7 +302,14 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
         key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
     }
     monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
-    shown = [monitor.tag(m) for monitor in monitors for m in headline(monitor.latest)]
+    shown = [
+        card
+        for monitor in monitors
+        for card in cards_of(
+            monitor.name, headline(monitor.latest), named=monitor.names_comparisons
+        )
+        if card.run != CHANCE
+    ]
     log_settings(trainer, settings, shown)
 
 

@@ -131,7 +131,7 @@ def test_reading_and_checking_import_no_torch(tmp_path):
             ContrastiveDataset, check_pairs, read_pairs, read_retrieval_set, read_texts
         )
         check_pairs([{str(path)!r}], train_group_size=4, batch_size=2)
-        assert len(ContrastiveDataset(read_pairs([{str(path)!r}]))[0, 0].passages) == 4
+        assert len(ContrastiveDataset(read_pairs([{str(path)!r}]))[0, 0, 0].passages) == 4
         heavy = {{"torch", "lightning", "transformers", "datasets", "pyarrow"}} & set(sys.modules)
         sys.exit(f"imported: {{heavy}}" if heavy else 0)
     """

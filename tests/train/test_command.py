@@ -39,9 +39,9 @@ def _folder(output_dir):
 def _losses(folder, arm):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder))
+    events = EventAccumulator(str(folder / arm))
     events.Reload()
-    return [event.value for event in events.Scalars(f"train/loss/{arm}")]
+    return [event.value for event in events.Scalars("train/loss")]
 
 
 @pytest.fixture(scope="module")
