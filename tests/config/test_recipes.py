@@ -26,6 +26,11 @@ SAME_AS_PAIRED = ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b"]
 # The first solo run has no other run's trace to be compared with.
 LAUNCHED_WITH = {"solo": ["callbacks.other=null"]}
 FOR_HUB_MODELS = [name for name in RECIPES if name != "quickstart"]
+ARCHITECTURES = {"olmo2-1b": "olmo2", "smollm2-135m": "llama", "qwen3-0.6b": "qwen3"}
+"""Of the recipes whose backbones are no Qwen2."""
+
+QUICK = ["public", "paper", *ARCHITECTURES]
+"""What each architecture and the paper's settings need; the others differ in their arms alone."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -50,7 +55,13 @@ def test_recipes_share_the_papers_parameters(name):
     assert load_config(name, ["model.lora=null"]).model.lora is None
 
 
-@pytest.mark.parametrize("name", FOR_HUB_MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in FOR_HUB_MODELS
+    ],
+)
 def test_memory_in_the_header_is_what_plan_says(name):
     header = RECIPES[name].read_text().partition("\nname:")[0]
     stated = int(re.search(r"# Needs: +(\d+) GB on one GPU", header)[1])
@@ -120,13 +131,6 @@ def test_pairs_differ_in_their_backbones_alone(name):
     for field in ("name", "description", "arms"):
         setattr(other, field, getattr(paired, field))
     assert other == paired
-
-
-ARCHITECTURES = {"olmo2-1b": "olmo2", "smollm2-135m": "llama", "qwen3-0.6b": "qwen3"}
-"""Of the recipes whose backbones are no Qwen2."""
-
-QUICK = ["public", "paper", *ARCHITECTURES]
-"""What each architecture and the paper's settings need; the others differ in their arms alone."""
 
 
 @pytest.fixture(scope="module")
