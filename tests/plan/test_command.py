@@ -19,7 +19,7 @@ def test_every_part_is_printed(capsys):
         "kept graphs",
         "gradients",
         "monitor",
-        "100 steps",
+        "80 steps",
         "550 probes, 5 layers",
         "of 80 GB",
     ):
