@@ -16,7 +16,7 @@ from hrsa_lightning.report.answer import (
     numbers,
     score_differences,
 )
-from hrsa_lightning.report.experiments import Experiment, Pair, Run
+from hrsa_lightning.report.experiments import Experiment, Pair, Place, Run
 from hrsa_lightning.report.figures import Pictures, answer_picture
 from hrsa_lightning.report.page import (
     Answer,
@@ -31,6 +31,7 @@ from hrsa_lightning.report.page import (
 )
 from hrsa_lightning.report.statistics import Spread, spread
 from hrsa_lightning.report.verdict import SAME, Findings, Verdict, findings_of, side_of
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
 __all__ = ["overview", "report_blocks"]
@@ -116,6 +117,8 @@ def _pictures(findings: Findings, pictures: Pictures, *, maps: bool) -> list[Blo
         blocks.append(pictures.curves(between, headline, "curves"))
         more = pictures.curves(between, others, "more_curves")
         blocks.append(Fold("Curves of the other metrics", [more]))
+        means = pictures.curves(between, headline, "means", Place(MEAN_OVER_LAYERS))
+        blocks.append(Fold("Curves of means over the layers before the output", [means]))
     if findings.drifts:
         blocks += [Heading("Each arm against its own start", 3), note("drift")]
         blocks.append(pictures.curves(findings.drifts, headline, "drift"))
@@ -211,14 +214,23 @@ def _derived_row(v: Verdict, controls: Sequence[Pair]) -> Row:
     ]
 
 
-def overview(findings: Findings, pairs: Sequence[Pair]) -> Table:
-    """Every metric of some comparisons at the place of verdicts, before and after."""
-    starts = all(pair in findings.drifts for pair in pairs)  # where what was before is known
+def overview(findings: Findings, pairs: Sequence[Pair], *, brief: bool = False) -> Table:
+    """Every metric of some comparisons at the place of verdicts, before and after.
+
+    Args:
+        findings: Of a monitor.
+        pairs: The columns.
+        brief: Metrics by their keys, and of their levels chance alone.
+    """
+    starts = bool(pairs) and all(
+        pair in findings.drifts for pair in pairs
+    )  # where what was before is known
+    levels = {"chance": "chance"} if brief else _LEVELS
     rows: list[Row] = []
     for metric in findings.metrics:
         info = info_of(metric)
         curves = [findings.curve(metric, pair) for pair in pairs]
-        row: Row = [info.title]
+        row: Row = [metric if brief else info.title]
         for curve in curves:
             if curve is None:
                 row.append("")
@@ -228,16 +240,21 @@ def overview(findings: Findings, pairs: Sequence[Pair]) -> Table:
             text = ends[1] if starts else " → ".join(ends)
             text += f" ± {after.std:.3f}" if after.std >= 5e-4 else ""
             row.append(Cell(text, after.mean))
-        for name in _LEVELS:
+        for name in levels:
             level = spread([curve.last_level(name) for curve in curves if curve]).mean
             at_theory = math.isnan(level) or (name == "identity" and level in (0, 1))
             row.append("" if at_theory else Cell(number(level), level))
         rows += [row] if any(curves) else []
-    header = ["", *map(str, pairs), *_LEVELS.values()]
+    header = [
+        "",
+        *(pair.arm or "live" if starts else str(pair) for pair in pairs),
+        *levels.values(),
+    ]
     columns = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
-    what = "at the end" if starts else "before → after"
+    where = "on held-out pairs" if findings.is_retrieval else f"at {findings.place}"
+    caption = f"{findings.group} {where}, before → after"
     return Table(
-        f"{findings.group} at {findings.place}, {what}",
+        f"each arm against its own start {where}, at the end" if starts else caption,
         [header[i] for i in columns],
         [[row[i] for i in columns] for row in rows],
     )
