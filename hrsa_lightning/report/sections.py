@@ -375,9 +375,9 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 def _cost(experiments: Iterable[Experiment]) -> Table:
     rows: list[Row] = []
     for experiment in experiments:
-        for name in dict.fromkeys(name for run in experiment.runs for name in run.histories):
-            runs = [run for run in experiment.runs if name in run.histories]
-            seconds = [run.histories[name].seconds for run in runs]
+        for name in dict.fromkeys(name for run in experiment.runs for name in run.seconds):
+            runs = [run for run in experiment.runs if name in run.seconds]
+            seconds = [run.seconds[name][:, 1] for run in runs]
             totals = [float(np.nansum(each)) for each in seconds]
             shares = [
                 total / run.summary["seconds"]
