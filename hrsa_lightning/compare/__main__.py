@@ -38,7 +38,7 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
   --standardize        draw the map of CKA with every feature brought to unit variance
-  --null 200           permutations of the rows for p-values, up to 2,048 rows; 0 for none
+  --null 200           permutations of the rows for p-values; 0 for none
   --out comparison     folder of results.json, results.csv, report.md and pictures
   --keep-representations   leave them in --out for a later call
   --no-resume          run all models again, whatever an earlier call left in --out
@@ -132,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from hrsa_lightning.compare.comparison import compare_models
-    from hrsa_lightning.compare.results import summary_lines, write_results
+    from hrsa_lightning.compare.results import cautions, summary_lines, write_results
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -151,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise ConfigError(f"--out {arguments.out}: {error.strerror}") from error
-    print("\n".join(summary_lines(results)))
+    print("\n".join([*summary_lines(results), *cautions(results)]))
     print(f"\nreport: {arguments.out / 'report.md'}")
     return 0
 
