@@ -270,6 +270,9 @@ def permuted_correlation(x: Tensor, y: Tensor, orders: Tensor, chunk_bytes: int)
     """Mean and median of the dimension-wise correlation, (p,) each, or one for each shift."""
     x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
     varies = (x != 0).any(0) & (y != 0).any(0)
+    if not bool(varies.any()):
+        undefined = torch.full((len(orders),), torch.nan, dtype=torch.float64, device=x.device)
+        return {"mean": undefined, "median": undefined}
     x, y = x[:, varies], y[:, varies]
     if len(x) > FEW:
         values = _correlated(x[orders[0]], y[orders[0]])[1:] / len(x)
