@@ -2,10 +2,10 @@
 
     python benchmarks/pairs.py
 
-Columns are query, positive and 15 negatives in a parquet file, which `datasets` has prepared before.
-CPU seconds are those of the check alone; memory is the peak of what a process holds itself (RssAnon)
-above what it held before, so that the page cache is not in it. Goals: 5 s and 150 MB; four processes
-that start together take no more than 1.2 times the seconds of one.
+Columns are query, positive and 15 negatives in a parquet file that `datasets` has prepared before.
+CPU seconds are those of the check alone; memory is the peak of what a process holds itself
+(RssAnon) above what it held before, so that the page cache is not in it. Goals: 5 s and 150 MB;
+four processes that start together take no more than 1.2 times the seconds of one.
 """
 
 import argparse
