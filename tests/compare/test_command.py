@@ -214,7 +214,9 @@ def test_several_models_of_other_depth_and_width_give_a_matrix(place, tmp_path):
         ("layer_2", "layer_0"),
         ("layer_4", "layer_1"),
         ("output", "output"),
+        ("mean_over_layers", "mean_over_layers"),
     }
+    assert "5 layers against 2, paired by relative depth" in large["notes"]
     heatmap = torch.tensor(large["heatmap"]["debiased"])
     assert heatmap.shape == (6, 3)
     assert large["heatmap"]["dimension_correlation"] is large["heatmap"]["standardized"] is None
