@@ -21,6 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hrsa_lightning import EmbeddingModel
+from hrsa_lightning.functional import knn_overlap, linear_cka
+
 TINY = Path(__file__).resolve().parents[2] / "hrsa_lightning" / "assets" / "tiny"
 SOURCES = ("definition", "example", "code")
 
@@ -150,6 +153,19 @@ def test_recorded_weight_changes_are_those_of_the_files(record) -> None:
         change = controls.relative_change(base, controls.read_weights(TINY / name))
         assert change == pytest.approx(record["relative_weight_change"][name], abs=1e-4)
         assert change > 0.005
+
+
+def test_recorded_similarities_are_those_of_the_files(record, probes) -> None:
+    texts = [probe["text"] for probe in probes]
+    base, *tuned = (
+        EmbeddingModel.from_pretrained(f"embedded:tiny/{name}", attention="causal").embed(texts)
+        for name in BACKBONES
+    )
+    for name, embeddings in zip(BACKBONES[1:], tuned, strict=True):
+        recorded = record["similarity"][name]
+        assert recorded["cka"] == pytest.approx(float(linear_cka(embeddings, base)), abs=1e-3)
+        overlap = float(knn_overlap(embeddings, base, k=10))
+        assert recorded["knn_overlap_10"] == pytest.approx(overlap, abs=5e-3)
 
 
 def test_recorded_accuracies_rise_beyond_noise(record) -> None:
