@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hrsa_lightning.report.metric_info import HEADLINE
+from hrsa_lightning.similarity.metric_info import HEADLINE
 
 RECIPES = 4
 GOAL_SECONDS, GOAL_MEGABYTES = 30, 1000

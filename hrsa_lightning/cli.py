@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hrsa_lightning.errors import HRSAError, nearest
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print("hrsa_lightning", importlib.import_module("hrsa_lightning").__version__)
+        return 0
     name, *rest = arguments
     if name not in COMMANDS:
         print(f"error: no command '{name}'.{nearest(name, COMMANDS)}", file=sys.stderr)
@@ -43,6 +47,14 @@ def find_command(name: str) -> Any:
     if hasattr(command, "__path__"):
         command = importlib.import_module(f"hrsa_lightning.{name}.__main__")
     return command
+
+
+def program(name: str) -> str:
+    """How a command was started, for its usage: `hrsa NAME` or `python -m hrsa_lightning.NAME`."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py" and started.parent.name == "hrsa_lightning":
+        return f"python -m hrsa_lightning {name}"
+    return f"hrsa {name}" if started.stem == "hrsa" else f"python -m hrsa_lightning.{name}"
 
 
 def answered(command: Callable[[], int]) -> int:
@@ -177,7 +189,7 @@ def markdown_text(text: str) -> str:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return f"usage: hrsa COMMAND ...\n\n{listing}\n\nhrsa COMMAND --help says more."
+    return f"usage: hrsa COMMAND ...\n\n{listing}\n\nhrsa COMMAND --help says more; hrsa --version."
 
 
 if __name__ == "__main__":

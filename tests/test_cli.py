@@ -3,10 +3,13 @@
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options
+from hrsa_lightning import __version__
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, main
+from hrsa_lightning.resources import resource_files
 from hrsa_lightning.runs.encoder import EncoderOptions
 
 
@@ -57,3 +60,22 @@ def test_a_command_does_not_depend_on_who_reads_it(command, shown):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == shown
+
+
+def test_help_names_the_way_in_which_a_command_was_started():
+    for start, usage in {
+        "-m hrsa_lightning": "python -m hrsa_lightning train",
+        "-m hrsa_lightning.train": "python -m hrsa_lightning.train",
+        f"{Path(sys.executable).with_name('hrsa')}": "hrsa train",
+    }.items():
+        name = [] if start.endswith(".train") else ["train"]
+        command = [sys.executable, *start.split(), *name, "--help"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        assert shown.startswith(f"usage: {usage} recipe=NAME")
+        for listed in (*resource_files("recipes"), *resource_files("callbacks")):
+            assert f"\n  {listed} " in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hrsa_lightning {__version__}\n"

@@ -9,6 +9,8 @@ from hrsa_lightning.plots import (
     MUTED,
     Line,
     curves_figure,
+    distance_lines,
+    has_distances,
     heatmap_figure,
     inline_svg,
     layer_steps_figure,
@@ -69,6 +71,56 @@ def test_a_chance_level_that_would_flatten_the_curves_is_a_note():
     lowest = min(line.get_ydata().min() for line in first.lines)
     bottom = first.texts[0].get_window_extent().y1
     assert bottom < first.transData.transform((0, lowest))[1], "no curve runs through the note"
+
+
+def test_a_chance_level_that_changes_is_a_curve():
+    """The residual of a model whose norms drift is far above 2, and so is its chance level."""
+    found = [
+        Measurement(
+            "procrustes_residual", scale - 1, 1 + scale, arm=arm, reference="base", step=step
+        )
+        for arm, growth in (("a", 3.0), ("b", 1.0))
+        for step in range(4)
+        for scale in [growth**step]
+    ]
+    (panel,) = curves_figure(found).axes
+    (curve,) = (line for line in panel.lines if line.get_label() == "_chance")
+    assert curve.get_ydata().tolist() == [2, 4, 10, 28]
+    assert curve.get_color() == panel.lines[0].get_color()
+    (level,) = (line for line in panel.lines if line.get_color() == MUTED)
+    assert level.get_ydata() == [2, 2], "that of b stays"
+
+
+def test_distances_from_identity_tell_apart_what_crowds_at_it():
+    ends = {"near": 0.9995, "far": 0.994, "same": 1.0}
+    found = [
+        m._replace(arm=arm, value=1.0 if m.step == 0 else end, low=end - 0.002, high=end + 0.002)
+        for arm, end in ends.items()
+        for m in history(arms=("a",))
+        if m.metric == "cka"
+    ]
+    crowded = [*found, *(m for m in history() if m.metric != "cka")]
+    assert has_distances(crowded)
+    figure = curves_figure(crowded, distance=True)
+    (panel,) = figure.axes  # the k-NN overlap is far from 1
+    assert (panel.get_title(), panel.get_yscale()) == ("1 − cka", "log")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in panel.lines}
+    assert math.isnan(drawn["near vs initial"][0]), "no distance at the start"
+    assert drawn["near vs initial"][1:] == pytest.approx([0.0005] * 3)
+    assert drawn["far vs initial"][1:] == pytest.approx([0.006] * 3)
+    assert all(map(math.isnan, drawn["same vs initial: no distance"]))
+    assert [text.get_text() for text in panel.texts] == ["chance"]
+    assert panel.lines[-1].get_ydata() == [1, 1], "the distance of what has similarity 0"
+    assert dict(metric_figures(crowded, distance=True)).keys() == {"cka"}
+    assert not has_distances(history())
+    with pytest.raises(ValueError, match="values to draw, found none"):
+        curves_figure(history(), distance=True)
+
+
+def test_a_residual_is_a_distance_already():
+    (line,) = distance_lines([Line("a", [0, 1], [0.0, 0.01], [0, 0.005], [0, 0.02])], identity=0.0)
+    assert line.values == pytest.approx([math.nan, 0.01], nan_ok=True)
+    assert (line.low, line.high) == ([1e-6, 0.005], pytest.approx([math.nan, 0.02], nan_ok=True))
 
 
 def test_other_places_and_nothing_to_draw():

@@ -23,13 +23,25 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["tensors", "callback"])
+@pytest.mark.parametrize("code", PYTHON[1:], ids=["tensors", "callback"])
 def test_code_runs_as_it_stands(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "tensor(" in done.stdout
+
+
+def test_the_five_lines_work_in_a_project(tmp_path, monkeypatch):
+    """In that of the program further down."""
+    monkeypatch.chdir(tmp_path)
+    program = PYTHON[2].partition("monitor = ")[0] + "module = Project()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program + PYTHON[0]], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    events = Path("lightning_logs").rglob("events.out.tfevents*")
+    assert any(b"similarity/cka/output" in path.read_bytes() for path in events)
 
 
 class Parsed(Exception):  # noqa: N818

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from hrsa_lightning.plots import curves_figure, save_figure
-from hrsa_lightning.report.metric_info import HEADLINE
 from hrsa_lightning.similarity import read_history
+from hrsa_lightning.similarity.metric_info import HEADLINE
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "quickstart.png"
 

@@ -4,6 +4,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from hrsa_lightning.callbacks.folder import RunFolder, close_run_folder, open_run_folder
 from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
+from hrsa_lightning.callbacks.progress import StepProgressBar
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
@@ -340,7 +342,7 @@ class Monitor(Callback, ABC):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # queued training steps are no overhead
         step = self.budget.step = trainer.global_step
-        with self.budget.evaluating():
+        with self.budget.evaluating(), _described(trainer, f"measuring {self.name}"):
             started = time.perf_counter()
             try:
                 with preserve_training_state(pl_module):
@@ -410,6 +412,12 @@ class Monitor(Callback, ABC):
             if self._on_error == "raise":
                 raise
             warnings.warn(f"{self.name}: no pictures ({error})", HRSAWarning, stacklevel=2)
+
+
+def _described(trainer: Trainer, text: str) -> AbstractContextManager[None]:
+    """Have a `StepProgressBar` say what takes the time."""
+    bar = trainer.progress_bar_callback
+    return bar.describe(trainer, text) if isinstance(bar, StepProgressBar) else nullcontext()
 
 
 def find_arms(pl_module: LightningModule, holder: str | None) -> dict[str, nn.Module]:

@@ -15,7 +15,13 @@ from hrsa_lightning.callbacks.logging import log_picture, tag_of, takes_pictures
 from hrsa_lightning.functional import SimilarityWarning, linear_cka_heatmap
 from hrsa_lightning.functional.procrustes import alignment_spectrum
 from hrsa_lightning.metrics.procrustes import KEYS
-from hrsa_lightning.plots import curves_figure, heatmap_figure, metric_figures, save_figure
+from hrsa_lightning.plots import (
+    curves_figure,
+    has_distances,
+    heatmap_figure,
+    metric_figures,
+    save_figure,
+)
 from hrsa_lightning.similarity.evaluator import ComparedPair, SimilarityEvaluation
 from hrsa_lightning.similarity.history import Detail, append_record, details_path, read_history
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
@@ -181,6 +187,8 @@ def finish_curves(
 ) -> None:
     """Write the curves as one sheet, and log them metric by metric, since loggers show them small.
 
+    Where curves crowd at identity, there is a second sheet, of their distances from it.
+
     Args:
         trainer: Whose loggers.
         measurements: Of the whole run.
@@ -189,12 +197,14 @@ def finish_curves(
     """
     for probes in dict.fromkeys(m.probes for m in measurements):
         group = f"{name}.{probes}" if probes else name
-        save_figure(
-            curves_figure(measurements, title=group, probes=probes), folder / f"{group}.png"
-        )
-        if takes_pictures(trainer):
-            for metric, figure in metric_figures(measurements, probes=probes):
-                log_picture(trainer, f"{group}/curves/{metric}", figure, trainer.global_step)
+        for distance in (False, True) if has_distances(measurements, probes=probes) else (False,):
+            sheet = curves_figure(measurements, title=group, probes=probes, distance=distance)
+            save_figure(sheet, folder / f"{group}{'_distance' if distance else ''}.png")
+            if not takes_pictures(trainer):
+                continue
+            kind = "distance" if distance else "curves"
+            for metric, figure in metric_figures(measurements, probes=probes, distance=distance):
+                log_picture(trainer, f"{group}/{kind}/{metric}", figure, trainer.global_step)
 
 
 def _spectrum(x: Tensor, y: Tensor) -> dict[str, Tensor]:

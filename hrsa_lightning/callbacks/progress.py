@@ -3,13 +3,13 @@
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
-
-from hrsa_lightning.callbacks.base import Monitor
 
 __all__ = ["StepProgressBar"]
 
@@ -23,6 +23,11 @@ _SHOWN = {
 
 SECONDS_BETWEEN_READINGS = 1.0
 """Reading a value waits for the device to finish what it is asked to do."""
+
+SECONDS_BETWEEN_LINES = 10.0
+"""In a file every state of the bar is a line."""
+
+_TRAINING = "training"
 
 
 class StepProgressBar(ProgressBar):
@@ -45,15 +50,32 @@ class StepProgressBar(ProgressBar):
     def disable(self) -> None:
         self._enabled = False
 
+    @contextmanager
+    def describe(self, trainer: Trainer, text: str) -> Iterator[None]:
+        """Show another text than `training` for as long as something else takes the time."""
+        if self._bar is None and trainer.global_step == 0:  # before the first step, not at the end
+            self._open(trainer)
+        bar = self._bar
+        if bar is not None:
+            bar.set_description(text)
+        yield
+        if bar is not None:
+            bar.set_description(_TRAINING, refresh=False)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is None:  # no monitor has evaluated before the first step
+            self._open(trainer)
+
+    def _open(self, trainer: Trainer) -> None:
         total = trainer.estimated_stepping_batches
         self._bar = tqdm(
             total=int(total) if total != float("inf") else None,
             initial=trainer.global_step,
-            desc="training",
+            desc=_TRAINING,
             unit="step",
             dynamic_ncols=True,
             file=sys.stderr,
+            mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
             disable=not self._enabled,
         )
 
@@ -101,12 +123,11 @@ def _state(trainer: Trainer) -> dict[str, str]:
     for tag, (name, form) in _SHOWN.items():
         if tag in logged:
             shown[name] = format(float(logged[tag]), form)
-    monitors: list[Any] = [*trainer.callbacks]  # type: ignore[attr-defined]
+    callbacks: list[Any] = [*trainer.callbacks]  # type: ignore[attr-defined]
     outputs = [
         m.value
-        for monitor in monitors
-        if isinstance(monitor, Monitor)
-        for m in monitor.latest
+        for callback in callbacks
+        for m in getattr(callback, "latest", ())  # of monitors
         if (m.metric, m.layer, m.label) == ("cka", "output", "")
     ]
     if outputs:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrsa_lightning.cli import answered, positive
+from hrsa_lightning.cli import answered, positive, program
 from hrsa_lightning.compare.options import (
     EXTRAS,
     METRICS,
@@ -18,7 +18,7 @@ from hrsa_lightning.compare.texts import load_texts
 from hrsa_lightning.errors import ConfigError, nearest
 
 _HELP = """\
-usage: python -m hrsa_lightning.compare MODEL MODEL [MODEL ...] --texts SOURCE [options]
+usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE [options]
 
 Compare models layer by layer on the same texts; of each pair the one given first is the reference.
 MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base, LoRA adapter,
@@ -53,14 +53,14 @@ class _Parser(argparse.ArgumentParser):
     """Says its help in the columns above: argparse's own needs two screens for as many options."""
 
     def format_help(self) -> str:
-        return _HELP
+        return _HELP.replace("{prog}", self.prog)
 
     def format_usage(self) -> str:
-        return _HELP.splitlines(keepends=True)[0]
+        return self.format_help().splitlines(keepends=True)[0]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hrsa_lightning.compare", allow_abbrev=False)
+    parser = _Parser(prog=program("compare"), allow_abbrev=False)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL")
     add("--texts", required=True)

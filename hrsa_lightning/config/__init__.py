@@ -4,6 +4,7 @@
 """
 
 from hrsa_lightning.config.load import (
+    describe_presets,
     describe_recipes,
     flat_settings,
     load_config,
@@ -15,6 +16,7 @@ from hrsa_lightning.config.schema import Config
 
 __all__ = [
     "Config",
+    "describe_presets",
     "describe_recipes",
     "flat_settings",
     "load_config",

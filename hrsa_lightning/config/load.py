@@ -119,6 +119,12 @@ def describe_recipes() -> dict[str, str]:
     return found
 
 
+def describe_presets() -> dict[str, str]:
+    """Name and first line of each callback preset that is shipped."""
+    files = resource_files("callbacks").items()
+    return {name: read_text(path).partition("\n")[0].removeprefix("# ") for name, path in files}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -275,6 +281,9 @@ def _read_recipe(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"{path}: 'defaults' leads back to the recipe itself")
     content = _read_mapping(path)
+    if isinstance(callbacks := content.get("callbacks"), dict):
+        for name in (name for name, preset in callbacks.items() if isinstance(preset, str)):
+            callbacks[name] = {"preset": callbacks[name]}
     base = content.pop("defaults", None)
     if base is None:
         return content
@@ -288,10 +297,11 @@ def _read_recipe(recipe: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged; one that names a preset is a callback of its own and replaces."""
     merged = dict(base)
     for key, value in top.items():
         below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, dict):
+        if isinstance(value, Mapping) and isinstance(below, dict) and "preset" not in value:
             value = _overlay(below, value)
         merged[key] = value
     return merged
@@ -317,6 +327,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             child = {}
         node[name] = child
         node = child
+    if parents[:1] == ["callbacks"] and last == "preset":
+        node.clear()  # as where a recipe names one
     node[last] = value
 
 

@@ -160,9 +160,7 @@ def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            "reading this needs the datasets package: pip install 'hrsa-lightning[datasets]'"
-        ) from None
+        raise DataError("reading this needs the datasets package: pip install datasets") from None
     return datasets
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, program
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.io import write_json, write_text
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.evaluate",
+        prog=program("evaluate"),
         usage="%(prog)s RUN_OR_MODEL ... [--tasks TASK ...] [options]",
         epilog=_EPILOG,
         formatter_class=HelpFormatter,

@@ -30,7 +30,7 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
         import mteb
     except ImportError:
         raise ConfigError(
-            f"tasks: {', '.join(names)} need mteb: pip install 'hrsa-lightning[eval]'"
+            f"tasks: {', '.join(names)} need mteb: pip install 'mteb>=2.26,<3'"
         ) from None
     found: dict[str, Any] = {}
     for name in names:

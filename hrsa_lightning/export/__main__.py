@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hrsa_lightning.cli import HelpFormatter, answered
+from hrsa_lightning.cli import HelpFormatter, answered, program
 from hrsa_lightning.errors import ConfigError
 
 _EXAMPLES = """\
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.export",
+        prog=program("export"),
         usage="%(prog)s RUN [--arm NAME] [--out FOLDER] [options]",
         description="Turn a finished run into a folder that SentenceTransformer loads.",
         epilog=_EXAMPLES,
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out: {out} exists; name a new folder")
     if find_spec("sentence_transformers") is None:
         raise ConfigError(
-            "export needs sentence-transformers: pip install 'hrsa-lightning[export]'"
+            "export needs sentence-transformers: pip install 'sentence-transformers>=6,<7'"
         )
     from hrsa_lightning.export.folder import Form
     from hrsa_lightning.export.writer import Mixing, export

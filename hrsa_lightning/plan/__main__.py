@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hrsa_lightning.cli import HelpFormatter, answered
+from hrsa_lightning.cli import HelpFormatter, answered, program
 from hrsa_lightning.config import Config, load_settings
 from hrsa_lightning.errors import ConfigError
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.plan",
+        prog=program("plan"),
         usage="%(prog)s recipe=NAME [key=value ...] [options]",
         description="Print what a recipe needs: weights, memory by purpose, steps, tokens.",
         epilog=_EXAMPLES,

@@ -2,21 +2,25 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hrsa_lightning.plots.style import (
+    CHANCE_DASH,
     COLORS,
     DASHES,
     INK,
+    MUTED,
     PANEL,
     SAME_LEVEL,
     draw_chance,
+    is_within_reach,
     literal,
     plain,
     style_axes,
 )
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
+from hrsa_lightning.similarity.metric_info import info_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
 _MOST_COLUMNS = 3
 _MOST_MARKED = 25
+_CROWDED = 0.05
+"""Curves that end nearer to identity than this cannot be told apart on a linear axis."""
+_MOVES = 0.05
+"""A chance level that changes by this share of its size over a run is a curve."""
+_NO_DISTANCE = 1e-6
+"""Two identical representations are as far apart as this by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class Line:
         dash: Any matplotlib line style.
         identity: Value of the reference and itself, drawn where it is not the 0 or 1 of theory.
         null: Level that 95 % of permuted pairings stay below.
+        chance: (points,), chance level at each step; drawn as a level, or as a curve where it
+            changes.
     """
 
     label: str
@@ -51,9 +63,69 @@ class Line:
     dash: str = "-"
     identity: float = math.nan
     null: float = math.nan
+    chance: Any = None
 
 
-_Panel = tuple[str, Sequence[Line], Sequence[float]]
+class _MetricPanel(NamedTuple):
+    metric: str
+    title: str
+    lines: Sequence[Line]
+
+
+def distance_lines(lines: Sequence[Line], identity: float = 1.0) -> list[Line]:
+    """Curves of how far values are from identity, for `draw_lines` with `log_y`.
+
+    On an axis from 0 to 1, .994 and .9995 are the same; their distances, .006 and .0005, are not.
+    Bands and levels are turned as well. What is no further away than rounding is left out.
+
+    Args:
+        lines: Curves of similarities, or of residuals.
+        identity: Value of a representation and itself: 1 gives `1 - value`, 0 the value.
+
+    Example:
+        >>> (line,) = distance_lines([Line("a vs b", [0, 5], [1.0, 0.75], chance=[0.0, 0.0])])
+        >>> line.values, line.chance
+        ([nan, 0.25], [1.0, 1.0])
+    """
+
+    def turned(value: float) -> float:
+        distance = identity - value if identity else value
+        return distance if distance > _NO_DISTANCE else math.nan
+
+    found = []
+    for line in lines:
+        values, low, high, chance = (
+            None if some is None else [turned(v) for v in plain(some)]
+            for some in (line.values, line.low, line.high, line.chance)
+        )
+        assert values is not None
+        if identity:
+            low, high = high, low
+        if low is not None:  # a band that reaches identity has no lower end on this axis
+            low = [_NO_DISTANCE if math.isnan(v) else v for v in low]
+        is_gone = all(map(math.isnan, values))
+        found.append(
+            replace(
+                line,
+                label=f"{line.label}: no distance" if is_gone else line.label,
+                values=values,
+                low=low,
+                high=high,
+                chance=chance,
+                identity=turned(line.identity),
+                null=turned(line.null),
+            )
+        )
+    return found
+
+
+def is_crowded(lines: Sequence[Line], identity: float = 1.0) -> bool:
+    """Whether a curve ends so near to identity that its distance says more than its value."""
+    ends = [
+        [value for value in line.values if math.isfinite(value)]
+        for line in distance_lines(lines, identity)
+    ]
+    return any(values[-1] < _CROWDED for values in ends if values)
 
 
 def lines_figure(
@@ -63,6 +135,7 @@ def lines_figure(
     chance: Sequence[float] = (),
     x_label: str = "optimizer step",
     log_x: bool = False,
+    log_y: bool = False,
     legend: bool = True,
 ) -> "Figure":
     """One panel with curves, bands, and chance levels dashed.
@@ -73,6 +146,7 @@ def lines_figure(
         chance: Chance levels; one that would flatten the curves becomes a note.
         x_label: What the abscissa is.
         log_x: Abscissa linear up to 1 and logarithmic above, so that step 0 stays on it.
+        log_y: Logarithmic ordinate, for `distance_lines`.
         legend: Name the curves below the panel.
 
     Example:
@@ -87,7 +161,7 @@ def lines_figure(
     figure = Figure(figsize=(PANEL[0], height), dpi=110)
     bottom = (0.5 + 0.18 * rows) / height
     ax = figure.add_axes((0.145, bottom, 0.83, 1 - bottom - 0.25 / height))
-    draw_lines(ax, lines, title=title, chance=chance, log_x=log_x)
+    draw_lines(ax, lines, title=title, chance=chance, log_x=log_x, log_y=log_y)
     ax.set_xlabel(literal(x_label), fontsize=8, color=INK)
     if legend:
         handles, labels = ax.get_legend_handles_labels()
@@ -137,6 +211,7 @@ def curves_figure(
     probes: str = "",
     layer: str | None = None,
     log_x: bool = False,
+    distance: bool = False,
 ) -> "Figure":
     """One panel per metric, one line per comparison, chance levels dashed, bands shaded.
 
@@ -146,6 +221,8 @@ def curves_figure(
         probes: Probe set whose values are drawn.
         layer: Layer whose values are drawn; the default is `output`, or else the last one.
         log_x: See `lines_figure`.
+        distance: Draw distances from identity on a logarithmic axis, of the metrics whose curves
+            crowd there; see `distance_lines`.
 
     Returns:
         A figure that no global state knows.
@@ -153,10 +230,11 @@ def curves_figure(
     Raises:
         ValueError: When the history holds nothing to draw.
     """
-    place, panels = _panels(history, probes, layer)
-    named = [(metric.replace("_", " "), lines, chance) for metric, lines, chance in panels]
-    title = f"{title} {place}, by optimizer step"
-    return panels_figure(named, title=title, log_x=log_x, legend=_needs_legend(panels))
+    place, panels = _panels_to_draw(history, probes, layer, distance)
+    title = f"{title}{', distance from identity,' * distance} {place}, by optimizer step"
+    legend = _needs_legend(panels)
+    named = [(panel.title, panel.lines, ()) for panel in panels]
+    return panels_figure(named, title=title, log_x=log_x, log_y=distance, legend=legend)
 
 
 def metric_figures(
@@ -165,6 +243,7 @@ def metric_figures(
     probes: str = "",
     layer: str | None = None,
     log_x: bool = False,
+    distance: bool = False,
 ) -> "Iterator[tuple[str, Figure]]":
     """The panels of `curves_figure` one by one, for places that show pictures small.
 
@@ -173,6 +252,7 @@ def metric_figures(
         probes: See `curves_figure`.
         layer: See `curves_figure`.
         log_x: See `lines_figure`.
+        distance: See `curves_figure`.
 
     Yields:
         Name of a metric, and its figure with every comparison.
@@ -180,18 +260,20 @@ def metric_figures(
     Raises:
         ValueError: When the history holds nothing to draw.
     """
-    place, panels = _panels(history, probes, layer)
+    place, panels = _panels_to_draw(history, probes, layer, distance)
     legend = _needs_legend(panels)
-    for metric, lines, chance in panels:
-        title = f"{metric.replace('_', ' ')} {place}"
-        yield metric, lines_figure(lines, title=title, chance=chance, log_x=log_x, legend=legend)
+    for metric, name, lines in panels:
+        title = f"{name} {place}"
+        figure = lines_figure(lines, title=title, log_x=log_x, log_y=distance, legend=legend)
+        yield metric, figure
 
 
 def panels_figure(
-    panels: Sequence[_Panel],
+    panels: Sequence[tuple[str, Sequence[Line], Sequence[float]]],
     *,
     title: str,
     log_x: bool = False,
+    log_y: bool = False,
     legend: bool = True,
 ) -> "Figure":
     """Several panels with the same lines and one legend.
@@ -200,6 +282,7 @@ def panels_figure(
         panels: Title, lines and chance levels of each.
         title: Of the whole figure.
         log_x: See `lines_figure`.
+        log_y: See `lines_figure`.
         legend: Name the lines of the first panel below all.
     """
     from matplotlib.figure import Figure
@@ -213,7 +296,7 @@ def panels_figure(
     figure = Figure(figsize=(columns * wide, height), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax, (name, lines, chance) in zip(axes, panels, strict=False):
-        draw_lines(ax, lines, title=name, chance=chance, log_x=log_x)
+        draw_lines(ax, lines, title=name, chance=chance, log_x=log_x, log_y=log_y)
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
     figure.suptitle(literal(title), fontsize=11, color=INK)
@@ -235,59 +318,112 @@ def draw_lines(
     title: str,
     chance: Sequence[float] = (),
     log_x: bool = False,
+    log_y: bool = False,
 ) -> None:
     """Draw curves, bands and chance levels into a panel and style it."""
     from matplotlib.ticker import MaxNLocator
 
+    if log_y:
+        ax.set_yscale("log")
+    moving: list[tuple[Line, list[float]]] = []
+    levels = list(chance)
     for index, line in enumerate(lines):
-        color = line.color or COLORS[index % len(COLORS)]
+        line = replace(line, color=line.color or COLORS[index % len(COLORS)])
         steps, values = plain(line.steps), plain(line.values)
         marker = "o" if len(steps) < _MOST_MARKED else ""
         label = literal(line.label)
-        ax.plot(steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=color, label=label)
+        ax.plot(
+            steps, values, line.dash, marker=marker, ms=3, lw=1.6, color=line.color, label=label
+        )
         if line.low is not None and line.high is not None:
             low, high = plain(line.low), plain(line.high)
-            ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0)
+            ax.fill_between(steps, low, high, color=line.color, alpha=0.18, lw=0)
+        known = [] if line.chance is None else [v for v in plain(line.chance) if math.isfinite(v)]
+        if known and max(known) - min(known) > _MOVES * max(map(abs, known)):
+            moving.append((line, known))
+        elif known:
+            levels.append(known[-1])
     style_axes(ax, title)
     ax.margins(x=0.02, y=0.08)
-    draw_chance(ax, chance)
-    beyond = [x.null for x in lines if not any(abs(x.null - c) < SAME_LEVEL for c in chance)]
+    levels += _draw_moving_chance(ax, moving)
+    draw_chance(ax, levels)
+    beyond = [x.null for x in lines if not any(abs(x.null - c) < SAME_LEVEL for c in levels)]
     draw_chance(ax, beyond, "95 % of permuted", far=False)
     draw_chance(ax, [x.identity for x in lines if x.identity not in (0, 1)], "itself", far=False)
-    ax.ticklabel_format(axis="y", useOffset=False)
+    if not log_y:
+        ax.ticklabel_format(axis="y", useOffset=False)
     if log_x:
         ax.set_xscale("symlog", linthresh=1.0)
     else:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
+def _draw_moving_chance(ax: "Axes", moving: Sequence[tuple[Line, list[float]]]) -> list[float]:
+    """Draw chance levels that change, each in the color of its curve; returns last ones too far."""
+    near: list[float] = []
+    far: list[float] = []
+    for line, known in moving:
+        if not (is_within_reach(ax, min(known)) and is_within_reach(ax, max(known))):
+            far.append(known[-1])
+            continue
+        near.append(known[-1])
+        steps, chance = plain(line.steps), plain(line.chance)
+        ax.plot(steps, chance, ls=CHANCE_DASH, lw=1.1, color=line.color, alpha=0.7, label="_chance")
+    if near:
+        ax.annotate(
+            "chance",
+            (1.0, max(near)),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=7,
+            color=MUTED,
+        )
+    return far
+
+
+def has_distances(history: Sequence[Measurement], *, probes: str = "") -> bool:
+    """Whether curves of a history crowd at identity, so that `distance=True` has what to draw."""
+    return bool(_panels(history, probes, None, distance=True)[1])
+
+
+def _panels_to_draw(
+    history: Sequence[Measurement], probes: str, layer: str | None, distance: bool
+) -> tuple[str, list[_MetricPanel]]:
+    place, panels = _panels(history, probes, layer, distance)
+    if not panels:
+        raise ValueError("history: expected values to draw, found none")
+    return place, panels
+
+
 def _panels(
-    history: Sequence[Measurement], probes: str, layer: str | None
-) -> tuple[str, list[_Panel]]:
-    """Words for the place that is drawn, and metric, lines and chance levels of each panel."""
+    history: Sequence[Measurement], probes: str, layer: str | None, distance: bool
+) -> tuple[str, list[_MetricPanel]]:
+    """Words for the place that is drawn, and what to draw of each metric."""
     chosen = [m for m in history if m.probes == probes and not m.label]
     if any(m.reference for m in chosen):  # properties of single models are no comparison
         chosen = [m for m in chosen if m.reference]
-    if not chosen:
-        raise ValueError("history: expected values to draw, found none")
-    layer = layer or headline_layer(m.layer for m in chosen)
+    layer = layer or (headline_layer(m.layer for m in chosen) if chosen else "")
     points: dict[str, dict[str, list[Measurement]]] = {}
     for m in (m for m in chosen if m.layer == layer):
         points.setdefault(m.metric, {}).setdefault(m.comparison, []).append(m)
     names = list(dict.fromkeys(name for lines in points.values() for name in lines))
-    panels: list[_Panel] = [
-        (
-            metric,
-            [_line(name, index, found.get(name, [])) for index, name in enumerate(names)],
-            [_last_chance(found.get(name, [])) for name in names],
-        )
-        for metric, found in points.items()
-    ]
+    panels: list[_MetricPanel] = []
+    for metric, found in points.items():
+        lines = [_line(name, index, found.get(name, [])) for index, name in enumerate(names)]
+        title = metric.replace("_", " ")
+        identity = info_of(metric).identity
+        if not distance:
+            panels.append(_MetricPanel(metric, title, lines))
+        elif not math.isnan(identity) and is_crowded(lines, identity):
+            title = f"1 − {title}" if identity else title
+            panels.append(_MetricPanel(metric, title, distance_lines(lines, identity)))
     return f"at {layer}" if layer else "on held-out pairs", panels
 
 
-def _needs_legend(panels: Sequence[_Panel]) -> bool:
-    return any(len(lines) > 1 for _, lines, _ in panels)
+def _needs_legend(panels: Sequence[_MetricPanel]) -> bool:
+    return any(len(panel.lines) > 1 for panel in panels)
 
 
 def _line(name: str, index: int, points: Sequence[Measurement]) -> Line:
@@ -306,9 +442,5 @@ def _line(name: str, index: int, points: Sequence[Measurement]) -> Line:
         dash=DASHES[index // len(COLORS) % len(DASHES)],
         identity=identity,
         null=null,
+        chance=[math.nan if m.chance is None else m.chance for m in points],
     )
-
-
-def _last_chance(points: Sequence[Measurement]) -> float:
-    known = [m.chance for m in points if m.chance is not None]
-    return known[-1] if known else math.nan

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, answered
+from hrsa_lightning.cli import HelpFormatter, answered, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.report",
+        prog=program("report"),
         description="Put one run, or many, on one page: report.html, report.md, CSV, figures.\n"
         "Runs of one recipe that differ in seeds are averaged.",
         formatter_class=HelpFormatter,

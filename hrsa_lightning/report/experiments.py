@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hrsa_lightning.config import read_yaml
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import read_json
-from hrsa_lightning.report.metric_info import metric_order
+from hrsa_lightning.runs.directory import NEWEST, newest_run
 from hrsa_lightning.similarity.history import (
     DETAILS_SUFFIX,
     Detail,
@@ -21,6 +21,7 @@ from hrsa_lightning.similarity.history import (
     read_evaluations,
 )
 from hrsa_lightning.similarity.measurement import Series, comparison_name
+from hrsa_lightning.similarity.metric_info import metric_order
 
 __all__ = [
     "Curve",
@@ -298,15 +299,18 @@ class Experiment:
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """Folders that hold a history; a folder without one stands for all runs below it.
 
+    `LAST` in a path is the newest complete run there.
+
     Raises:
         DataError: When a folder does not exist or there is no history in or below it.
     """
     found: list[Path] = []
-    for folder in folders:
+    for path in folders:
+        folder = newest_run(path) if NEWEST in path.parts else path
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; expected that of a run")
         own = [folder] if any(_history_files(folder)) else []
-        below = [] if own else sorted({p.parent for p in folder.rglob("*.jsonl")})
+        below = [] if own else sorted({p.parent for p in _below(folder, "*.jsonl")})
         runs = own or [path for path in below if any(_history_files(path))]
         if not runs:
             raise DataError(
@@ -315,6 +319,11 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
             )
         found += runs
     return list(dict.fromkeys(found))
+
+
+def _below(folder: Path, pattern: str) -> Iterator[Path]:
+    """Files up to three folders down: a walk through everything below may take minutes."""
+    return (path for level in range(1, 4) for path in folder.glob("*/" * level + pattern))
 
 
 def read_run(folder: Path) -> Run:

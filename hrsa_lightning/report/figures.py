@@ -19,9 +19,9 @@ from hrsa_lightning.plots import (
 )
 from hrsa_lightning.plots.style import PANEL
 from hrsa_lightning.report.experiments import Array, Curve, Experiment, Key, Pair, Place
-from hrsa_lightning.report.metric_info import HEADLINE, info_of
 from hrsa_lightning.report.page import Gallery, Panel, Swatch
 from hrsa_lightning.similarity.history import Detail
+from hrsa_lightning.similarity.metric_info import HEADLINE, info_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

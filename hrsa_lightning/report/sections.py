@@ -17,11 +17,11 @@ from hrsa_lightning.report.figures import (
     spectra_gallery,
     styles,
 )
-from hrsa_lightning.report.metric_info import info_of
 from hrsa_lightning.report.page import Block, Cell, Gallery, Heading, Table, Text
 from hrsa_lightning.report.statistics import LEAST_CHANGE, Spread, spread
 from hrsa_lightning.report.verdict import Verdict, derive, pair_words, pairs_of, verdicts_of
 from hrsa_lightning.similarity.measurement import listed
+from hrsa_lightning.similarity.metric_info import info_of
 
 __all__ = ["report_blocks"]
 

@@ -1,7 +1,7 @@
 """What makes realignment comparable between runs: derived quantities, from plain numbers.
 
 Every formula is written out in `docs/method.md`. Values are *similarities*: larger means more
-alike. `metric_info.MetricInfo.similarity` turns the values of any metric into such.
+alike. `similarity.metric_info.MetricInfo.similarity` turns the values of any metric into such.
 """
 
 import math

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hrsa_lightning.report.experiments import Curve, Experiment, Key, Pair, Place
-from hrsa_lightning.report.metric_info import MetricInfo, info_of
 from hrsa_lightning.report.statistics import (
     Spread,
     closed_gap,
@@ -14,6 +13,7 @@ from hrsa_lightning.report.statistics import (
     recovered_share,
     spread,
 )
+from hrsa_lightning.similarity.metric_info import MetricInfo, info_of
 
 __all__ = ["Derived", "Verdict", "derive", "gains_of", "pair_words", "pairs_of", "verdicts_of"]
 

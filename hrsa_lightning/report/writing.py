@@ -13,11 +13,11 @@ from hrsa_lightning.report.experiments import (
     group_runs,
     read_run,
 )
-from hrsa_lightning.report.metric_info import info_of
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
 from hrsa_lightning.report.sections import report_blocks
 from hrsa_lightning.report.statistics import spread
 from hrsa_lightning.report.verdict import derive, gains_of, pairs_of
+from hrsa_lightning.similarity.metric_info import info_of
 
 __all__ = ["write_report"]
 

@@ -19,13 +19,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
+from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.io import lock_folder, make_first_free, write_json, write_text
 from hrsa_lightning.resources import PACKAGE
 from hrsa_lightning.similarity.history import DETAILS_SUFFIX
@@ -33,6 +34,7 @@ from hrsa_lightning.similarity.history import DETAILS_SUFFIX
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 REPORT = "report/report.html"
+NEWEST = "LAST"
 HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
@@ -76,6 +78,43 @@ def histories_of(folder: Path) -> list[Path]:
     names = [path.name for path in found]
     first = [name for name in HISTORIES if name in names]
     return [folder / name for name in (*first, *sorted({*names} - {*first}))]
+
+
+def newest_run(path: Path) -> Path:
+    """The folder that a path means where it leads through a folder of runs.
+
+    Args:
+        path: As it is, unless it is a folder above runs (such as `runs` or `runs/quickstart`), or
+            `LAST` stands in it for one (`runs/quickstart/LAST/checkpoints/step_000050`): then the
+            complete run there that started last, as the names of runs say.
+
+    Raises:
+        ConfigError: There are runs, and none is complete.
+    """
+    if NEWEST in path.parts and Path(*path.parts[: path.parts.index(NEWEST)]).is_dir():
+        place = path.parts.index(NEWEST)
+        above = Path(*path.parts[:place])
+        return Path(_newest_complete(above, runs_below(above)), *path.parts[place + 1 :])
+    found = runs_below(path)
+    return _newest_complete(path, found) if found else path
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs in a folder and in the folders there, oldest first; none in a run itself."""
+    if (folder / CONFIG).is_file():
+        return []
+    found = {path.parent for level in ("*", "*/*") for path in folder.glob(f"{level}/{CONFIG}")}
+    return sorted(found, key=lambda run: (run.name, run))
+
+
+def _newest_complete(above: Path, runs: Sequence[Path]) -> Path:
+    if complete := [run for run in runs if (run / SUMMARY).is_file()]:
+        return complete[-1]
+    if not runs:
+        raise ConfigError(f"{above}: expected a folder with runs in it, got none")
+    raise ConfigError(
+        f"{above}: no run there is complete; the same train command goes on with {runs[-1].name}"
+    )
 
 
 def _is_finished(folder: Path) -> bool:

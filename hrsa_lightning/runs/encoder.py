@@ -243,7 +243,7 @@ def _load_sentence_transformer(reference: ModelReference, options: EncoderOption
     except ImportError:
         raise ConfigError(
             f"model {reference.name!r} needs sentence-transformers: "
-            "pip install 'hrsa-lightning[mine]'"
+            "pip install 'sentence-transformers>=6,<7'"
         ) from None
     source = reference.source
     dtype = {"dtype": options.dtype} if options.dtype else {}

@@ -7,7 +7,7 @@ A model is named by one of
 - `embedded:NAME`, which is shipped with the package;
 - the folder of a LoRA adapter in peft's format;
 - a run's folder or a checkpoint `step_N` of one, which stand for all arms; or one of these and
-  `:ARM`.
+  `:ARM`. A folder above runs, and `LAST` in its place, stand for the newest complete run there.
 
 `find_sources` turns a name into `Source`s and imports no torch, so that a command can answer a
 mistake at once. `runs.loading` loads them.
@@ -26,7 +26,7 @@ from hrsa_lightning.errors import BackboneError, ConfigError, nearest
 from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.resources import EMBEDDED
-from hrsa_lightning.runs.directory import SUMMARY
+from hrsa_lightning.runs.directory import SUMMARY, newest_run
 
 __all__ = [
     "EXPORTED_ADAPTER",
@@ -150,13 +150,14 @@ def find_sources(text: str, base: str | None = None) -> list[Source]:
         ConfigError: A run has no such arm, is not finished, or its config.yaml is wrong.
         BackboneError: A folder is missing or holds no model.
     """
-    folder, arm = Path(text).expanduser(), None
     if text.startswith(EMBEDDED):
-        return [_plain(text, folder)]
-    if not folder.exists() and ":" in text:
-        before, _, after = text.rpartition(":")
-        if Path(before).expanduser().is_dir():
-            folder, arm = Path(before).expanduser(), after
+        return [_plain(text, Path(text))]
+    folder, arm = newest_run(Path(text).expanduser()), None
+    before, _, after = text.rpartition(":")
+    if before and not folder.exists():
+        named = newest_run(Path(before).expanduser())
+        if named.is_dir():
+            folder, arm = named, after
     owner = folder.parent.parent
     if folder.parent.name == "adapters" and arm is None and is_run(owner):
         folder, arm = owner, folder.name
@@ -211,6 +212,7 @@ def find_trained(folder: Path, arm: str | None) -> tuple[Source, Arm]:
         ConfigError: There is no such run, arm or weights, or the run is not finished.
         BackboneError: The arm's backbone is missing.
     """
+    folder = newest_run(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; expected a run, as in runs/<recipe>/<time>")
     if not is_run(folder):

@@ -2,16 +2,24 @@
 
 import argparse
 import logging
+import os
+import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrsa_lightning.cli import answered
-from hrsa_lightning.config import describe_recipes, flat_settings, load_settings, to_yaml
+from hrsa_lightning.cli import answered, program
+from hrsa_lightning.config import (
+    describe_presets,
+    describe_recipes,
+    flat_settings,
+    load_settings,
+    to_yaml,
+)
 from hrsa_lightning.config.schema import Config, is_backbone
 from hrsa_lightning.errors import ConfigError, HRSAError
 
@@ -35,6 +43,8 @@ keys used most (all of them: --print-config):
 _ASIDE = ("checkpoint.", "description", "output_dir", "resume", "trainer.enable_progress_bar")
 """Settings that no result depends on."""
 
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code (2 for a mistake of the user)."""
@@ -50,19 +60,23 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    recipes = describe_recipes()
-    width = max(map(len, recipes), default=0)
-    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in recipes.items())
+    recipes, presets = _listing(describe_recipes()), _listing(describe_presets())
     parser = argparse.ArgumentParser(
-        prog="python -m hrsa_lightning.train",
+        prog=program("train"),
         usage="%(prog)s recipe=NAME [key=value ...] [--print-config]",
         description="Train embedding models side by side and watch how similar they are.",
-        epilog=f"recipes (or the path of your own YAML file):\n{listing}\n\n{_USED_KEYS}",
+        epilog=f"recipes (or the path of your own YAML file):\n{recipes}\n\n{_USED_KEYS}\n"
+        f"presets of callbacks, as callbacks.NAME.preset=PRESET:\n{presets}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     return parser
+
+
+def _listing(described: Mapping[str, str]) -> str:
+    width = max(map(len, described), default=0)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
 
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
@@ -92,6 +106,8 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
 
 
 def _train(config: Config, pairs: "list[PairSource]") -> int:
+    if sys.stderr.isatty() and all(os.environ.get(key, "0") == "0" for key in _RANKS):
+        print(f"recipe {config.name}: starting ...", file=sys.stderr)  # imports take seconds
     _quieten()
     from lightning.pytorch import seed_everything
 
@@ -228,14 +244,22 @@ def _report(folder: Path) -> None:
             print(f"curves:   {picture}")
     if report is not None:
         print(f"report:   {report}")
-    print(f"look:     tensorboard --logdir {folder.parent}")
+    print(f"look:     {_tensorboard()} --logdir {folder.parent}")
+
+
+def _tensorboard() -> str:
+    """What starts TensorBoard here: its path where the environment is not activated."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    if shutil.which("tensorboard") or not beside.exists():
+        return "tensorboard"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str]) -> None:
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks import Monitor
     from hrsa_lightning.callbacks.logging import log_settings, log_text
-    from hrsa_lightning.report.metric_info import headline
+    from hrsa_lightning.similarity.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {

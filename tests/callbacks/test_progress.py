@@ -72,6 +72,23 @@ def test_the_state_of_the_run_is_shown_beside_the_loss(tmp_path, capsys):
         assert text in last
 
 
+def test_the_bar_says_what_takes_the_time(tmp_path, capsys):
+    _fit(tmp_path, StepProgressBar(), max_epochs=1)
+    shown = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    described = [line.partition(":")[0] for line in shown if ":" in line]
+    assert described[0] == "training"
+    assert described.count("measuring similarity") >= 5, "the start and four steps"
+    assert described[-1] == "training"
+
+
+def test_a_file_gets_a_line_now_and_then(tmp_path, capsys):
+    bar = StepProgressBar()
+    _fit(tmp_path, bar, max_epochs=50)
+    lines = [text for text in capsys.readouterr().err.split("\r") if text.startswith("training")]
+    assert "200/200" in lines[-1]
+    assert len(lines) < 10
+
+
 def test_accumulated_batches_are_one_step(tmp_path, capsys):
     _fit(tmp_path, StepProgressBar(), max_steps=3, max_epochs=-1, accumulate_grad_batches=2)
     assert "3/3" in capsys.readouterr().err

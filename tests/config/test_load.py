@@ -24,6 +24,7 @@ def recipes(tmp_path, monkeypatch):
     )
     (recipes / "child.yaml").write_text("defaults: plain\noptimizer: {lr: 1e-3}\n")
     (callbacks / "watch.yaml").write_text("_target_: some.Monitor\nevery_n_train_steps: 50\n")
+    (callbacks / "see.yaml").write_text("_target_: some.Other\nwidth: 3\n")
     files = {
         name: {path.stem: path for path in sorted(folder.glob("*.yaml"))}
         for name, folder in (("recipes", recipes), ("callbacks", callbacks))
@@ -74,6 +75,22 @@ def test_presets_are_expanded_and_overridden(recipes):
     }
     changed = load_config("plain", ["callbacks.similarity.every_n_train_steps=7"])
     assert changed.callbacks["similarity"]["every_n_train_steps"] == 7
+
+
+def test_a_preset_replaces_what_was_inherited(recipes, tmp_path):
+    wanted = {"_target_": "some.Other", "width": 3, "height": 2}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("defaults: plain\ncallbacks: {extra: {preset: see, height: 2}}\n")
+    assert load_config(str(mine)).callbacks["extra"] == wanted
+    settings = ["callbacks.extra.preset=see", "callbacks.extra.height=2"]
+    assert load_config("plain", settings).callbacks["extra"] == wanted
+
+
+def test_a_mapping_changes_an_inherited_preset(recipes, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("defaults: plain\ncallbacks: {similarity: {every_n_train_steps: 7}}\n")
+    similarity = load_config(str(mine)).callbacks["similarity"]
+    assert similarity == {"_target_": "some.Monitor", "every_n_train_steps": 7}
 
 
 def test_resolved_yaml_loads_to_the_same_config(recipes, tmp_path):

@@ -135,5 +135,5 @@ def test_mistakes_are_one_line_and_nothing_is_written(
 def test_missing_mteb_is_one_line(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "mteb", None)
     assert main([runs[0], "--tasks", "SciFact", "--out", str(tmp_path / "out")]) == 2
-    assert "pip install 'hrsa-lightning[eval]'" in capsys.readouterr().err
+    assert "pip install 'mteb>=2.26,<3'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -4,10 +4,10 @@ from matplotlib.figure import Figure
 
 from hrsa_lightning.report.experiments import Key, Pair, Place, group_runs, read_run
 from hrsa_lightning.report.figures import spectra_gallery, styles
-from hrsa_lightning.report.metric_info import headline
 from hrsa_lightning.report.verdict import derive, pair_words, pairs_of, verdicts_of
 from hrsa_lightning.similarity.history import Evaluation, append_record, read_evaluations
 from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.metric_info import headline
 from tests.report.runs import value, write_run
 
 PAIR = Pair("rlvr", "base")

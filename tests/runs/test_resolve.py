@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from hrsa_lightning.errors import BackboneError, ConfigError
-from hrsa_lightning.runs.resolve import find_sources
+from hrsa_lightning.runs.resolve import find_sources, find_trained
 
 BASE, RLVR = "embedded:tiny/base", "embedded:tiny/rlvr"
 
@@ -107,3 +107,35 @@ def test_an_unfinished_run_points_to_its_checkpoint(run):
     (run / "adapters").rename(run / "elsewhere")
     with pytest.raises(ConfigError, match=r"not finished.*step_000010"):
         find_sources(str(run))
+
+
+def finished(runs, recipe, name):
+    folder = runs / recipe / name
+    folder.mkdir(parents=True)
+    arms = {"base": {"backbone": BASE}}
+    recipe = {"arms": arms, "data": {"train": ["pairs.jsonl"]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "summary.json").write_text("{}")
+    adapter(folder / "adapters" / "base")
+    adapter(folder / "checkpoints" / "step_000010" / "adapters" / "base")
+    (folder / "checkpoints" / "step_000010" / "state.json").touch()
+    return folder
+
+
+def test_a_folder_above_runs_is_its_newest_complete_run(tmp_path):
+    runs = tmp_path / "runs"
+    finished(runs, "a", "2026-01-01_00-00-00")
+    newest = finished(runs, "b", "2026-01-02_00-00-00")
+    unfinished = finished(runs, "b", "2026-01-03_00-00-00")
+    (unfinished / "summary.json").unlink()
+    for text in (runs, runs / "b", runs / "LAST", runs / "b" / "LAST", newest):
+        assert find_sources(str(text))[0].arm.run == newest
+        assert find_sources(f"{text}:base")[0].spec == f"{newest}:base"
+        assert find_trained(text, None)[1].run == newest
+    (checkpoint,) = find_sources(str(runs / "b" / "LAST" / "checkpoints" / "step_000010"))
+    assert checkpoint.arm.checkpoint == newest / "checkpoints" / "step_000010"
+    (newest / "summary.json").unlink()
+    with pytest.raises(ConfigError, match=r"no run there is complete.*2026-01-03"):
+        find_sources(str(runs / "b"))
+    with pytest.raises(ConfigError, match="expected a folder with runs"):
+        find_sources(str(newest / "adapters" / "LAST"))
