@@ -1,13 +1,13 @@
-"""What mining costs: time at 100,000 passages, and memory from 10,000 to 200,000.
+"""What mining costs, beside a direct call of sentence-transformers' `mine_hard_negatives`.
 
-    python benchmarks/mining.py speed
-    python benchmarks/mining.py memory
+    python benchmarks/mining.py
+    python benchmarks/mining.py --pairs 2000 --negatives 499 --dim 64 --only ours
 
 Embeddings are drawn beforehand, around 1 of 200 centers, and looked up by the number in a text, so
-that no model is in the figures. Every case runs in a process of its own. Memory is the peak of what
-the process holds itself (RssAnon), above what it held before mining; the embeddings are
-memory-mapped files and not in it. The negatives of some pairs are compared with those of a search
-through all passages in float64.
+that no model is in the figures. Either way runs in a process of its own; memory is the peak of what
+it holds itself (RssAnon), above what it held before. The second line has a million passages, of
+which the direct call would hold all texts, and 65 GB of similarities, at its default
+`faiss_batch_size`.
 """
 
 import argparse
@@ -26,17 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NUMBER = re.compile(r"\d+")
 CENTERS = 200
-CHECKED_PAIRS = 40
-ROWS_AT_ONCE = 4096
-MOST_BYTES = 250  # of memory for each passage more
-
-
-def number_of(text: str) -> int:
-    found = NUMBER.search(text)
-    assert found is not None
-    return int(found[0])
+FILLER = "some words that make it as long as a passage is " * 6
 
 
 class NumberedEncoder:
@@ -44,47 +35,84 @@ class NumberedEncoder:
 
     identity = "numbered"
 
-    def __init__(self, file: Path, num_passages: int, dim: int) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.rows = {
+            kind: np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in ("query", "passage")
+        }
+
+    @staticmethod
+    def draw(folder: Path, pairs: int, group: int, dim: int) -> None:
         draw = np.random.default_rng(0)
         centers = draw.normal(size=(CENTERS, dim)).astype(np.float32)
-        with file.open("wb") as rows:
-            for begin in range(0, num_passages, ROWS_AT_ONCE):
-                numbers = np.arange(begin, min(begin + ROWS_AT_ONCE, num_passages))
-                noise = draw.standard_normal((len(numbers), dim), dtype=np.float32)
-                rows.write((centers[numbers % CENTERS] + noise).tobytes())
-        self.rows = np.memmap(file, dtype=np.float32, mode="r", shape=(num_passages, dim))
+        passages = np.lib.format.open_memmap(
+            folder / "passage.npy", "w+", np.float32, (pairs * group, dim)
+        )
+        for begin in range(0, len(passages), 4096):
+            near = centers[np.arange(begin, min(begin + 4096, len(passages))) % CENTERS]
+            passages[begin : begin + 4096] = near + draw.standard_normal(near.shape)
+        noise = 0.3 * draw.standard_normal((pairs, dim), dtype=np.float32)
+        np.save(folder / "query.npy", passages[::group] + noise)
 
     def encode_queries(self, texts: Sequence[Any]) -> NDArray[np.float32]:
-        numbers = self._numbers([text for _, text in texts])
-        draw = np.random.default_rng(numbers[0])
-        noise = draw.standard_normal((len(numbers), self.rows.shape[1]), dtype=np.float32)
-        return np.asarray(self.rows[numbers] + np.float32(0.3) * noise)
+        return self._unit(texts)
 
-    def encode_passages(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return np.asarray(self.rows[self._numbers(texts)])
+    encode_passages = encode_queries
 
-    def _numbers(self, texts: Sequence[str]) -> list[int]:
-        return [number_of(text) for text in texts]
+    def _unit(self, texts: Sequence[str], **_: Any) -> NDArray[np.float32]:
+        kind = texts[0].split()[0]
+        rows = self.rows[kind][[int(text.split()[1]) for text in texts]]
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
-def write_pairs(path: Path, num_passages: int, num_negatives: int) -> int:
-    """Pairs over so many passages, each of about 300 characters; returns how many pairs."""
-    filler = "some words that make it as long as a passage is " * 6
-    num_pairs = num_passages // (1 + num_negatives)
+def write_pairs(path: Path, num_pairs: int, group: int) -> None:
+    """Pairs whose passages have about 300 characters each."""
     with path.open("w") as file:
         for pair in range(num_pairs):
-            first = pair * (1 + num_negatives)
-            texts = [f"passage {first + i} {filler}" for i in range(1 + num_negatives)]
-            record = {"query": ["Find it", f"query {first}"], "pos": texts[:1], "neg": texts[1:]}
+            numbers = range(pair * group, (pair + 1) * group)
+            texts = [f"passage {number} {FILLER}" for number in numbers]
+            record = {"query": f"query {pair}", "pos": texts[:1], "neg": texts[1:]}
             file.write(json.dumps(record) + "\n")
-    return num_pairs
 
 
-def anonymous_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1024
+def mine_here(folder: Path, faiss: bool) -> dict[str, list[str]]:
+    """Negatives of each query by this package."""
+    from hrsa_lightning.mine import MiningOptions, mine
+
+    out = folder / "out.jsonl"
+    mine([folder / "pairs.jsonl"], NumberedEncoder(folder), out, MiningOptions(faiss=faiss))
+    lines = [json.loads(line) for line in out.open()]
+    return {line["query"]: line["neg"] for line in lines}
+
+
+def mine_directly(folder: Path, faiss: bool) -> dict[str, list[str]]:
+    """The same by the library, with the same settings."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers.util import mine_hard_negatives
+
+    encoder = NumberedEncoder(folder)
+
+    class Model:
+        device = torch.device("cpu")
+        encode_query = encode_document = staticmethod(encoder._unit)
+        similarity = staticmethod(lambda a, b: torch.as_tensor(a) @ torch.as_tensor(b).T)
+        similarity_pairwise = staticmethod(
+            lambda a, b: (torch.as_tensor(a) * torch.as_tensor(b)).sum(-1)
+        )
+        get_embedding_dimension = staticmethod(lambda: encoder.rows["query"].shape[1])
+
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").open()]
+    found = mine_hard_negatives(
+        Dataset.from_list([{"query": pair["query"], "pos": pair["pos"][0]} for pair in pairs]),
+        Model(),
+        corpus=[text for pair in pairs for text in (*pair["pos"], *pair["neg"])],
+        range_max=100,
+        relative_margin=0.05,
+        output_format="labeled-list",
+        use_faiss=faiss,
+        verbose=False,
+    )
+    return {query: texts[1:] for query, texts in zip(found["query"], found["pos"], strict=True)}
 
 
 class Peak(threading.Thread):
@@ -92,140 +120,67 @@ class Peak(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.value, self.stopped = 0.0, threading.Event()
+        self.before, self.value, self.stopped = self.now(), 0.0, threading.Event()
+
+    @staticmethod
+    def now() -> float:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        return int(found[1]) / 1024
 
     def run(self) -> None:
         while not self.stopped.wait(0.005):
-            self.value = max(self.value, anonymous_mb())
+            self.value = max(self.value, self.now() - self.before)
 
 
-def equal_to_brute_force(work: Path, out: Path, dim: int, options: Any) -> int:
-    """How many of the `CHECKED_PAIRS` have the negatives that a plain search finds."""
-    queries = np.fromfile(work / "queries.f32", dtype=np.float32).reshape(-1, dim)
-    passages = np.memmap(work / "passages.f32", dtype=np.float32, mode="r").reshape(-1, dim)
-    lines = [json.loads(line) for line in out.open()]
-    written = {line["query"][1]: line["neg"] for line in lines}
-    step = len(passages) // len(queries)
-    equal = 0
-    for pair in np.linspace(0, len(queries) - 1, CHECKED_PAIRS).astype(int):
-        asked, right = queries[pair].astype(np.float64), pair * step
-        scores = np.concatenate(
-            [
-                (passages[begin : begin + ROWS_AT_ONCE].astype(np.float64) * asked).sum(1)
-                for begin in range(0, len(passages), ROWS_AT_ONCE)
-            ]
-        )
-        order = np.argsort(-scores, kind="stable")
-        ranked = order[order != right][slice(*options.rank_range)]
-        allowed = ranked[scores[ranked] <= options.max_relative * scores[right]]
-        found = [number_of(text) for text in written.get(f"query {right}", ())]
-        equal += found == allowed[: options.num_negatives].tolist()
-    return equal
-
-
-def run_case(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Mine once; figures of this process."""
+def run_case(way: str, folder: Path, faiss: bool) -> None:
+    """Mine once; the figures of this process are its last line."""
+    import datasets  # noqa: F401
+    import sentence_transformers.util  # noqa: F401
     import torch
 
-    from hrsa_lightning.mine import MiningOptions, mine
-    from hrsa_lightning.mine.miner import Mining
-
-    torch.set_num_threads(arguments.threads)
     torch.randn(512, 512) @ torch.randn(512, 512)  # the threads and their buffers are there
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        folder = Path(name)
-        encoder = NumberedEncoder(folder / "rows.f32", arguments.passages, arguments.dim)
-        warm = folder / "warm.jsonl"
-        write_pairs(warm, 400, arguments.negatives)
-        options = MiningOptions()
-        mine([warm], encoder, folder / "warm.out.jsonl", options)
-        pairs, out, work = folder / "pairs.jsonl", folder / "out.jsonl", folder / "work"
-        num_pairs = write_pairs(pairs, arguments.passages, arguments.negatives)
-        before, peak = anonymous_mb(), Peak()
-        peak.start()
-        started, cpu = time.perf_counter(), time.process_time()
-        mining = Mining([pairs], out, options, work=work, progress=arguments.progress)
-        read = time.perf_counter()
-        summary = mining.run(encoder)
-        done, cpu_done = time.perf_counter(), time.process_time()
-        peak.stopped.set()
-        peak.join()
-        return {
-            "passages": arguments.passages,
-            "pairs": num_pairs,
-            "kept": summary["kept"],
-            "read_s": read - started,
-            "seconds": done - started,
-            "cpu_s": cpu_done - cpu,
-            "peak_mb": peak.value - before,
-            "embeddings_mb": (num_pairs + arguments.passages) * arguments.dim * 4 / 2**20,
-            "equal": equal_to_brute_force(work, out, arguments.dim, options),
-        }
-
-
-def in_its_own_process(arguments: argparse.Namespace, **changes: Any) -> dict[str, Any]:
-    values = {**vars(arguments), **changes, "what": "case"}
-    command = [sys.executable, __file__, "case"]
-    for name in ("passages", "negatives", "dim", "threads", "folder"):
-        command += [f"--{name}", str(values[name])]
-    command += ["--progress"] if arguments.progress else []
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": str(arguments.threads), "PYTHONPATH": path
-    }  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(
-        f"{figures['passages']:>9,} {figures['pairs']:>9,}"
-        f" {figures['kept']:>9,} {figures['seconds']:>9.1f} {figures['cpu_s']:>9.1f}"
-        f" {figures['peak_mb']:>9.1f} {figures['embeddings_mb']:>14.0f}"
-        f" {figures['equal']:>8} of {CHECKED_PAIRS}",
-        flush=True,
-    )
-    return figures
-
-
-def verdict(what: str, met: bool) -> None:
-    print(f"{what}: {'met' if met else 'NOT met'}")
+    peak = Peak()
+    peak.start()
+    started, cpu = time.perf_counter(), time.process_time()
+    found = (mine_here if way == "ours" else mine_directly)(folder, faiss)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    peak.stopped.set()
+    peak.join()
+    (folder / f"{way}.json").write_text(json.dumps(found))
+    print(f"| {way} | {len(found):,} | {wall:.1f} | {cpu:.1f} | {peak.value:.0f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["speed", "memory", "case"])
-    parser.add_argument("--passages", type=int, help="speed: how many (100,000)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 50_000, 200_000])
-    parser.add_argument("--negatives", type=int, help="that each pair comes with")
+    parser.add_argument("--pairs", type=int, default=20_000)
+    parser.add_argument("--negatives", type=int, default=0, help="that each pair comes with")
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", default=tempfile.gettempdir())
-    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--faiss", action="store_true")
+    parser.add_argument("--only", choices=["ours", "library"])
+    parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.what == "case":
-        print(json.dumps(run_case(arguments)))
+    if arguments.case:
+        run_case(arguments.case[0], Path(arguments.case[1]), arguments.faiss)
         return
-    print(
-        " passages     pairs      kept   seconds     CPU s  peak MiB embeddings MiB as brute force"
-    )
-    if arguments.what == "speed":
-        passages = arguments.passages or 100_000
-        changes = {"passages": passages, "negatives": arguments.negatives or 0}
-        case = in_its_own_process(arguments, **changes)
-        verdict("in minutes (at most 300 s)", case["seconds"] <= 300)
-    else:
-        negatives = 7 if arguments.negatives is None else arguments.negatives
-        cases = [
-            in_its_own_process(arguments, passages=size, negatives=negatives)
-            for size in arguments.sizes
-        ]
-        small, large = cases[0], cases[-1]
-        growth = large["peak_mb"] - small["peak_mb"]
-        added = large["passages"] - small["passages"]
-        grown = growth * 2**20 / added
-        share = growth / (large["embeddings_mb"] - small["embeddings_mb"])
-        print(f"growth: {growth:.1f} MiB, {grown:.0f} bytes a passage, {share:.3f} of embeddings'")
-        verdict(f"at most {MOST_BYTES} bytes a passage", grown <= MOST_BYTES)
-    verdict("the same as brute force", all(case["equal"] == CHECKED_PAIRS for case in cases))
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    with tempfile.TemporaryDirectory() as name:
+        group = 1 + arguments.negatives
+        NumberedEncoder.draw(Path(name), arguments.pairs, group, arguments.dim)
+        write_pairs(Path(name) / "pairs.jsonl", arguments.pairs, group)
+        print(f"{arguments.pairs:,} pairs, {arguments.pairs * group:,} passages of {arguments.dim}")
+        print("| | pairs with negatives | wall s | CPU s | peak MiB |\n|---|---|---|---|---|")
+        sys.stdout.flush()
+        ways = [arguments.only] if arguments.only else ["ours", "library"]
+        for way in ways:
+            command = [sys.executable, __file__, "--case", way, name]
+            command += ["--faiss"] * arguments.faiss
+            subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+        if len(ways) == 2:
+            ours, theirs = (json.loads((Path(name) / f"{w}.json").read_text()) for w in ways)
+            same = sum(ours.get(query) == negatives for query, negatives in theirs.items())
+            print(f"the same negatives: {same:,} of {len(ours | theirs):,} pairs")
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def drawn_examples(setup: Setup) -> list[dict[str, str]]:
     """All examples of the epoch in the order in which our loader draws them."""
     from hrsa_lightning.data import ContrastiveDataset, GlobalBatchSampler, read_pairs
 
-    dataset = ContrastiveDataset(read_pairs([setup.pairs]), train_group_size=4, seed=setup.seed)
+    dataset = ContrastiveDataset(read_pairs([setup.pairs]), train_group_size=4)
     sampler = GlobalBatchSampler(dataset.sizes, setup.batch, seed=setup.seed)
     columns = ["positive", "negative_1", "negative_2", "negative_3"]
     return [

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score embedding models on retrieval and MTEB tasks",
     "export": "turn a finished run into a folder that SentenceTransformer loads",
     "report": "put one run, or many, on one page",
+    "fetch": "put a recipe's data and backbones in one folder, to train without a network",
     "plan": "print what a recipe needs before any weight is loaded",
 }
 """Name and one-line description of each command; each is a module of this package."""

@@ -5,6 +5,8 @@ Imports no torch: a command answers a bad line before the heavy imports.
 
 import csv
 import difflib
+import fnmatch
+import functools
 import io
 import itertools
 import json
@@ -14,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
-from hrsa_lightning.errors import DataError, shown
+from hrsa_lightning.errors import DataError, cut, nearest, shown
 
 try:
     import fcntl
@@ -285,6 +287,7 @@ def read_json_lines(
     on_problem: Callable[[str, str], None] = _raise,
     *,
     ended_only: bool = False,
+    name: str | Path | None = None,
 ) -> Iterator[JSONLine]:
     """Read the lines of a file that are valid JSON; blank lines are left out.
 
@@ -292,6 +295,7 @@ def read_json_lines(
         path: The file.
         on_problem: Called with `PATH:NUMBER` and what is wrong with that line; raises by default.
         ended_only: Leave out a last line without a line break: a killed process was writing it.
+        name: What messages call the file, where it was unpacked from another.
 
     Raises:
         DataError: The file cannot be read; or, by default, a line is not JSON.
@@ -310,11 +314,13 @@ def read_json_lines(
             try:
                 value = json.loads(line.decode())
             except UnicodeDecodeError as error:
-                on_problem(f"{path}:{number}", f"not UTF-8 at byte {error.start + 1} of the line")
+                on_problem(
+                    f"{name or path}:{number}", f"not UTF-8 at byte {error.start + 1} of the line"
+                )
             except ValueError as error:
-                on_problem(f"{path}:{number}", f"not valid JSON: {error}")
+                on_problem(f"{name or path}:{number}", f"not valid JSON: {error}")
             except RecursionError:
-                on_problem(f"{path}:{number}", "not valid JSON: nested too deeply")
+                on_problem(f"{name or path}:{number}", "not valid JSON: nested too deeply")
             else:
                 yield JSONLine(number, start, end, value)
 
@@ -391,6 +397,10 @@ class Problems:
         if self._count <= self._shown:
             self._first.append(f"{where}: {what}")
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._count
+
     def raise_if_any(self) -> None:
         """Raise one `DataError` that lists what was recorded; do nothing when nothing was."""
         if not self._count:
@@ -406,9 +416,21 @@ class Problems:
 Query = str | tuple[str, str]
 """A query's text, or its (instruction, text)."""
 
-_QUERY_COLUMNS = ("query", "anchor")
-_POSITIVE_COLUMNS = ("pos", "positive")
-_NEGATIVE_COLUMN = re.compile(r"negative(?:_([0-9]{1,9}))?")
+ROLES = ("query", "pos", "neg", "instruction", "pos_ids", "neg_ids")
+"""What a column of pairs may be for."""
+
+_QUERIES = (("query", "anchor"), ("question", "sentence1", "premise"))
+_POSITIVES = (
+    ("pos", "positive", "positive_passages"),
+    ("answer", "document", "sentence2", "hypothesis"),
+)
+"""Names of the column, by preference; two of one group are ambiguous."""
+
+_NEGATIVE = re.compile(r"(?:hard_)?(?:neg|negs|negative|negatives)(?:_([0-9]{1,9}))?")
+_JUDGED = ("score", "label", "similarity", "similarity_score", "is_duplicate")
+"""What says of two sentences how much alike they are: not every row is a pair of positives."""
+
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d*)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,14 +448,190 @@ class ContrastivePair:
     negative_ids: tuple[str, ...] = field(default=(), repr=False)
 
 
-def parse_pair(record: object) -> ContrastivePair:
-    """Turn a record of either accepted form into a pair.
+class Layout:
+    """Which columns of a record are its query, its positives, its negatives and so on.
 
-    The authors' form has `query` (a text or [instruction, text]), `pos` and `neg` (lists of texts)
-    and an optional `id`. With `pos_ids` and `neg_ids`, lists as long as these, passages of one
-    document are never taken for each other's negatives. The sentence-transformers form has `anchor`
-    (or `query`), `positive`, and `negative` or `negative_1`, `negative_2`, ... Wherever one text is
-    expected for a passage, a list is accepted too, and the other way round.
+    Args:
+        columns: Names of the columns.
+        roles: Columns by role (`ROLES`): a name, a pattern such as `neg_*`, a path into what a
+            column holds such as `passages[].text` or `pos[1]`, or a list of these. None recognizes
+            the layouts people have: the authors' (`query`, `pos`, `neg`), those of
+            sentence-transformers (`anchor`, `positive`, `negative_1` ..., and two columns such as
+            `question`, `answer`), `query`, `document`, `negatives`, and Tevatron's passages.
+        instruction: For queries that have none in their row.
+        judged: Whether rows are filtered, so that a score beside two sentences is accounted for.
+        strict: Whether all columns of `roles` have to be there, or the query and a positive.
+
+    Raises:
+        DataError: The columns are not known or not there; the second line says what to write.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        roles: Mapping[str, Any] | None = None,
+        instruction: str | None = None,
+        judged: bool = False,
+        strict: bool = True,
+    ) -> None:
+        self.instruction = instruction
+        found = _recognized(columns, judged) if roles is None else _mapped(columns, roles, strict)
+        self.names = {role: names for role, names in found.items() if names}
+        paths = {role: [_Path(name) for name in names] for role, names in found.items()}
+        self._query, self._positives, self._negatives = paths["query"], paths["pos"], paths["neg"]
+        self._instruction = paths.get("instruction", [])
+        self._ids = paths.get("pos_ids", []), paths.get("neg_ids", [])
+
+    def __str__(self) -> str:
+        """The columns by role.
+
+        Example:
+            >>> print(Layout(["anchor", "positive", "negative_1", "negative_2"]))
+            query anchor, pos positive, neg negative_1 ... negative_2
+        """
+        short = {
+            role: names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+            for role, names in self.names.items()
+        }
+        return ", ".join(f"{role} {names}" for role, names in short.items())
+
+    def parse(self, record: Mapping[str, Any]) -> ContrastivePair:
+        """The pair of a record with these columns.
+
+        Raises:
+            DataError: A value has the wrong type, or holds an empty text.
+        """
+        (path,) = self._query
+        query = _parse_query(path.read(record), path.name)
+        if isinstance(query, str):
+            given = next((path.read(record) for path in self._instruction), None)
+            if instruction := given or self.instruction:
+                query = (check_text(instruction, "instruction"), query)
+        positives = _parse_columns(record, self._positives)
+        if not positives:
+            raise DataError(f'"{self._positives[0].name}" has no text')
+        negatives = _parse_columns(record, self._negatives)
+        # MEDI's [instruction, text] in the place of passages: one text would be right and wrong.
+        if len(positives) == len(negatives) == 2 and positives[0] == negatives[0]:
+            pos, neg = self._positives[0].name, self._negatives[0].name
+            if not isinstance(query, str):
+                raise DataError(
+                    f'"{pos}" and "{neg}" both begin with {shown(positives[0])}: expected texts, '
+                    f"got [instruction, text]\n  write columns: {{query: {path.name}, "
+                    f"pos: '{pos}[1]', neg: '{neg}[1]'}}"
+                )
+        identifier = record.get("id")
+        ids = [
+            _parse_ids([path.read(record) for path in paths], role, len(texts))
+            for paths, role, texts in zip(
+                self._ids, ("pos_ids", "neg_ids"), (positives, negatives), strict=True
+            )
+        ]
+        known = None if identifier is None else _parse_id(identifier, "id")
+        return ContrastivePair(query, positives, negatives, known, *ids)
+
+
+class _Path:
+    """Where a value lies in a record: `passages[].text` is the text of each of its passages."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.column = re.split(r"[.\[]", name, maxsplit=1)[0]
+        rest = name[len(self.column) :]
+        self._steps = [match.groups() for match in _STEP.finditer(rest)]
+        if "".join(match[0] for match in _STEP.finditer(rest)) != rest or not self.column:
+            raise DataError(f"columns: expected a path such as passages[].text, got {shown(name)}")
+
+    def read(self, record: Mapping[str, Any]) -> Any:
+        """What is there; None where the column is empty."""
+        value = record.get(self.column)
+        return value if not self._steps else self._follow(value, self._steps)
+
+    def _follow(self, value: Any, steps: list[tuple[Any, ...]]) -> Any:
+        if not steps or value is None:
+            return value
+        (key, index), rest = steps[0], steps[1:]
+        try:
+            if key is not None:
+                return self._follow(value[key], rest)
+            if index:
+                return self._follow(value[int(index)], rest)
+            return [self._follow(item, rest) for item in value]
+        except (KeyError, IndexError, TypeError):
+            raise DataError(f'"{self.name}" is not there, found {_kind(value)}') from None
+
+
+def _recognized(columns: Sequence[str], judged: bool) -> dict[str, list[str]]:
+    """The columns of a known layout by role."""
+    query = _preferred(columns, _QUERIES, "query")
+    positive = _preferred(columns, _POSITIVES, "pos")
+    numbered = sorted(
+        (-1 if match[1] is None else int(match[1]), name)
+        for name in columns
+        if (match := _NEGATIVE.fullmatch(name))
+    )
+    roles = {"query": [query], "pos": [positive], "neg": [name for _, name in numbered]}
+    for role, passages in (("pos", "positive_passages"), ("neg", "negative_passages")):
+        if passages in columns and positive == "positive_passages":
+            roles[role] = [passages]
+            roles[f"{role}_ids"] = [f"{passages}[].docid"]
+        elif f"{role}_ids" in columns:
+            roles[f"{role}_ids"] = [f"{role}_ids"]
+    if "instruction" in columns:
+        roles["instruction"] = ["instruction"]
+    told = [name for name in _JUDGED if name in columns]
+    if told and not judged and not roles["neg"]:
+        raise DataError(
+            f'which rows are positives says the column "{told[0]}"; expected a filter\n'
+            f"  write filter: {{{told[0]}: {{min: 0.8}}}} or {{{told[0]}: [values of positives]}}"
+        )
+    return roles
+
+
+def _preferred(columns: Sequence[str], groups: Sequence[Sequence[str]], role: str) -> str:
+    for names in groups:
+        found = [name for name in names if name in columns]
+        if len(found) > 1:
+            raise DataError(
+                f'expected "{found[0]}" or "{found[1]}", got both\n'
+                f"  write columns: {{query: NAME, pos: NAME, neg: NAME}} to choose"
+            )
+        if found:
+            return found[0]
+    known = ", ".join(f'"{name}"' for names in groups for name in names)
+    raise DataError(
+        f"{known}: none is a column, found {shown(sorted(columns))}\n"
+        "  write columns: {query: NAME, pos: NAME, neg: NAME}, neg where there is one"
+    )
+
+
+def _mapped(columns: Sequence[str], roles: Mapping[str, Any], strict: bool) -> dict[str, list[str]]:
+    """The columns that a mapping names, patterns replaced by what they match, in natural order."""
+    found: dict[str, list[str]] = {"query": [], "pos": [], "neg": []}
+    for role, names in roles.items():
+        found[role] = []
+        for name in [names] if isinstance(names, str) else names:
+            column = _Path(name).column
+            matching = fnmatch.filter(columns, column) if "*" in column else [column]
+            matching.sort(key=lambda text: [(len(part), part) for part in re.split("_", text)])
+            missing = not matching or any(text not in columns for text in matching)
+            if missing and not strict and role not in ("query", "pos"):
+                continue
+            if missing:
+                raise DataError(
+                    f"columns.{role}: no column {shown(name)}.{nearest(column, columns)}\n"
+                    f"  the columns are {cut(', '.join(sorted(columns)), 200)}"
+                )
+            found[role] += [text + name[len(column) :] for text in matching]
+    return found
+
+
+def parse_pair(record: object) -> ContrastivePair:
+    """Turn a record of a known layout into a pair, see `Layout`.
+
+    Wherever one text is expected for a passage, a list is accepted too, and the other way round.
+    With `pos_ids` and `neg_ids`, lists as long as `pos` and `neg`, passages of one document are
+    never taken for each other's negatives.
 
     Raises:
         DataError: If a column is missing, has the wrong type, or holds an empty text.
@@ -445,62 +643,58 @@ id=None)
         >>> parse_pair({"anchor": "2 + 2?", "positive": "4", "negative_1": "5", "negative_2": "3"})
         ContrastivePair(query='2 + 2?', positives=('4',), negatives=('5', '3'), id=None)
     """
+    return layout_of(record).parse(cast(Mapping[str, Any], record))
+
+
+def pair_line(pair: ContrastivePair) -> str:
+    """A pair as a line of the training format, which `parse_pair` reads.
+
+    Example:
+        >>> print(pair_line(ContrastivePair(("do", "q"), ("a",), ("b",), None, ("7",))), end="")
+        {"query": ["do", "q"], "pos": ["a"], "neg": ["b"], "pos_ids": ["7"]}
+    """
+    record: dict[str, Any] = {} if pair.id is None else {"id": pair.id}
+    query = pair.query if isinstance(pair.query, str) else list(pair.query)
+    record |= {"query": query, "pos": list(pair.positives), "neg": list(pair.negatives)}
+    for key, ids in (("pos_ids", pair.positive_ids), ("neg_ids", pair.negative_ids)):
+        if ids:
+            record[key] = list(ids)
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def layout_of(record: object) -> Layout:
+    """The known layout of a record by its columns.
+
+    Raises:
+        DataError: It is none, or no record.
+    """
     if not isinstance(record, Mapping):
         raise DataError(f"expected an object with query and pos, got {_kind(record)}")
-    query_column = _first_column(record, _QUERY_COLUMNS)
-    positive_column = _first_column(record, _POSITIVE_COLUMNS)
-    query = _parse_query(record[query_column], query_column)
-    positives = _parse_texts(record[positive_column], positive_column)
-    if not positives:
-        raise DataError(f'"{positive_column}" has no text')
-    negatives: tuple[str, ...] = ()
-    for column in _negative_columns(record):
-        negatives += _parse_texts(record[column], column)
-    identifier = record.get("id")
-    return ContrastivePair(
-        query,
-        positives,
-        negatives,
-        None if identifier is None else _parse_id(identifier, "id"),
-        _parse_ids(record.get("pos_ids"), "pos_ids", len(positives)),
-        _parse_ids(record.get("neg_ids"), "neg_ids", len(negatives)),
-    )
+    return _known_layout(tuple(record))
 
 
-def _parse_ids(value: object, column: str, count: int) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise DataError(f'"{column}" must be a list of ids, got {_kind(value)}')
-    if len(value) != count:
-        raise DataError(f'"{column}" has {len(value)} ids for {count} texts')
-    return tuple(_parse_id(entry, column) for entry in value)
+@functools.lru_cache(maxsize=256)
+def _known_layout(columns: tuple[str, ...]) -> Layout:
+    return Layout(columns)
+
+
+def _parse_ids(values: Sequence[object], column: str, count: int) -> tuple[str, ...]:
+    ids: list[str] = []
+    for value in values:
+        if value is None:
+            continue
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise DataError(f'"{column}" must be a list of ids, got {_kind(value)}')
+        ids += [_parse_id(entry, column) for entry in value]
+    if ids and len(ids) != count:
+        raise DataError(f'"{column}" has {len(ids)} ids for {count} texts')
+    return tuple(ids)
 
 
 def _parse_id(value: object, column: str) -> str:
     if isinstance(value, str | int) and is_text(text := str(value)):
         return text
     raise DataError(f'"{column}" must be a text or a whole number, got {_kind(value)}')
-
-
-def _first_column(record: Mapping[str, Any], names: Sequence[str]) -> str:
-    found = [name for name in names if name in record]
-    if len(found) > 1:
-        raise DataError(f'expected "{found[0]}" or "{found[1]}", got both')
-    if found:
-        return found[0]
-    expected = " or ".join(f'"{name}"' for name in names)
-    raise DataError(f"{expected} is missing, found {shown(sorted(map(str, record)))}")
-
-
-def _negative_columns(record: Mapping[str, Any]) -> list[str]:
-    """`neg`, `negative`, then `negative_N` in the order of their numbers."""
-    numbered = [
-        (-1 if match[1] is None else int(match[1]), name)
-        for name in record
-        if (match := _NEGATIVE_COLUMN.fullmatch(str(name)))
-    ]
-    return ["neg"] * ("neg" in record) + [name for _, name in sorted(numbered)]
 
 
 def _parse_query(value: object, column: str) -> Query:
@@ -514,14 +708,28 @@ def _parse_query(value: object, column: str) -> Query:
     return (check_text(instruction, f"{column}[0]"), text) if instruction else text
 
 
-def _parse_texts(value: object, column: str) -> tuple[str, ...]:
-    if value is None:  # how tables of columns spell "fewer negatives here"
-        return ()
-    if isinstance(value, str):
-        return (check_text(value, column),)
-    if not isinstance(value, Sequence):
-        raise DataError(f'"{column}" must be a text or a list of texts, got {_kind(value)}')
-    return tuple(check_text(text, f"{column}[{index}]") for index, text in enumerate(value))
+def _parse_columns(record: Mapping[str, Any], paths: Sequence[_Path]) -> tuple[str, ...]:
+    texts: list[str] = []
+    for path in paths:
+        value = path.read(record)
+        if isinstance(value, str):
+            texts.append(check_text(value, path.name))
+        elif isinstance(value, Sequence):
+            texts += [
+                check_text(_passage(item), f"{path.name}[{n}]") for n, item in enumerate(value)
+            ]
+        elif value is not None:  # how tables of columns spell "fewer negatives here"
+            kind = _kind(value)
+            raise DataError(f'"{path.name}" must be a text or a list of texts, got {kind}')
+    return tuple(texts)
+
+
+def _passage(item: Any) -> Any:
+    """The text of a passage, behind its title where Tevatron's form has one."""
+    if not isinstance(item, Mapping) or "text" not in item:
+        return item
+    title = item.get("title")
+    return f"{title} {item['text']}" if title else item["text"]
 
 
 def check_text(value: object, column: str) -> str:

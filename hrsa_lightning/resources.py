@@ -5,6 +5,7 @@ inside it, under `_resources/`. Assets always live in `hrsa_lightning/assets/`, 
 `embedded:tiny/base` names `assets/tiny/base` there.
 """
 
+import os
 from pathlib import Path
 
 from hrsa_lightning.io import expand_user
@@ -29,3 +30,9 @@ def resolve_path(path: str) -> str:
     if path.startswith(EMBEDDED):
         return str(PACKAGE / "assets" / path.removeprefix(EMBEDDED))
     return expand_user(path)
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for the next process: of `XDG_CACHE_HOME`."""
+    base = os.environ.get("XDG_CACHE_HOME") or expand_user("~/.cache")
+    return Path(base) / "hrsa_lightning"

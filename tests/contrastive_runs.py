@@ -81,7 +81,7 @@ def fit(
     callbacks: tuple[Callback, ...] = (),
     **trainer_options: Any,
 ) -> Trainer:
-    """Train without logging, on the CPU unless options say otherwise."""
+    """Train without logging, on the CPU unless options say otherwise; seeds also order batches."""
     data = ContrastiveDataModule(
         [pairs],
         tokenizers={name: model.tokenizer for name, model in module.encoders().items()},
@@ -89,7 +89,7 @@ def fit(
         train_group_size=3,
         query_length=32,
         passage_length=32,
-        seed=5,
+        seeds=module.seeds,
     )
     options = {"accelerator": "cpu", "max_steps": 3, "enable_checkpointing": False, "logger": False}
     options.update(trainer_options)

@@ -51,8 +51,8 @@ def test_accepted_forms(record, expected):
     [
         (["q", "a"], "expected an object with query and pos, got a list of 2"),
         ("q", "expected an object with query and pos, got str 'q'"),
-        ({"pos": ["a"]}, '"query" or "anchor" is missing, found [\'pos\']'),
-        ({"query": "q", "neg": ["a"]}, '"pos" or "positive" is missing'),
+        ({"pos": ["a"]}, "none is a column, found ['pos']\n  write columns: {query: NAME, pos"),
+        ({"query": "q", "neg": ["a"]}, '"pos", "positive", "positive_passages", "answer"'),
         ({"query": "q", "pos": []}, '"pos" has no text'),
         ({"query": "q", "pos": None}, '"pos" has no text'),
         ({"query": "q", "pos": ["a", ""]}, '"pos[1]" is empty'),

@@ -33,6 +33,9 @@ __all__ = ["Monitor", "OnError", "find_arms", "resolve_probes"]
 
 OnError = Literal["warn", "raise"]
 
+_AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
+"""Lightning's callbacks that put averaged weights into the module, of either package."""
+
 
 class Monitor(Callback, ABC):
     """A callback that schedules evaluations, restores training state, and logs measurements.
@@ -189,16 +192,25 @@ class Monitor(Callback, ABC):
         started = time.perf_counter()
         step = trainer.global_step
         if step == 0:
+            if self._restored is not None and self._restored["last_step"] > 0:
+                self.warn_once(
+                    "training begins at step 0 with the weights of a checkpoint, which are"
+                    " 'initial' here (does a LearningRateFinder or BatchSizeFinder run before it?)"
+                )
             self._forget()
             self._restored = None
         restored, self._restored = self._restored or {}, None
         self.first_step = step
         self.is_ending = False
         self._open_folder(trainer, restored)
+        self._averages = _follow_averaging(trainer, self)
         opening = time.perf_counter() - started
         self.budget.start(step, restored, spent=self._preparing + opening)
         if self._last_step < 0:
             self._evaluate(trainer, pl_module, starts=True)
+        elif step and trainer.is_last_batch and not trainer.fit_loop.done:
+            # An epoch that was left between its last step and its end has no end anymore.
+            self._evaluate_epoch(trainer, pl_module, trainer.current_epoch - 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -206,18 +218,21 @@ class Monitor(Callback, ABC):
         with self.budget.spending():
             step = self.budget.step = trainer.global_step
             due = step != self._last_step and self.schedule.is_due(step) and self._permitted(step)
-        if due:
+        if due and not (self._averages and is_last_step(trainer)):
             self._evaluate(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step
-        due = step != self._last_step and self.schedule.is_due_at_epoch_end(trainer.current_epoch)
-        if due and self._permitted(step):
-            self._evaluate(trainer, pl_module)
+        if not (self._averages and is_last_step(trainer)):
+            self._evaluate_epoch(trainer, pl_module, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_ending = True
-        if trainer.global_step != self._last_step:
+        step = trainer.global_step
+        # Evaluated before another callback ended the fit, it was without the average.
+        repeats = self._averages and step == self._last_step > self.first_step
+        if repeats and self.history_path is not None and trainer.is_global_zero:
+            cut_history(self.history_path, self.history_path, step - 1, self.run)
+        if repeats or step != self._last_step:
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
         if not self.budget.affords():
@@ -232,6 +247,10 @@ class Monitor(Callback, ABC):
         self._finish(trainer)
 
     def state_dict(self) -> dict[str, Any]:
+        if (
+            self._restored is not None
+        ):  # not begun yet, as where Lightning's tuner saves and restores
+            return self._restored
         return {
             **self.budget.state(),
             "last_step": self._last_step,
@@ -256,6 +275,7 @@ class Monitor(Callback, ABC):
         self.history_path: Path | None = None
         self.first_step = 0
         self.is_ending = False
+        self._averages = False
         self.latest: list[Measurement] = []
         self._last_step = -1
         self.schedule.put_off(0)
@@ -385,6 +405,13 @@ class Monitor(Callback, ABC):
         log_charts(trainer, self.name, measurements, step, named=named)
         self.publish(trainer, step)
 
+    def _evaluate_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        """Evaluate at the end of an epoch, where that is due."""
+        step = trainer.global_step
+        due = step != self._last_step and self.schedule.is_due_at_epoch_end(epoch)
+        if due and self._permitted(step):
+            self._evaluate(trainer, pl_module)
+
     def _permitted(self, step: int) -> bool:
         if self.budget.share is None:
             return True
@@ -412,6 +439,34 @@ class Monitor(Callback, ABC):
             if self._on_error == "raise":
                 raise
             warnings.warn(f"{self.name}: no pictures ({error})", HRSAWarning, stacklevel=2)
+
+
+def is_last_step(trainer: Trainer) -> bool:
+    """Whether the fit ends with this step, as far as is known before its end."""
+    if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
+        return True
+    epochs = trainer.max_epochs
+    is_limited = epochs is not None and epochs >= 0
+    return is_limited and trainer.is_last_batch and trainer.current_epoch + 1 >= (epochs or 0)
+
+
+def _follow_averaging(trainer: Trainer, monitor: Callback) -> bool:
+    """Whether other callbacks average weights; the monitor then comes after them.
+
+    At the end of training they put the average into the module, which is what is handed over.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    last = None
+    for callback in callbacks:
+        if _AVERAGING & {kind.__name__ for kind in type(callback).__mro__}:
+            last = callback
+    if last is None:
+        return False
+    if callbacks.index(monitor) < callbacks.index(last):
+        others = [callback for callback in callbacks if callback is not monitor]
+        others.insert(others.index(last) + 1, monitor)
+        trainer.callbacks = others  # type: ignore[attr-defined]
+    return True
 
 
 def _described(trainer: Trainer, text: str) -> AbstractContextManager[None]:

@@ -12,8 +12,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from hrsa_lightning.callbacks.logging import log_picture, tag_of, takes_pictures
-from hrsa_lightning.functional import SimilarityWarning, linear_cka_heatmap
+from hrsa_lightning.functional import SimilarityWarning
 from hrsa_lightning.functional.procrustes import alignment_spectrum
+from hrsa_lightning.metrics.heatmaps import layer_heatmaps
 from hrsa_lightning.metrics.procrustes import KEYS
 from hrsa_lightning.plots import (
     curves_figure,
@@ -25,6 +26,7 @@ from hrsa_lightning.plots import (
 from hrsa_lightning.similarity.evaluator import ComparedPair, SimilarityEvaluation
 from hrsa_lightning.similarity.history import Detail, append_record, details_path, read_history
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
+from hrsa_lightning.similarity.metric_info import info_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,15 +44,17 @@ class Figures:
         name: Of the monitor.
         every: Heatmaps and spectra at every so many evaluations, from the first, and at the end; 0
             for none.
+        heatmaps: Which heatmaps, names of `hrsa_lightning.metrics.heatmaps.HEATMAPS`.
 
     Attributes:
         named: Whether tags and file names say what is compared with what.
         seconds: Duration of the latest call of `write_details` that wrote anything.
     """
 
-    def __init__(self, name: str, every: int) -> None:
+    def __init__(self, name: str, every: int, heatmaps: Sequence[str]) -> None:
         self._name = name
         self._every = every
+        self._kinds = heatmaps
         self.named = True
         self.seconds = 0.0
         self.forget()
@@ -61,7 +65,7 @@ class Figures:
         self._pairs: list[ComparedPair] = []
         self._measurements: list[Measurement] = []
         self._device = torch.device("cpu")
-        self._grids: list[tuple[ComparedPair, list[list[float]]]] | None = None
+        self._grids: list[tuple[ComparedPair, str, list[list[float]]]] | None = None
         self._written_at = -1
         self._drawn_at = -1
 
@@ -123,7 +127,7 @@ class Figures:
 
     def _heatmaps(self) -> list[tuple[str, "Figure"]]:
         found = []
-        for pair, grid in self._layer_by_layer():
+        for pair, kind, grid in self._layer_by_layer():
             arm = pair.arm or "live"
             figure = heatmap_figure(
                 grid,
@@ -132,31 +136,31 @@ class Figures:
                 title=f"{arm} vs {pair.reference}",
                 row_label=arm,
                 column_label=pair.reference,
+                label=info_of(kind).title,
             )
-            about = Measurement("heatmap", 0.0, None, pair.probes, pair.arm, pair.reference)
+            name = "heatmap" if kind == "cka" else f"heatmap_{kind}"
+            about = Measurement(name, 0.0, None, pair.probes, pair.arm, pair.reference)
             found.append((tag_of(self._name, about, named=self.named), figure))
         return found
 
-    def _layer_by_layer(self) -> list[tuple[ComparedPair, list[list[float]]]]:
-        """CKA of every layer with every layer, where there are several; found once for all uses."""
+    def _layer_by_layer(self) -> list[tuple[ComparedPair, str, list[list[float]]]]:
+        """Maps of all pairs of layers, where there are several; found once for all uses."""
         if self._grids is None:
             with _quiet():
                 self._grids = [
-                    (
-                        pair,
-                        linear_cka_heatmap(
-                            list(pair.live.values()), list(pair.other.values())
-                        ).tolist(),
-                    )
+                    (pair, kind, heatmap.tolist())
                     for pair in self._pairs
                     if len(pair.live) > 1 or len(pair.other) > 1
+                    for kind, heatmap in layer_heatmaps(
+                        list(pair.live.values()), list(pair.other.values()), self._kinds
+                    ).items()
                 ]
         return self._grids
 
     def _details(self) -> Iterator[Detail]:
-        for pair, grid in self._layer_by_layer():
+        for pair, kind, grid in self._layer_by_layer():
             rows = [_short(row) for row in grid]
-            yield self._detail(pair, "cka", rows)._replace(
+            yield self._detail(pair, kind, rows)._replace(
                 rows=list(pair.live), columns=list(pair.other)
             )
         if not any(m.metric in KEYS for m in self._measurements):

@@ -8,12 +8,13 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, resolve_probes
+from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, is_last_step, resolve_probes
 from hrsa_lightning.callbacks.figures import Figures
 from hrsa_lightning.callbacks.logging import log_projector
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
+from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity.evaluator import SimilarityEvaluator
 from hrsa_lightning.similarity.extraction import Forward, Representations
 from hrsa_lightning.similarity.history import cut_history, details_path
@@ -77,6 +78,9 @@ class SimilarityMonitor(Monitor):
             of the Procrustes rotation at the output (or the last layer) where a Procrustes metric
             is among `metrics`; 0 for none, and for no pictures. Their numbers are kept at the first
             and the last evaluation, too, in a file beside the history, for the report.
+        heatmaps: Which heatmaps: `"cka"`, `"cka_standardized"` (every feature brought to unit
+            variance, where a massive dimension decides the other) and `"dimension_correlation"`,
+            which is left out where layers differ in width.
         projector: Give TensorBoard's embedding projector the representations at the output (or the
             last layer), with labels and texts, at the end of the fit.
         reference_layers: See `SimilarityEvaluator`.
@@ -117,6 +121,7 @@ class SimilarityMonitor(Monitor):
         log_spaced: bool | int | None = False,
         max_overhead: float | None = None,
         heatmap_every_n_evaluations: int = 10,
+        heatmaps: Sequence[str] = ("cka", "dimension_correlation"),
         projector: bool = False,
         reference_layers: Sequence[str] | None = None,
         store: StoreOn = "cpu",
@@ -132,6 +137,11 @@ class SimilarityMonitor(Monitor):
     ) -> None:
         if store not in ("cpu", "device", "disk"):
             raise ConfigError(f"store: expected 'cpu', 'device' or 'disk', got {store!r}")
+        unknown = [each for each in heatmaps if each not in HEATMAPS]
+        if unknown or isinstance(heatmaps, str):
+            raise ConfigError(
+                f"heatmaps: expected a list of some of {', '.join(HEATMAPS)}, got {heatmaps!r}"
+            )
         if history == "similarity.jsonl" and name != "similarity":
             history = f"{name}.jsonl"
         self.evaluator = SimilarityEvaluator(
@@ -156,7 +166,7 @@ class SimilarityMonitor(Monitor):
             keep_on_device=store == "device",
         )
         self._arms = arms
-        self._figures = Figures(name, heatmap_every_n_evaluations)
+        self._figures = Figures(name, heatmap_every_n_evaluations, heatmaps)
         self._on_disk = store == "disk"
         self._projector = projector
         self._progress_bar = progress_bar
@@ -216,7 +226,7 @@ class SimilarityMonitor(Monitor):
         """At the first evaluation, and at the last where the budget has room for it."""
         if self._evaluations == 0:
             return True
-        if not (self.is_ending or _is_last_step(trainer)):
+        if not (self.is_ending or is_last_step(trainer)):
             return False
         return self.ranks.broadcast(self.budget.affords(self._calibration_seconds))
 
@@ -248,12 +258,3 @@ class SimilarityMonitor(Monitor):
         self._figures.finish(trainer, self.history_path, self.folder)
         if self._projector:
             log_projector(trainer, self.name, self._live, self.evaluator.extractor.probes)
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    """Whether the fit ends with this step, as far as is known before its end."""
-    if trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step:
-        return True
-    epochs = trainer.max_epochs
-    is_limited = epochs is not None and epochs >= 0
-    return is_limited and trainer.is_last_batch and trainer.current_epoch + 1 >= (epochs or 0)

@@ -37,6 +37,7 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
                        cknna,predictivity, which all leaves out
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
+  --standardize        draw the map of CKA with every feature brought to unit variance
   --null 200           permutations of the rows for p-values, up to 2,048 rows; 0 for none
   --out comparison     folder of results.json, results.csv, report.md and pictures
   --keep-representations   leave them in --out for a later call
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--by-label", action="store_true")
     add("--protocol", choices=("held_out", "paper", "in_sample"), default="held_out")
     add("--null", type=int, default=200)
+    add("--standardize", action="store_true")
     add("--out", type=Path, default=Path("comparison"))
     add("--keep-representations", action="store_true")
     add("--no-resume", action="store_true")
@@ -117,6 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.k,
         arguments.by_label,
         arguments.null,
+        arguments.standardize,
     )
     sources = name_models(arguments.models, arguments.base)
     texts = load_texts(

@@ -20,6 +20,7 @@ from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
 from hrsa_lightning.metrics import hrsa_metrics
+from hrsa_lightning.metrics.heatmaps import layer_heatmaps
 from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.comparer import (
     Comparer,
@@ -53,12 +54,25 @@ HEATMAP_ROWS = 2048
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Linear CKA of every layer of a model (rows) with every layer of the reference (columns)."""
+    """Every layer of a model (rows) with every layer of the reference (columns).
+
+    Attributes:
+        rows: Layers of the model.
+        columns: Layers of the reference.
+        debiased: Linear CKA, debiased.
+        plain: Linear CKA, plain.
+        dimension_correlation: Mean correlation of equal dimensions; `None` for unequal widths.
+        standardized: Linear CKA, debiased, of features of unit variance; `None` where not asked
+            for.
+        num_samples: Rows of every layer.
+    """
 
     rows: list[str]
     columns: list[str]
     debiased: list[list[float]]
     plain: list[list[float]]
+    dimension_correlation: list[list[float]] | None
+    standardized: list[list[float]] | None
     num_samples: int
 
 
@@ -165,7 +179,7 @@ def compare_models(
     runner.check_space(models, num_rows)
     with _made(out):
         found = [runner.extract(known) for known in models]
-    comparisons = _measure(models, found, comparer, measured_on)
+    comparisons = _measure(models, found, comparer, measured_on, metrics.standardize)
     if not keep:
         runner.remove()
     kept = out / REPRESENTATIONS if keep else None
@@ -302,13 +316,14 @@ def _measure(
     found: Sequence[StoredRepresentations],
     comparer: LabeledComparer,
     device: torch.device,
+    standardize: bool,
 ) -> list[Comparison]:
     comparisons = {
         (i, j): Comparison(
             models[j].name,
             models[i].name,
             pair_layers(found[j].layers, found[i].layers),
-            _heatmap(found[j], found[i], device),
+            _heatmap(found[j], found[i], device, standardize),
         )
         for i, j in combinations(range(len(models)), 2)
     }
@@ -335,7 +350,9 @@ def _measure(
     return list(comparisons.values())
 
 
-def _heatmap(x: StoredRepresentations, y: StoredRepresentations, device: torch.device) -> Heatmap:
+def _heatmap(
+    x: StoredRepresentations, y: StoredRepresentations, device: torch.device, standardize: bool
+) -> Heatmap:
     """All layers of one model against all of another, on at most `HEATMAP_ROWS` rows."""
     step = -(-len(x.rows(x.layers[0])) // HEATMAP_ROWS)
     # Copies: views would keep all that was mapped to read them.
@@ -346,4 +363,14 @@ def _heatmap(x: StoredRepresentations, y: StoredRepresentations, device: torch.d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the values of the layers say which are undefined
         plain, debiased = linear_cka_heatmaps(left, right)
-    return Heatmap(x.layers, y.layers, debiased.tolist(), plain.tolist(), len(left[0]))
+        names = ["dimension_correlation", *(["cka_standardized"] if standardize else [])]
+        others = {k: v.tolist() for k, v in layer_heatmaps(left, right, names).items()}
+    return Heatmap(
+        x.layers,
+        y.layers,
+        debiased.tolist(),
+        plain.tolist(),
+        others.get("dimension_correlation"),
+        others.get("cka_standardized"),
+        len(left[0]),
+    )

@@ -59,6 +59,7 @@ class MetricOptions:
         protocol: See `hrsa_lightning.functional.orthogonal_procrustes`.
         k: Numbers of neighbors.
         by_label: Also measure within each label.
+        standardize: Draw the map of CKA with every feature brought to unit variance.
         null: Permutations of the rows for 95 % levels and p-values, up to 2,048 rows; 0 for none.
     """
 
@@ -67,6 +68,7 @@ class MetricOptions:
     k: tuple[int, ...] = (10, 50)
     by_label: bool = False
     null: int = 200
+    standardize: bool = False
 
 
 def name_models(specs: Sequence[str], base: str | None = None) -> dict[str, Source]:

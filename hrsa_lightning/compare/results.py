@@ -14,6 +14,7 @@ from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figu
 from hrsa_lightning.plots.curves import panels_figure
 from hrsa_lightning.similarity.comparer import DOMINATED
 from hrsa_lightning.similarity.measurement import Measurement, listed
+from hrsa_lightning.similarity.metric_info import info_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,8 @@ def write_results(results: ComparisonResults, out: Path) -> None:
     Every file appears in one move, the report last.
     """
     for comparison in results.comparisons:
-        save_figure(_map_figure(comparison), out / _picture(comparison))
+        for kind, values in _maps(comparison).items():
+            save_figure(_map_figure(comparison, kind, values), out / _picture(comparison, kind))
     save_figure(_profile_figure(results), out / _PROFILE)
     write_json(out / "results.json", _content(results))
     write_text(out / "results.csv", _csv(results))
@@ -57,15 +59,29 @@ def summary_lines(results: ComparisonResults) -> list[str]:
     return [title, "", *table, *left_out, *([""] if dominated else []), *dominated]
 
 
-def _map_figure(comparison: Comparison) -> "Figure":
+def _maps(comparison: Comparison) -> dict[str, list[list[float]]]:
+    """What is drawn of all layers, by metric: CKA, and the correlation of equal dimensions."""
+    heatmap = comparison.heatmap
+    found = {
+        "cka": heatmap.debiased,
+        "cka_standardized": heatmap.standardized,
+        "dimension_correlation": heatmap.dimension_correlation,
+    }
+    if heatmap.standardized is not None:
+        del found["cka"]
+    return {kind: values for kind, values in found.items() if values is not None}
+
+
+def _map_figure(comparison: Comparison, kind: str, values: list[list[float]]) -> "Figure":
     heatmap = comparison.heatmap
     return heatmap_figure(
-        heatmap.debiased,
+        values,
         heatmap.rows,
         heatmap.columns,
         title=f"{comparison.model} vs {comparison.reference}",
         row_label=comparison.model,
         column_label=comparison.reference,
+        label=info_of(kind).title,
     )
 
 
@@ -222,9 +238,11 @@ def _matrices(results: ComparisonResults) -> list[str]:
 
 def _section(comparison: Comparison, num_rows: int) -> list[str]:
     lines = [f"## {comparison.model} vs {comparison.reference}", ""]
-    lines += [f"![CKA of all layers]({_picture(comparison)})", ""]
+    for kind in _maps(comparison):
+        words = f"all layers, {info_of(kind).title}"
+        lines += [f"![{words[0].upper()}{words[1:]}]({_picture(comparison, kind)})", ""]
     if comparison.heatmap.num_samples < num_rows:
-        lines += [f"The map is of {comparison.heatmap.num_samples} rows, evenly spaced.", ""]
+        lines += [f"The maps are of {comparison.heatmap.num_samples} rows, evenly spaced.", ""]
     everywhere = [m for m in comparison.measurements if not m.label]
     lines += [*_by_place(everywhere, lambda m: _place(comparison, m.layer)), ""]
     last = everywhere[-1].layer
@@ -299,8 +317,8 @@ def _level(found: Iterable[Measurement], name: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _picture(comparison: Comparison) -> str:
-    return f"cka_{comparison.name}.png"
+def _picture(comparison: Comparison, kind: str) -> str:
+    return f"{kind}_{comparison.name}.png"
 
 
 def _number(value: float) -> str:

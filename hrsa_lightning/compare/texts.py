@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.data.pairs import load_hub_table, load_table
+from hrsa_lightning.data.entries import PairEntry, load_table
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import Problems, check_file, check_text, exists, read_text_records
 from hrsa_lightning.resources import resolve_path
@@ -16,7 +16,7 @@ __all__ = ["Texts", "load_texts"]
 HUB = "hub:"
 _DEFAULT_COLUMN = "text"
 _DEFAULT_LABEL = "label"
-_TABLES = (".parquet", ".json")
+_TABLES = (".parquet", ".json", ".csv")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _open_table(source: str, path: Path, split: str | None) -> Any:
     try:
         if not source.startswith(HUB):
             return load_table(path)
-        return load_hub_table(source.removeprefix(HUB) + (f"@{split}" if split else ""))
+        return PairEntry(source, split=split).load_table()
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
 

@@ -8,20 +8,21 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from hrsa_lightning.callbacks import Monitor, StepProgressBar
 from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
-from hrsa_lightning.data import ContrastiveDataModule, PairSource
+from hrsa_lightning.data import ContrastiveDataModule, PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
 from hrsa_lightning.losses import (
     AlignmentLoss,
@@ -52,6 +53,11 @@ def build_callbacks(config: Config) -> list[Callback]:
     built = []
     for name, entry in config.callbacks.items():
         callback: Callback = instantiate(entry, f"callbacks.{name}", Callback)
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise ConfigError(
+                f"callbacks.{name}._target_: expected no search that begins a resumed run anew, got"
+                f" {entry['_target_']}"
+            )
         if isinstance(callback, Monitor):
             try:
                 callback.check(list(config.arms) if entry.get("arms") == "arms" else [""])
@@ -179,7 +185,7 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
 
 
 def arm_seed(config: Config, name: str) -> int:
-    """The seed of an arm's adapters and dropout: its own, or the run's."""
+    """The seed of an arm's adapters, dropout and batches: its own, or the run's."""
     own = config.arms[name].seed
     return config.seed if own is None else own
 
@@ -245,7 +251,7 @@ def build_data(
     arms: Mapping[str, EmbeddingModel],
     sources: Sequence[PairSource] | None = None,
 ) -> ContrastiveDataModule:
-    """The datamodule that feeds every arm the same texts, each in its own tokens.
+    """The datamodule that feeds arms of one seed the same texts, each in its own tokens.
 
     Args:
         config: The recipe.
@@ -261,8 +267,9 @@ def build_data(
                     f"data.{key}: expected at most {arm.max_positions}, the positions of "
                     f"{owner}, got {getattr(data, key)}"
                 )
+    first = next(iter(config.arms))  # a reference reads the batches of arms, and has none itself
     return ContrastiveDataModule(
-        sources or [resolve_path(path) for path in data.train],
+        sources or read_pairs(data.train, data.limit),
         tokenizers={name: arm.tokenizer for name, arm in arms.items()},
         batch_size=data.batch_size,
         train_group_size=data.train_group_size,
@@ -271,9 +278,10 @@ def build_data(
         num_workers=data.num_workers,
         drop_last=data.drop_last,
         missing_negatives=data.missing_negatives,
-        weights=data.weights,
+        weights=data.source_weights(),
         source_temperature=data.source_temperature,
         seed=config.seed,
+        seeds={name: arm_seed(config, name if name in config.arms else first) for name in arms},
     )
 
 
@@ -293,11 +301,16 @@ def build_trainer(
         ConfigError: Lightning refuses an argument, or the folder cannot be made.
     """
     _check_folder(folder)
+    arguments = dataclasses.asdict(config.trainer)
+    # Lightning's own timer would end a run that is out of time as if it were complete.
+    max_time = arguments.pop("max_time")
     checkpoint = StepCheckpoint(
-        folder / "checkpoints", config.checkpoint.every_n_train_steps, config.checkpoint.keep
+        folder / "checkpoints",
+        config.checkpoint.every_n_train_steps,
+        config.checkpoint.keep,
+        max_time and _duration(max_time),
     )
     adapters = TrainedAdapters(folder / "adapters")
-    arguments = dataclasses.asdict(config.trainer)
     if config.trainer.max_steps > 0:
         arguments["max_epochs"] = None  # steps decide; epochs would cut them short
     logger = TensorBoardLogger(
@@ -328,6 +341,12 @@ def build_trainer(
         raise ConfigError(f"trainer: {cut(first_line(error), 300)}") from error
     EndingFitLoop.replace(trainer)
     return trainer
+
+
+def _duration(text: str) -> timedelta:
+    """The duration that `DAYS:HOURS:MINUTES:SECONDS` stands for."""
+    days, hours, minutes, seconds = map(int, text.split(":"))
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
 def _check_folder(folder: Path) -> None:

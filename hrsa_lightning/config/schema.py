@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hrsa_lightning.errors import ConfigError, cut, nearest, shown
+from hrsa_lightning.data.entries import PairEntry
+from hrsa_lightning.errors import ConfigError, DataError, cut, nearest, shown
 from hrsa_lightning.io import NAME_RULE, is_name
 
 
@@ -108,6 +109,10 @@ _LENGTH = within("[1, 1e7]")
 _TEXT = Rule("at most 10000 characters", lambda text: isinstance(text, str) and len(text) <= 10000)
 _PATH = Rule("a path or name, its parts of at most 255 bytes", _is_path)
 _NAME = Rule(NAME_RULE, is_name)
+_ENTRY = Rule(
+    "a path or a mapping with path",
+    lambda entry: isinstance(entry, dict) or (isinstance(entry, str) and _is_path(entry)),
+)
 
 
 def _key(default: Any, rule: Rule) -> Any:
@@ -154,7 +159,10 @@ class ModelConfig:
 
 @dataclass
 class ArmConfig:
-    """One backbone; `seed` (default: the run's) draws its adapters and its dropout."""
+    """One backbone; `seed` (default: the run's) draws adapters, dropout, batches and negatives.
+
+    An arm with a seed of its own trains as it would alone in a run with this seed.
+    """
 
     backbone: str = _key("???", _PATH)
     revision: str | None = _key(None, _PATH)
@@ -163,13 +171,17 @@ class ArmConfig:
 
 @dataclass
 class DataConfig:
-    """Contrastive pairs. `batch_size` counts queries of all processes together.
+    """Contrastive pairs: paths, or mappings with the keys of `hrsa_lightning.data.PairEntry`.
+
+    `limit` takes the first so many pairs of each source. `batch_size` counts queries of all
+    processes together.
 
     Batches come from one source each. `weights` (one per source) or `source_temperature` (sizes to
     the power of 1 / temperature) say how often; by default each example comes once an epoch.
     """
 
-    train: list[str] = _key([], _PATH)
+    train: list[Any] = _key([], _ENTRY)
+    limit: int | None = _key(None, within("[1, 1e9]"))
     batch_size: int = _key(512, within("[1, 1e9]"))
     train_group_size: int = _key(4, within("[1, 1e4]"))
     query_length: int = _key(512, _LENGTH)
@@ -179,6 +191,13 @@ class DataConfig:
     weights: list[float] | None = _key(None, within("[0, 1e9]"))
     source_temperature: float | None = _key(None, within("(0, 1e9]"))
     num_workers: int = _key(0, within("[0, 1024]"))
+
+    def source_weights(self) -> list[float] | None:
+        """`weights`, or those that the sources have of their own."""
+        own = [entry.get("weight") if isinstance(entry, dict) else None for entry in self.train]
+        if self.weights is not None or own == [None] * len(own):
+            return self.weights
+        return [1.0 if weight is None else float(weight) for weight in own]
 
 
 @dataclass
@@ -351,6 +370,14 @@ def check_together(config: Config) -> None:
         raise ConfigError("model.quantization: trains adapters only; expected model.lora, got null")
     if not data.train:
         raise ConfigError("data.train: at least one file of contrastive pairs is required")
+    for number, entry in enumerate(data.train):
+        try:
+            PairEntry.of(entry)
+        except DataError as error:
+            raise ConfigError(f"data.train[{number}].{error}") from None
+    weights = data.source_weights()
+    if weights != data.weights and data.source_temperature is not None:
+        raise ConfigError("data.source_temperature: expected null where entries have a weight")
     if data.weights is not None:
         if data.source_temperature is not None:
             raise ConfigError(

@@ -8,8 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, text_id
+    from hrsa_lightning.data.collate import (
+        ArmBatches,
+        ContrastiveBatch,
+        ContrastiveCollator,
+        text_id,
+    )
     from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
+    from hrsa_lightning.data.entries import PairEntry
     from hrsa_lightning.data.held_out import (
         ProbeText,
         RetrievalSet,
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
     from hrsa_lightning.io import ContrastivePair
 
 _MODULES = {
+    "ArmBatches": "collate",
     "ContrastiveBatch": "collate",
     "ContrastiveCollator": "collate",
     "ContrastiveDataModule": "datamodule",
@@ -34,6 +41,7 @@ _MODULES = {
     "ContrastiveLoader": "datamodule",
     "ContrastivePair": "pairs",
     "GlobalBatchSampler": "sampling",
+    "PairEntry": "entries",
     "PairSource": "pairs",
     "ProbeText": "held_out",
     "RetrievalSet": "held_out",
@@ -45,6 +53,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ArmBatches",
     "ContrastiveBatch",
     "ContrastiveCollator",
     "ContrastiveDataModule",
@@ -53,6 +62,7 @@ __all__ = [
     "ContrastiveLoader",
     "ContrastivePair",
     "GlobalBatchSampler",
+    "PairEntry",
     "PairSource",
     "ProbeText",
     "RetrievalSet",

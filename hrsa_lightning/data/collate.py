@@ -67,6 +67,10 @@ class ContrastiveBatch:
         """G, the number of passages of each query."""
         return self.passage_ids.shape[1]
 
+    def of(self, arm: str) -> "ContrastiveBatch":
+        """The batch that an arm trains on: this one, for all of them."""
+        return self
+
     def tokens(self, arm: str) -> tuple[Tokens, Tokens]:
         """Tokens of the distinct queries and of the distinct passages, for one arm."""
         number = self.tokenizers[arm]
@@ -94,6 +98,35 @@ class ContrastiveBatch:
         )
 
 
+@dataclass
+class ArmBatches:
+    """Batches of one step for arms whose orders of the data differ.
+
+    Attributes:
+        batches: One for each order.
+        orders: Which of them each arm trains on.
+    """
+
+    batches: list[ContrastiveBatch]
+    orders: dict[str, int]
+
+    def __len__(self) -> int:
+        """B, the number of local queries of each batch."""
+        return len(self.batches[0])
+
+    def of(self, arm: str) -> ContrastiveBatch:
+        """The batch that an arm trains on; arms of one order share it."""
+        return self.batches[self.orders[arm]]
+
+    def to(self, device: torch.device | str) -> "ArmBatches":
+        """Move every tensor, without waiting until it is there. Lightning calls this."""
+        return ArmBatches([batch.to(device) for batch in self.batches], self.orders)
+
+    def pin_memory(self) -> "ArmBatches":
+        """Copy every tensor to page-locked memory. The `DataLoader` calls this."""
+        return ArmBatches([batch.pin_memory() for batch in self.batches], self.orders)
+
+
 class ContrastiveCollator:
     """Tokenize drawn examples into a `ContrastiveBatch`, once for arms of equal tokenizers.
 
@@ -101,6 +134,9 @@ class ContrastiveCollator:
         tokenizers: One per arm.
         query_length: Most tokens of a query, instruction included.
         passage_length: Most tokens of a passage.
+        orders: Which order of the data each arm follows, where there are several: examples are then
+            those of the first order, of the second and so on, as many of each, and make up
+            `ArmBatches`.
     """
 
     def __init__(
@@ -108,7 +144,9 @@ class ContrastiveCollator:
         tokenizers: Mapping[str, TextEncoder],
         query_length: int = 512,
         passage_length: int = 512,
+        orders: Mapping[str, int] | None = None,
     ) -> None:
+        self.orders = dict(orders or {})
         self.query_length = query_length
         self.passage_length = passage_length
         self._tokenizers: list[TextEncoder] = []
@@ -118,7 +156,17 @@ class ContrastiveCollator:
                 self._tokenizers.append(tokenizer)
             self._number[arm] = self._tokenizers.index(tokenizer)
 
-    def __call__(self, examples: Sequence[ContrastiveExample]) -> ContrastiveBatch:
+    def __call__(self, examples: Sequence[ContrastiveExample]) -> ContrastiveBatch | ArmBatches:
+        num_orders = len({*self.orders.values()})
+        if num_orders < 2:
+            return self._collate(examples)
+        size = len(examples) // num_orders
+        starts = range(0, len(examples), size)
+        return ArmBatches(
+            [self._collate(examples[start : start + size]) for start in starts], self.orders
+        )
+
+    def _collate(self, examples: Sequence[ContrastiveExample]) -> ContrastiveBatch:
         queries = [example.query for example in examples]
         passages = [text for example in examples for text in example.passages]
         passage_ids = [text_id(text) for text in passages]

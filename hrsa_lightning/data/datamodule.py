@@ -8,14 +8,21 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from hrsa_lightning.data.collate import ContrastiveBatch, ContrastiveCollator, TextEncoder
+from hrsa_lightning.data.collate import (
+    ArmBatches,
+    ContrastiveBatch,
+    ContrastiveCollator,
+    TextEncoder,
+)
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.data.sampling import ContrastiveDataset, GlobalBatchSampler
 from hrsa_lightning.errors import DataError
 
 
 class ContrastiveLoader:
-    """Iterate over this rank's `ContrastiveBatch`es of the sampler's epoch.
+    """Iterate over this rank's batches of the sampler's epoch: a `ContrastiveBatch` for all arms.
+
+    With a sampler of several seeds they are `ArmBatches`, which hold one for each order.
 
     It is deliberately no `DataLoader`: Lightning would replace the sampler of one under a
     distributed strategy, and ours already gives each rank its share. Lightning sees an iterable of
@@ -59,7 +66,7 @@ class ContrastiveLoader:
         """Number of batches in a whole epoch."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[ContrastiveBatch]:
+    def __iter__(self) -> Iterator[ContrastiveBatch | ArmBatches]:
         # Being a generator, this runs from the first `next` on: Lightning makes the iterator before
         # it sets the epoch.
         assert self._batches is not None, "the loader is closed"
@@ -105,8 +112,9 @@ class ContrastiveLoader:
         self._batches = None
 
     def _order(self) -> dict[str, Any]:
+        seeds = self.sampler.seeds
         return {
-            "seed": self.sampler.seed,
+            "seed": seeds if len(seeds) > 1 else seeds[0],
             "batch_size": self.sampler.batch_size,
             "examples": list(self.sampler.sizes),
             "drop_last": self.sampler.drop_last,
@@ -117,8 +125,9 @@ class ContrastiveLoader:
 class ContrastiveDataModule(LightningDataModule):
     """Contrastive pairs for one arm or several, tokenized in the loader's workers.
 
-    The same global batches in the same order come on any number of processes, with any number of
-    workers, and after a resume from any step.
+    Arms of one seed see the same batches; an arm with a seed of its own has its own order and its
+    own passages, those of a run with this seed. The same global batches in the same order come on
+    any number of processes, with any number of workers, and after a resume from any step.
 
     Args:
         train: Sources of pairs, or paths of them as `read_pairs` takes. A batch comes from one of
@@ -130,6 +139,7 @@ class ContrastiveDataModule(LightningDataModule):
         passage_length: Most tokens of a passage.
         num_workers: Processes, per rank, that read and tokenize ahead.
         seed: Decides the order of examples and the passages drawn for them.
+        seeds: Seeds of arms that are not to have `seed`.
         drop_last: Leave out what does not fill a batch; else fill the last one up with examples
             that were already used in the epoch.
         missing_negatives: "error", or "drop" to leave out examples without hard negatives.
@@ -151,6 +161,7 @@ class ContrastiveDataModule(LightningDataModule):
         passage_length: int = 512,
         num_workers: int = 0,
         seed: int = 0,
+        seeds: Mapping[str, int] | None = None,
         drop_last: bool = True,
         missing_negatives: str = "error",
         weights: Sequence[float] | None = None,
@@ -158,12 +169,15 @@ class ContrastiveDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset = ContrastiveDataset(
-            read_pairs(train), train_group_size, seed=seed, missing_negatives=missing_negatives
+            read_pairs(train), train_group_size, missing_negatives=missing_negatives
         )
+        of_arms = {name: (seeds or {}).get(name, seed) for name in tokenizers}
+        self.seeds = list(dict.fromkeys(of_arms.values()))
+        orders = {name: self.seeds.index(own) for name, own in of_arms.items()}
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.drop_last = drop_last
-        self._collator = ContrastiveCollator(tokenizers, query_length, passage_length)
+        self._collator = ContrastiveCollator(tokenizers, query_length, passage_length, orders)
         self._loader: ContrastiveLoader | None = None
         self._weights = weights
         if source_temperature is not None:
@@ -200,7 +214,7 @@ class ContrastiveDataModule(LightningDataModule):
         return GlobalBatchSampler(
             self.dataset.sizes,
             self.batch_size,
-            seed=self.dataset.seed,
+            seed=self.seeds,
             rank=rank,
             world_size=world_size,
             drop_last=self.drop_last,

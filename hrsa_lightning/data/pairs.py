@@ -2,32 +2,45 @@
 
 A source checks every record when it is opened, keeps a few bytes per example, and parses an example
 again when it is asked for: the texts stay on disk (memory-mapped) and in the system's page cache,
-which all workers and ranks share.
+which all workers and ranks share. What the check of a large source found is kept in the user's
+cache: of several processes one checks, and the others wait and read that.
 """
 
+import gzip
+import hashlib
 import json
 import mmap
+import shutil
+import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
+from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.errors import DataError, first_line
 from hrsa_lightning.io import (
-    JSON_LINES,
     ContrastivePair,
+    Layout,
     Problems,
-    check_file,
-    exists,
-    parse_pair,
+    layout_of,
     read_json_lines,
+    replacing,
 )
+from hrsa_lightning.resources import cache_folder
 
-HUB_PREFIX = "hub:"
+CACHED_BYTES = 2**24
+"""Size from which on what a check found is kept: below, checking again is as quick."""
+
 _ROWS_PER_READ = 1000
+_FORMAT = 1
+"""Of what is kept; another number forgets what other versions found."""
 
 
 class PairSource(Protocol):
@@ -41,166 +54,274 @@ class PairSource(Protocol):
     def __getitem__(self, row: int) -> ContrastivePair: ...
 
 
-class JsonlPairs:
-    """Pairs of one JSON Lines file, in the order of its lines.
+class EntryPairs:
+    """What the sources of files share: records become pairs by their columns.
 
-    Keeps where each line begins and ends, 20 bytes an example; texts stay in the mapped file.
+    Attributes:
+        entry: What was asked for.
+        name: How messages call it.
+        layouts: The columns that were found, by role and in words.
+        negative_counts: Negatives of each pair.
+    """
+
+    def __init__(self, entry: PairEntry) -> None:
+        self.entry = entry
+        self.name = entry.title
+        self.layouts: list[str] = []
+        self.negative_counts = np.empty(0, np.int32)
+        self._known: dict[tuple[str, ...], tuple[Layout, Callable[[Any], bool]]] = {}
+
+    def describe(self) -> str:
+        """One line: how many pairs, and which columns they are made of."""
+        return f"{self.name}: {len(self.negative_counts):,} pairs, {' or '.join(self.layouts)}"
+
+    def _layout(self, record: object) -> tuple[Layout, Callable[[Any], bool]]:
+        if not isinstance(record, dict):
+            return layout_of(record), bool  # which raises
+        columns = tuple(record)
+        if columns not in self._known:
+            entry, strict = self.entry, isinstance(self, TablePairs)
+            layout = Layout(columns, entry.columns, entry.instruction, bool(entry.filter), strict)
+            self._known[columns] = layout, entry.keeps(columns)
+            if str(layout) not in self.layouts:
+                self.layouts.append(str(layout))
+        return self._known[columns]
+
+    def _check(
+        self, records: Iterator[tuple[str, int, Any]], problems: Problems
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Keys and numbers of negatives of the records that pass, until there are enough.
+
+        Args:
+            records: Where each one is, in words; its key; itself.
+            problems: Where bad records are recorded.
+        """
+        keys, counts = array("q"), array("i")
+        told: set[str] = set()
+        for where, key, record in records:
+            try:
+                layout, passes = self._layout(record)
+            except DataError as error:  # said once, not of each line with these columns
+                if str(error) not in told:
+                    problems.add(where, str(error))
+                told.add(str(error))
+                continue
+            try:
+                if not passes(record):
+                    continue
+                counts.append(len(layout.parse(record).negatives))
+            except DataError as error:
+                problems.add(where, str(error))
+                continue
+            keys.append(key)
+            if len(counts) == self.entry.limit:
+                break
+        for role in self.entry.columns or {}:
+            if self._known and all(role not in layout.names for layout, _ in self._known.values()):
+                problems.add(self.name, f"columns.{role}: no record has this column")
+        return np.array(keys, dtype=np.int64), np.array(counts, dtype=np.int32)
+
+    def _found(
+        self, of: list[Any] | None, problems: Problems, check: Callable[[], Any]
+    ) -> dict[str, NDArray[Any]]:
+        """What `check` finds, or what it found in another process or an earlier run.
+
+        Args:
+            of: What it depends on beside the entry; None keeps nothing.
+            problems: Where bad records are recorded; with one, nothing is kept.
+            check: Returns arrays by name.
+        """
+        if of is None:
+            return dict(check())
+        entry = self.entry
+        asked = [_FORMAT, of, entry.columns, entry.filter, entry.limit]
+        key = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+        with _locked(cache_folder() / "pairs" / f"{key}.npz") as path:
+            if path is not None and path.is_file():
+                with suppress(ValueError, OSError, KeyError), np.load(path) as kept:
+                    self.layouts = kept["layouts"].tolist()
+                    return {name: kept[name] for name in kept.files}
+            before = len(problems)
+            found = dict(check())
+            if path is not None and len(problems) == before:
+                with suppress(OSError), replacing(path) as partial, partial.open("wb") as file:
+                    np.savez(file, layouts=np.array(self.layouts), **found)
+            return found
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[Path | None]:
+    """Keep other processes from making this file; None where it cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except (OSError, NotImplementedError):  # read-only, or a file system without locks
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        lock.release()
+
+
+class LinePairs(EntryPairs):
+    """Pairs of files of JSON lines, in their order.
+
+    Keeps where each line begins, 12 bytes an example; texts stay in the mapped files.
 
     Args:
-        path: The file.
+        entry: What was asked for.
+        files: The files; compressed ones are unpacked into the user's cache.
         problems: Where bad lines are recorded; without it they raise one `DataError`.
     """
 
-    def __init__(self, path: Path, problems: Problems | None = None) -> None:
-        self.name = str(path)
-        self._path = path
+    def __init__(
+        self, entry: PairEntry, files: Sequence[Path], problems: Problems | None = None
+    ) -> None:
+        super().__init__(entry)
+        self._files = [_unpacked(file) for file in files]
         found = Problems() if problems is None else problems
-        spans, counts = array("q"), array("i")
-        for number, start, end, record in read_json_lines(path, found.add):
-            try:
-                pair = parse_pair(record)
-            except DataError as error:
-                found.add(f"{path}:{number}", str(error))
-            else:
-                spans.extend((start, end))
-                counts.append(len(pair.negatives))
+        stats = [(str(file.resolve()), file.stat()) for file in self._files]
+        large = sum(stat.st_size for _, stat in stats) >= CACHED_BYTES
+        of = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats] if large else None
+
+        def check() -> dict[str, NDArray[Any]]:
+            def lines() -> Iterator[tuple[str, int, Any]]:
+                for number, (file, asked) in enumerate(zip(self._files, files, strict=True)):
+                    for line in read_json_lines(file, found.add, name=asked):
+                        # the file's number beside the place: files are smaller than 2^47 bytes
+                        yield f"{asked}:{line.number}", number << 47 | line.start, line.value
+
+            starts, counts = self._check(lines(), found)
+            return {"starts": starts, "counts": counts}
+
+        kept = self._found(of, found, check)
         if problems is None:
             found.raise_if_any()
-        self._spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
-        self.negative_counts = np.array(counts, dtype=np.int32)
-        self._map: mmap.mmap | None = None
+        self._starts, self.negative_counts = kept["starts"], kept["counts"]
+        self._maps: dict[int, mmap.mmap] = {}
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._starts)
 
     def __getitem__(self, row: int) -> ContrastivePair:
-        if self._map is None:
-            with self._path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start, end = self._spans[row]
-        return parse_pair(json.loads(self._map[start:end]))
+        number, start = divmod(int(self._starts[row]), 1 << 47)
+        if number not in self._maps:
+            with self._files[number].open("rb") as file:
+                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = self._maps[number]
+        end = content.find(b"\n", start)
+        record = json.loads(content[start : end if end >= 0 else len(content)])
+        return self._layout(record)[0].parse(record)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_map": None}  # a mapping does not travel to another process
+        return {**self.__dict__, "_maps": {}, "_known": {}}  # neither travels to another process
 
 
-class DatasetPairs:
-    """Pairs of one `datasets.Dataset`; its columns are those that `parse_pair` accepts.
+def _unpacked(file: Path) -> Path:
+    """A file to read at any place: what a compressed one holds, from the user's cache."""
+    if file.suffix.lower() != ".gz":
+        return file
+    stat = file.stat()
+    asked = json.dumps([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
+    key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    with _locked(cache_folder() / "unpacked" / f"{key}.jsonl") as path:
+        if path is None:
+            raise DataError("expected a cache folder that can be written, to unpack it")
+        if not path.is_file():
+            try:
+                with replacing(path) as part, gzip.open(file) as packed, part.open("wb") as whole:
+                    shutil.copyfileobj(packed, whole)
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(f"cannot be unpacked ({first_line(error)})") from None
+        return path
+
+
+class TablePairs(EntryPairs):
+    """Pairs of one `datasets.Dataset`.
 
     Args:
         table: The data set.
-        name: How messages call it.
+        entry: What was asked for, or a name for messages.
         problems: Where bad rows are recorded; without it they raise one `DataError`. Rows count
             from 0, as `table[row]` does.
     """
 
-    def __init__(self, table: Any, name: str, problems: Problems | None = None) -> None:
-        self.name = name
+    def __init__(
+        self, table: Any, entry: PairEntry | str, problems: Problems | None = None
+    ) -> None:
+        super().__init__(PairEntry(entry) if isinstance(entry, str) else entry)
         self._table = table.with_format(None)  # a table may be saved to give arrays
         found = Problems() if problems is None else problems
-        counts = array("i")
-        for row, record in enumerate(self._records()):
-            try:
-                counts.append(len(parse_pair(record).negatives))
-            except DataError as error:
-                found.add(f"{name} row {row}", str(error))
+        files = [Path(file["filename"]) for file in table.cache_files]
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        large = sum(size for _, size, _ in stats) >= CACHED_BYTES
+        of = [table._fingerprint, len(table), *stats] if large else None
+
+        def check() -> dict[str, NDArray[Any]]:
+            rows, counts = self._check(self._records(), found)
+            whole = len(rows) == len(table)
+            return {"rows": rows[:0] if whole else rows, "counts": counts}
+
+        kept = self._found(of, found, check)
         if problems is None:
             found.raise_if_any()
-        self.negative_counts = np.array(counts, dtype=np.int32)
+        self._rows, self.negative_counts = kept["rows"], kept["counts"]
 
-    def _records(self) -> Iterator[dict[str, Any]]:
+    def _records(self) -> Iterator[tuple[str, int, Any]]:
+        row = 0
         for batch in self._table.iter(batch_size=_ROWS_PER_READ):
             for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+                yield f"{self.name} row {row}", row, dict(zip(batch, values, strict=True))
+                row += 1
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.negative_counts)
 
     def __getitem__(self, row: int) -> ContrastivePair:
-        return parse_pair(self._table[int(row)])
+        if row >= len(self):
+            raise IndexError(row)
+        record = self._table[int(self._rows[row]) if len(self._rows) else int(row)]
+        return self._layout(record)[0].parse(record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": {}}
 
 
-def load_table(path: Path) -> Any:
-    """Open a folder that `Dataset.save_to_disk` wrote, a `.parquet` or a `.json` file.
-
-    Raises:
-        DataError: If the `datasets` package is missing, or it cannot read `path`.
-    """
-    if not path.is_dir():
-        check_file(path, is_text=path.suffix.lower() != ".parquet")
-    datasets = _import_datasets()
-    if path.is_dir():
-        table = _call(datasets.load_from_disk, str(path))
-    elif path.suffix.lower() == ".parquet":
-        table = _call(datasets.Dataset.from_parquet, str(path))
-    elif path.suffix.lower() == ".json":
-        table = _call(datasets.Dataset.from_json, str(path))
-    else:
-        known = ", ".join((*JSON_LINES, ".parquet", ".json"))
-        raise DataError(f"expected a file ({known}), a saved data set, or hub:NAME")
-    if isinstance(table, datasets.DatasetDict):
-        splits = ", ".join(str(path / split) for split in table)
-        raise DataError(f"the folder holds several splits, name one of them: {splits}")
-    return table
-
-
-def load_hub_table(address: str) -> Any:
-    """Load `NAME`, `NAME:CONFIG`, `NAME@SPLIT` or `NAME:CONFIG@SPLIT` from the Hugging Face hub.
-
-    Raises:
-        DataError: If the `datasets` package is missing, or it cannot load the data set.
-    """
-    name_and_config, _, split = address.partition("@")
-    name, _, config = name_and_config.partition(":")
-    load = _import_datasets().load_dataset
-    return _call(load, name, config or None, split=split or "train")
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError("reading this needs the datasets package: pip install datasets") from None
-    return datasets
-
-
-def _call(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    try:
-        return load(*args, **kwargs)
-    # The package lets through errors of many libraries (pyarrow, fsspec, hub clients, its own).
-    except Exception as error:
-        raise DataError(f"datasets cannot read it: {first_line(error)}") from error
-
-
-def read_pairs(paths: Sequence[str | Path | PairSource]) -> list[PairSource]:
+def read_pairs(entries: Sequence[Any], limit: int | None = None) -> list[PairSource]:
     """Open and check sources of contrastive pairs; each is a source of its own for batching.
 
     Args:
-        paths: Each one a `.jsonl` or `.ndjson` file; or, with the `datasets` package, a `.parquet`
-            or `.json` file, a folder that `Dataset.save_to_disk` wrote, or a data set of the
-            Hugging Face hub as `hub:NAME`, `hub:NAME:CONFIG` and with `@SPLIT` at the end (default
-            `train`). Sources that are already open are passed through.
+        entries: Paths, mappings or `PairEntry`s, see there. Sources that are already open are
+            passed through.
+        limit: The first so many pairs of each, where an entry does not say fewer.
 
     Returns:
-        One source per path, in the order given.
+        One source per entry, in the order given.
 
     Raises:
         DataError: One error that names every missing file, bad line and empty source.
     """
-    if not paths:
+    if not entries:
         raise DataError("no file of contrastive pairs is given")
     problems = Problems()
     sources: list[PairSource] = []
-    for path in paths:
-        if not isinstance(path, str | Path):
-            sources.append(path)
+    for number, one in enumerate(entries):
+        if not isinstance(one, str | Path | Mapping | PairEntry):
+            sources.append(one)
             continue
         try:
-            source = _open_source(str(path), problems)
+            entry = PairEntry.of(one)
         except DataError as error:
-            problems.add(str(path), str(error))
-        else:
-            sources.append(source)
+            problems.add(f"entry {number + 1}", str(error))
+            continue
+        if limit is not None:
+            entry = replace(entry, limit=min(limit, entry.limit or limit))
+        try:
+            sources.append(_open(entry, problems))
+        except DataError as error:
+            problems.add(entry.title, str(error))
     problems.raise_if_any()
     empty = [source.name for source in sources if not len(source)]
     if empty:
@@ -208,11 +329,21 @@ def read_pairs(paths: Sequence[str | Path | PairSource]) -> list[PairSource]:
     return sources
 
 
-def _open_source(path: str, problems: Problems) -> PairSource:
-    if path.startswith(HUB_PREFIX):
-        return DatasetPairs(load_hub_table(path.removeprefix(HUB_PREFIX)), path, problems)
-    file = Path(path)
-    if not exists(file) or file.suffix.lower() in JSON_LINES:
-        check_file(file)
-        return JsonlPairs(file, problems)
-    return DatasetPairs(load_table(file), path, problems)
+def _open(entry: PairEntry, problems: Problems) -> PairSource:
+    files = entry.lines_files()
+    if files is not None:
+        return LinePairs(entry, files, problems)
+    return TablePairs(entry.load_table(), entry, problems)
+
+
+def sample_pairs(entry: Any, count: int) -> list[ContrastivePair]:
+    """The first pairs of a source that is on this machine; none of one on the hub.
+
+    Raises:
+        DataError: As `read_pairs` does.
+    """
+    entry = PairEntry.of(entry)
+    if entry.is_hub:
+        return []
+    (source,) = read_pairs([entry], count)
+    return [source[row] for row in range(len(source))]

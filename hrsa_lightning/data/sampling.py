@@ -8,17 +8,18 @@ of processes or workers, nor on what was drawn before, and no global generator i
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import DataError, HRSAWarning
 from hrsa_lightning.io import Query
 
-Key = tuple[int, int]
-"""(epoch, example): what a `ContrastiveDataset` is indexed with."""
+Key = tuple[int, int, int]
+"""(seed, epoch, example): what a `ContrastiveDataset` is indexed with."""
 
 # Keeps the streams of one seed apart.
 _ORDER, _LEFTOVERS, _BATCHES, _PASSAGES, _ROUNDS = range(5)
@@ -41,12 +42,11 @@ class ContrastiveDataset:
 
     Each example has `train_group_size` passages: one of its positives at random, then hard
     negatives at random without repetition; where there are too few, all are used before any is
-    repeated.
+    repeated. Indexed with (seed, epoch, example), which alone decide the passages.
 
     Args:
         sources: What `read_pairs` returned.
         train_group_size: Passages per query: 1 for in-batch negatives alone.
-        seed: With the epoch and the example's number, decides the passages.
         missing_negatives: What to do about examples without hard negatives when the group needs
             some: "error", or "drop" to leave them out with a warning that counts them.
 
@@ -59,7 +59,6 @@ class ContrastiveDataset:
         self,
         sources: Sequence[PairSource],
         train_group_size: int = 4,
-        seed: int = 0,
         missing_negatives: str = "error",
     ) -> None:
         if train_group_size < 1:
@@ -69,7 +68,6 @@ class ContrastiveDataset:
                 f'missing_negatives must be "error" or "drop", got {missing_negatives!r}'
             )
         self.train_group_size = train_group_size
-        self.seed = seed
         self._sources = list(sources)
         # None stands for "all rows", which is the rule and costs no memory.
         self._rows: list[NDArray[np.int64] | None] = [None] * len(self._sources)
@@ -91,16 +89,28 @@ class ContrastiveDataset:
         }
         if not bare:
             return
-        where = ", ".join(
-            f"{count} of {len(self._sources[number])} in {self._sources[number].name}"
+        where = {
+            number: f"{count} of {len(self._sources[number])} in {self._sources[number].name}"
             for number, count in bare.items()
-        )
-        if missing_negatives == "error":
+        }
+        refused = [
+            where[number]
+            for number, count in bare.items()
+            if count == len(self._sources[number])  # nothing of it would be left
+            or (
+                getattr(self._sources[number], "entry", PairEntry("-")).negatives
+                or missing_negatives
+            )
+            == "error"
+        ]
+        if refused:
             raise DataError(
                 f"train_group_size={self.train_group_size} needs hard negatives, but examples have "
-                f'none: {where}; use train_group_size=1 or missing_negatives="drop"'
+                f"none: {', '.join(refused)}\n  mine some, or use train_group_size=1, or "
+                'missing_negatives="drop" to leave out such examples of a source that has others'
             )
-        warnings.warn(f"dropped examples without negatives: {where}", HRSAWarning, stacklevel=4)
+        dropped = ", ".join(where.values())
+        warnings.warn(f"dropped examples without negatives: {dropped}", HRSAWarning, stacklevel=4)
         for number in bare:
             self._rows[number] = np.flatnonzero(self._sources[number].negative_counts)
 
@@ -112,12 +122,12 @@ class ContrastiveDataset:
         return int(np.searchsorted(self._ends, example, side="right"))
 
     def __getitem__(self, key: Key) -> ContrastiveExample:
-        epoch, example = key
+        seed, epoch, example = key
         number = self.source_of(example)
         rows = self._rows[number]
         row = example - (int(self._ends[number]) - self.sizes[number])
         pair = self._sources[number][row if rows is None else int(rows[row])]
-        rng = np.random.default_rng([self.seed, _PASSAGES, epoch, example])
+        rng = np.random.default_rng([seed, _PASSAGES, epoch, example])
         positive = rng.integers(len(pair.positives))
         num_negatives = self.train_group_size - 1
         negatives = np.resize(rng.permutation(len(pair.negatives)), num_negatives)
@@ -137,11 +147,13 @@ class GlobalBatchSampler:
     A global batch comes from one source wherever possible. What each source has left over from
     whole batches is mixed, and makes up the last batches of the epoch. The sequence is fixed by
     (`seed`, epoch); rank `r` of `w` takes the `r`-th of `w` equal, contiguous slices of each batch.
+    With several seeds there are as many sequences side by side, and the slices of their batches
+    come one after the other.
 
     Args:
         sizes: Number of examples of each source.
         batch_size: Queries in a global batch, over all ranks.
-        seed: With the epoch, decides the order.
+        seed: With the epoch, decides the order; several seeds give as many orders.
         rank: This process.
         world_size: Number of processes.
         drop_last: Leave out what does not fill a batch; else fill the last batch up with examples
@@ -160,7 +172,7 @@ class GlobalBatchSampler:
         >>> sampler = GlobalBatchSampler([5, 3], batch_size=2, seed=0)
         >>> len(sampler)
         4
-        >>> [sorted(example for _, example in batch) for batch in sampler]
+        >>> [sorted(example for _, _, example in batch) for batch in sampler]
         [[6, 7], [0, 3], [2, 4], [1, 5]]
     """
 
@@ -168,7 +180,7 @@ class GlobalBatchSampler:
         self,
         sizes: Sequence[int],
         batch_size: int,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         rank: int = 0,
         world_size: int = 1,
         drop_last: bool = True,
@@ -186,7 +198,7 @@ class GlobalBatchSampler:
         self.sizes = list(sizes)
         self.weights = None if weights is None else list(weights)
         self.batch_size = batch_size
-        self.seed = seed
+        self.seeds = [seed] if isinstance(seed, int) else list(seed)
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
@@ -207,27 +219,32 @@ class GlobalBatchSampler:
         epoch = self.epoch
         per_rank = self.batch_size // self.world_size
         mine = slice(self.rank * per_rank, (self.rank + 1) * per_rank)
-        for batch in self.global_batches()[self.first_batch :]:
-            yield [(epoch, int(example)) for example in batch[mine]]
+        orders = [self.global_batches(seed)[self.first_batch :, mine] for seed in self.seeds]
+        for batches in zip(*orders, strict=True):
+            yield [
+                (seed, epoch, int(example))
+                for seed, batch in zip(self.seeds, batches, strict=True)
+                for example in batch
+            ]
 
-    def global_batches(self) -> NDArray[np.integer]:
+    def global_batches(self, seed: int) -> NDArray[np.integer]:
         """Examples of every global batch of the epoch, `(num_batches, batch_size)`."""
         if self.weights is not None:
-            return self._weighted_batches(self.weights)
+            return self._weighted_batches(seed, self.weights)
         whole, leftovers = [], []
         first = 0
         dtype = np.int32 if sum(self.sizes) < 2**31 else np.int64  # ten million examples: 40 MB
         for number, size in enumerate(self.sizes):
             examples = np.arange(first, first + size, dtype=dtype)
-            self._rng(_ORDER, number).shuffle(examples)
+            self._rng(seed, _ORDER, number).shuffle(examples)
             rest = size % self.batch_size
             whole.append(examples[: size - rest].reshape(-1, self.batch_size))
             leftovers.append(examples[size - rest :])
             first += size
         batches = np.concatenate(whole)
-        self._rng(_BATCHES).shuffle(batches)
+        self._rng(seed, _BATCHES).shuffle(batches)
         mixed = np.concatenate(leftovers)
-        self._rng(_LEFTOVERS).shuffle(mixed)
+        self._rng(seed, _LEFTOVERS).shuffle(mixed)
         missing = -len(mixed) % self.batch_size
         if missing and self.drop_last:
             mixed = mixed[: len(mixed) - len(mixed) % self.batch_size]
@@ -238,7 +255,7 @@ class GlobalBatchSampler:
             mixed = np.concatenate([mixed, used[:missing]])
         return np.concatenate([batches, mixed.reshape(-1, self.batch_size)])
 
-    def _weighted_batches(self, weights: Sequence[float]) -> NDArray[np.integer]:
+    def _weighted_batches(self, seed: int, weights: Sequence[float]) -> NDArray[np.integer]:
         dtype = np.int32 if sum(self.sizes) < 2**31 else np.int64
         firsts = [0, *np.cumsum(self.sizes).tolist()]
         batches = []
@@ -246,15 +263,15 @@ class GlobalBatchSampler:
             per_round = self.sizes[number] // self.batch_size
             for begun in range(-(-count // max(1, per_round))):
                 examples = np.arange(firsts[number], firsts[number + 1], dtype=dtype)
-                self._rng(_ROUNDS, number, begun).shuffle(examples)
+                self._rng(seed, _ROUNDS, number, begun).shuffle(examples)
                 wanted = min(per_round, count - begun * per_round)
                 batches.append(examples[: wanted * self.batch_size].reshape(wanted, -1))
-        together = np.concatenate(batches)
-        self._rng(_BATCHES).shuffle(together)
-        return together
+        all_batches = np.concatenate(batches)
+        self._rng(seed, _BATCHES).shuffle(all_batches)
+        return all_batches
 
-    def _rng(self, *purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *purpose, self.epoch])
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng([*key, self.epoch])
 
 
 def _check_weights(weights: Sequence[float], sizes: Sequence[int], batch_size: int) -> None:
@@ -281,11 +298,12 @@ def _shares(weights: Sequence[float], total: int) -> list[int]:
 
 
 def check_pairs(
-    paths: Sequence[str | Path],
+    paths: Sequence[Any],
     train_group_size: int = 1,
     batch_size: int = 1,
     missing_negatives: str = "error",
     weights: Sequence[float] | None = None,
+    limit: int | None = None,
 ) -> list[PairSource]:
     """Raise what training on these pairs would raise; for commands, before they load a model.
 
@@ -295,6 +313,7 @@ def check_pairs(
         batch_size: As in `GlobalBatchSampler`.
         missing_negatives: As in `ContrastiveDataset`.
         weights: As in `GlobalBatchSampler`.
+        limit: As in `read_pairs`.
 
     Returns:
         The open sources, for `ContrastiveDataModule` to use without checking them again.
@@ -302,7 +321,7 @@ def check_pairs(
     Raises:
         DataError: As `read_pairs`, `ContrastiveDataset` and `GlobalBatchSampler` do.
     """
-    sources = read_pairs(paths)
+    sources = read_pairs(paths, limit)
     dataset = ContrastiveDataset(sources, train_group_size, missing_negatives=missing_negatives)
     GlobalBatchSampler(dataset.sizes, batch_size, weights=weights)
     return sources

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hrsa_lightning.config.schema import Config
+from hrsa_lightning.data.pairs import sample_pairs
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import ContrastivePair, parse_pair, read_json_lines
+from hrsa_lightning.io import ContrastivePair
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.resources import resolve_path
 
 __all__ = ["Expected", "Samples", "collect_samples", "expected_embeddings", "largest_difference"]
 
@@ -66,14 +65,10 @@ class Expected:
 def collect_samples(config: Config) -> Samples:
     """Texts of the run's training files where these are still there, and some hard ones."""
     samples = Samples([], [])
-    for name in config.data.train:
-        path = Path(resolve_path(name))
-        if path.suffix != ".jsonl" or not path.is_file():
-            continue
-        # The file may have changed since the run.
-        for line in islice(read_json_lines(path, lambda *_: None), _ROWS_PER_FILE):
-            with suppress(DataError):
-                _add(samples, parse_pair(line.value))
+    for entry in config.data.train:
+        with suppress(DataError):  # the file may have changed since the run, or be gone
+            for pair in sample_pairs(entry, _ROWS_PER_FILE):
+                _add(samples, pair)
     step = max(1, len(samples.passages) // _TEXTS_PER_KIND)
     samples.passages = [*samples.passages[::step][:_TEXTS_PER_KIND], *_TEXTS]
     samples.queries = [*samples.queries[::step][:_TEXTS_PER_KIND], *_TEXTS]

@@ -7,6 +7,7 @@ from hrsa_lightning.functional.cknna import cknna
 from hrsa_lightning.functional.dimension_correlation import (
     DimensionCorrelationResult,
     dimension_correlation,
+    dimension_correlation_heatmap,
 )
 from hrsa_lightning.functional.knn import chance_overlap, knn_overlap
 from hrsa_lightning.functional.permutation import PermutationNull, permutation_null
@@ -41,6 +42,7 @@ __all__ = [
     "chance_overlap",
     "cknna",
     "dimension_correlation",
+    "dimension_correlation_heatmap",
     "inverse_row_entropy",
     "jackknife",
     "knn_overlap",

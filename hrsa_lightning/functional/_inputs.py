@@ -115,6 +115,37 @@ def check_pair(
     return x.to(dtype), y.to(dtype)
 
 
+def check_layers(
+    xs: Tensor | Sequence[Tensor], ys: Tensor | Sequence[Tensor], *, equal_width: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Check the layers of both models: matrices of the same samples on one device."""
+    left, right = _layer_list(xs, "xs"), _layer_list(ys, "ys")
+    for name, layers in (("xs", left), ("ys", right)):
+        for index, layer in enumerate(layers):
+            if layer.shape[0] != left[0].shape[0] or layer.device != left[0].device:
+                raise ValueError(
+                    f"Expected `{name}[{index}]` to hold {left[0].shape[0]} samples on "
+                    f"{left[0].device} like `xs[0]`, got {layer.shape[0]} on {layer.device}."
+                )
+            if equal_width and layer.shape[1] != left[0].shape[1]:
+                raise ValueError(
+                    f"Expected layers of one width, since equal dimensions are compared, "
+                    f"got {left[0].shape[1]} in `xs[0]` and {layer.shape[1]} in `{name}[{index}]`."
+                )
+    return left, right
+
+
+def _layer_list(layers: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
+    if isinstance(layers, Tensor) and layers.ndim != 3:
+        raise ValueError(
+            f"Expected `{name}` to have shape (layers, samples, features), "
+            f"got {tuple(layers.shape)}."
+        )
+    if len(layers) == 0:
+        raise ValueError(f"Expected `{name}` to hold at least one layer, got none.")
+    return [check_matrix(layer, f"{name}[{i}]") for i, layer in enumerate(layers)]
+
+
 def check_count(num_samples: int, min_samples: int, metric: str = "") -> None:
     """Raise if there are fewer samples than the metric is defined for."""
     if num_samples < min_samples:

@@ -35,11 +35,6 @@ CENTER_ROWS = 256
 """A center is found from about this many rows of a batch."""
 
 
-SUMS = ("count", "sum_x", "sum_y", "trace", "cross", "self_x", "self_y", "quartic", "weighted_x",
-        "weighted_y")  # fmt: skip
-"""Fields of `PairMoments` that are added up over samples."""
-
-
 @dataclass
 class PairMoments:
     """Sums over samples of x and y around a center, with k = |x|^2 and l = |y|^2 per row.
@@ -75,6 +70,12 @@ class PairMoments:
     quartic: Tensor
     weighted_x: Tensor
     weighted_y: Tensor
+
+    summed = (
+        "count", "sum_x", "sum_y", "trace", "cross", "self_x", "self_y", "quartic", "weighted_x",
+        "weighted_y",
+    )  # fmt: skip
+    """Fields that are added up over samples."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -127,6 +128,11 @@ class PairMoments:
     def widths(self) -> tuple[int, int]:
         """(d_x, d_y)."""
         return self.center_x.shape[0], self.center_y.shape[0]
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What `zeros` needs to make others of the same shapes: (d_x, d_y, h)."""
+        return *self.widths, len(self.count)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -204,6 +210,11 @@ class PairMoments:
         kl = kl - 2 * bb * a.dot(s_x) - 2 * aa * b.dot(s_y) + n * aa * bb
         return torch.stack((kk, ll, kl))
 
+    def mean_sums(self) -> list[Tensor]:
+        """What divided by the number of samples are the means, for sums over ranks."""
+        n = self.count.sum()
+        return [n * self.center_x + self.sum_x.sum(0), n * self.center_y + self.sum_y.sum(0)]
+
     def mean_offsets(self) -> tuple[Tensor, Tensor]:
         """Means of x and of y, measured from the center."""
         n = self.count.sum()
@@ -258,7 +269,7 @@ class PairMoments:
             self.center_x.copy_(other.center_x)
             self.center_y.copy_(other.center_y)
         other.recenter(self.center_x, self.center_y)
-        for name in SUMS:
+        for name in self.summed:
             getattr(self, name).add_(getattr(other, name))
 
     def add(

@@ -162,6 +162,22 @@ def is_constant(mean: Tensor, squares: Tensor, num_samples: int, dtype: torch.dt
     return squares <= num_samples * noise.square()
 
 
+def feature_spread(x: Tensor, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of features in the unit of ``x``, float64 (d,); inf if constant.
+
+    So that rows around the mean, divided by it, are 0 where a feature does not vary.
+    """
+    unit = unit_of(x)
+    mean = float64_mean(x, unit, chunk_bytes)
+    squares = torch.zeros_like(mean)
+    for part in float64_chunks(x, x.shape[1], chunk_bytes):
+        rows = in_units(x[part], unit) - mean
+        squares += torch.linalg.vector_norm(rows, dim=0).square_()
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    constant = is_constant(mean, squares, len(x), dtype)
+    return mean, (squares / len(x)).sqrt().masked_fill(constant, torch.inf)
+
+
 def scalar_nan(like: Tensor) -> Tensor:
     """A NaN scalar in float64 on the device of ``like``."""
     return torch.full((), math.nan, dtype=torch.float64, device=like.device)

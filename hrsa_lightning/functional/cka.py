@@ -14,6 +14,7 @@ from hrsa_lightning.functional._moments import (
 )
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
+    feature_spread,
     float64_chunks,
     float64_mean,
     full_precision,
@@ -213,15 +214,11 @@ def _kept_moments(reference: Reference, y: Tensor, chunk_bytes: int) -> PairMome
 def standardized(x: Tensor, chunk_bytes: int) -> Tensor:
     """Features centered and divided by their standard deviation; constant ones become 0."""
     unit = unit_of(x)
-    mean = float64_mean(x, unit, chunk_bytes)
-    scaled, squares = torch.empty_like(x), torch.zeros_like(mean)
+    mean, deviation = feature_spread(x, chunk_bytes)
+    scaled = torch.empty_like(x)
     for part in float64_chunks(x, x.shape[1], chunk_bytes):
-        rows = in_units(x[part], unit) - mean
-        squares += torch.linalg.vector_norm(rows, dim=0).square_()
-        scaled[part] = rows
-    constant = is_constant(mean, squares, len(x), x.dtype)
-    deviation = (squares / len(x)).sqrt().masked_fill(constant, torch.inf)
-    return scaled.div_(deviation.to(x.dtype))
+        scaled[part] = (in_units(x[part], unit) - mean).div_(deviation)
+    return scaled
 
 
 def hsic_unbiased(

@@ -11,12 +11,13 @@ from hrsa_lightning.functional._inputs import (
     SampleIds,
     check_count,
     check_ids,
-    check_matrix,
+    check_layers,
     compute_dtype,
 )
 from hrsa_lightning.functional._moments import location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
+    feature_spread,
     full_precision,
     rows_per_chunk,
     scalar_nan,
@@ -38,6 +39,7 @@ def linear_cka_heatmap(
     ys: Tensor | Sequence[Tensor],
     debiased: bool = True,
     *,
+    standardize: bool = False,
     x_ids: SampleIds | None = None,
     y_ids: SampleIds | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -51,6 +53,8 @@ def linear_cka_heatmap(
         xs: (layers_x, n, d_x), or a list of (n, d_l) with any widths.
         ys: (layers_y, n, d_y), or a list, of the same samples.
         debiased: whether to return the debiased form; see `linear_cka`.
+        standardize: whether to bring every feature of every layer to unit variance first; see
+            `linear_cka`.
         x_ids: ids of the rows of every layer in ``xs``, int or str.
         y_ids: ids of the rows of every layer in ``ys``; must equal ``x_ids``.
         chunk_bytes: bound of the working memory beside the inputs.
@@ -69,7 +73,9 @@ def linear_cka_heatmap(
         >>> linear_cka_heatmap([x, x[:, :1]], [x]).shape
         torch.Size([2, 1])
     """
-    plain, unbiased = linear_cka_heatmaps(xs, ys, x_ids=x_ids, y_ids=y_ids, chunk_bytes=chunk_bytes)
+    plain, unbiased = linear_cka_heatmaps(
+        xs, ys, standardize=standardize, x_ids=x_ids, y_ids=y_ids, chunk_bytes=chunk_bytes
+    )
     return unbiased if debiased else plain
 
 
@@ -77,6 +83,7 @@ def linear_cka_heatmaps(
     xs: Tensor | Sequence[Tensor],
     ys: Tensor | Sequence[Tensor],
     *,
+    standardize: bool = False,
     x_ids: SampleIds | None = None,
     y_ids: SampleIds | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -87,7 +94,7 @@ def linear_cka_heatmaps(
     check_count(n, MIN_SAMPLES)
     check_ids(x_ids, y_ids, n)
     with full_precision(left[0].device):
-        sums = _gram_sums(left, right, chunk_bytes)
+        sums = _gram_sums(left, right, standardize, chunk_bytes)
         plain = _ratio(_hsic_biased(sums), len(left))
         unbiased = _ratio(_hsic_unbiased(sums), len(left))
     if not bool((plain + unbiased).isfinite().all()):
@@ -135,33 +142,9 @@ def _ratio(hsic: Tensor, num_x: int) -> Tensor:
     return hsic[:num_x, num_x:] / (norms[:num_x, None] * norms[num_x:])
 
 
-def check_layers(
-    xs: Tensor | Sequence[Tensor], ys: Tensor | Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Check the layers of both models: matrices of the same samples on one device."""
-    left, right = _layer_list(xs, "xs"), _layer_list(ys, "ys")
-    for name, layers in (("xs", left), ("ys", right)):
-        for index, layer in enumerate(layers):
-            if layer.shape[0] != left[0].shape[0] or layer.device != left[0].device:
-                raise ValueError(
-                    f"Expected `{name}[{index}]` to hold {left[0].shape[0]} samples on "
-                    f"{left[0].device} like `xs[0]`, got {layer.shape[0]} on {layer.device}."
-                )
-    return left, right
-
-
-def _layer_list(layers: Tensor | Sequence[Tensor], name: str) -> list[Tensor]:
-    if isinstance(layers, Tensor) and layers.ndim != 3:
-        raise ValueError(
-            f"Expected `{name}` to have shape (layers, samples, features), "
-            f"got {tuple(layers.shape)}."
-        )
-    if len(layers) == 0:
-        raise ValueError(f"Expected `{name}` to hold at least one layer, got none.")
-    return [check_matrix(layer, f"{name}[{i}]") for i, layer in enumerate(layers)]
-
-
-def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> _GramSums:
+def _gram_sums(
+    xs: Sequence[Tensor], ys: Sequence[Tensor], standardize: bool, chunk_bytes: int
+) -> _GramSums:
     """Sums over square tiles of all Gram matrices, those on and above the diagonal.
 
     Rows are measured from a center near them and diagonals kept apart: what is left after the
@@ -182,12 +165,20 @@ def _gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> 
         room = buffer[: block.numel()].view(block.shape)
         if units[index] != 1:
             block = torch.mul(block.to(dtype), 1 / units[index], out=room)
-        return torch.sub(block, centers[index], out=room)
+        block = torch.sub(block, centers[index], out=room)
+        return block.div_(deviations[index]) if standardize else block
 
     units = [unit_of(layer) for layer in layers]
-    centers = [
-        location(layer.to(dtype), unit).to(dtype) for layer, unit in zip(layers, units, strict=True)
-    ]
+    if standardize:
+        spreads = [feature_spread(layer, chunk_bytes) for layer in layers]
+        centers, deviations = (
+            [part.to(dtype) for part in parts] for parts in zip(*spreads, strict=True)
+        )
+    else:
+        centers = [
+            location(layer.to(dtype), unit).to(dtype)
+            for layer, unit in zip(layers, units, strict=True)
+        ]
     totals = [
         torch.stack([centered(index, rows, above).sum(0) for rows in blocks]).sum(0)
         for index in range(num)

@@ -23,7 +23,6 @@ from hrsa_lightning.functional._numerics import (
     full_precision,
     in_units,
     row_chunks,
-    scalar_nan,
     unit_of,
 )
 from hrsa_lightning.functional.cka import centered, hsic_unbiased, linear_cka, standardized
@@ -158,14 +157,14 @@ def compare(
     """Levels and p-values of values, from permuted ones (p,) under the same keys."""
     levels, p_values = {}, {}
     for key, value in values.items():
-        found = null.get(key, scalar_nan(value).expand(1)).to(value)
-        if not bool(found.isfinite().all() & value.isfinite()):
-            levels[key] = p_values[key] = scalar_nan(value)
-            continue
+        found = null.get(key, torch.full_like(value, torch.nan)[None]).to(value)
+        known = found.isfinite().all(0) & value.isfinite()
+        nan = torch.full_like(value, torch.nan)
         lower = lower_is_alike or "residual" in str(key)
-        levels[key] = found.quantile(1 - LEVEL if lower else LEVEL)
+        level = found.nan_to_num().quantile(1 - LEVEL if lower else LEVEL, dim=0)
         extreme = found <= value if lower else found >= value
-        p_values[key] = (1 + extreme.sum()).double() / (1 + len(found))
+        levels[key] = level.where(known, nan)
+        p_values[key] = ((1 + extreme.sum(0)).double() / (1 + len(found))).where(known, nan)
     return levels, p_values
 
 

@@ -2,10 +2,10 @@
 
 from hrsa_lightning.metrics._base import PairMetric
 from hrsa_lightning.metrics.cka import LinearCKA
-from hrsa_lightning.metrics.cka_heatmap import LinearCKAHeatmap
 from hrsa_lightning.metrics.cknna import CKNNA
 from hrsa_lightning.metrics.collection import HRSAMetrics, hrsa_metrics
 from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
+from hrsa_lightning.metrics.heatmaps import DimensionCorrelationHeatmap, LinearCKAHeatmap
 from hrsa_lightning.metrics.knn import KNNOverlap
 from hrsa_lightning.metrics.predictivity import LinearPredictivity
 from hrsa_lightning.metrics.probe_transfer import LinearProbeTransfer
@@ -14,6 +14,7 @@ from hrsa_lightning.metrics.procrustes import OrthogonalProcrustes
 __all__ = [
     "CKNNA",
     "DimensionCorrelation",
+    "DimensionCorrelationHeatmap",
     "HRSAMetrics",
     "KNNOverlap",
     "LinearCKA",

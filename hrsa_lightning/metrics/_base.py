@@ -21,7 +21,7 @@ from hrsa_lightning.functional._inputs import (
     id_words,
     sample_keys,
 )
-from hrsa_lightning.functional._moments import SUMS, PairMoments
+from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
 from hrsa_lightning.functional.permutation import (
     by_key,
@@ -88,10 +88,10 @@ class PairMetric(Metric):
     scalar = False
     """Whether the value is one tensor (without standard errors) instead of a dict."""
     equal_width: ClassVar[bool] = False
+    sums: ClassVar[Any] = PairMoments
+    """Class of the sums that ``"moments"`` are; its fields are states."""
 
     count: Tensor
-    center_x: Tensor
-    center_y: Tensor
     rows_x: list[Tensor]
     rows_y: list[Tensor]
     row_ids: list[Tensor]
@@ -123,7 +123,7 @@ class PairMetric(Metric):
         self._chance: dict[str, float] = {}
         self._local_rows: dict[str, Any] | None = None
         if "moments" in self.parts:
-            for name in PairMoments.names():
+            for name in self.sums.names():
                 empty = torch.zeros(0, dtype=torch.float64)
                 self.add_state(name, default=empty, dist_reduce_fx="sum")
         for name in self._row_states():
@@ -153,11 +153,7 @@ class PairMetric(Metric):
         """
         x, y = check_pair(x, y, equal_width=self.equal_width)
         ids = check_ids(x_ids, y_ids, x.shape[0])
-        if x.device != self.device:
-            raise ValueError(
-                f"Expected inputs on {self.device}, where the metric is, got {x.device}; "
-                f"move the metric with `.to`."
-            )
+        self._check_device(x)
         if "labels" in self.parts:
             check_labels(labels, x.shape[0])
         # States made in inference mode could not be updated outside of it.
@@ -165,21 +161,23 @@ class PairMetric(Metric):
             self._check_widths(x, y)
             if "moments" in self.parts:
                 judged = halves(sample_keys(y, ids))
-                self._moments().add(x, y, judged, self.chunk_bytes)
+                self._sums_of(x.shape[1], y.shape[1], 2).add(x, y, judged, self.chunk_bytes)
             if "rows" in self.parts:
-                self.rows_x.append(x)
-                self.rows_y.append(y)
-                words = torch.full_like(x[:, 0], NO_ID, dtype=torch.int64)
-                self.row_ids.append(words if ids is None else id_words(ids, x.device))
+                self._keep_rows(x, y, ids)
             if "labels" in self.parts:
                 self.row_labels.append(cast(Tensor, labels).detach().to(x.device))
 
+    def _check_device(self, x: Tensor) -> None:
+        if x.device != self.device:
+            raise ValueError(
+                f"Expected inputs on {self.device}, where the metric is, got {x.device}; "
+                f"move the metric with `.to`."
+            )
+
     def _check_widths(self, x: Tensor, y: Tensor) -> None:
-        if "moments" in self.parts and self.count.numel() == 0:
-            self._set_moments(PairMoments.zeros(x.shape[1], y.shape[1], 2, x.device))
-        if "moments" in self.parts:
+        if "moments" in self.parts and self.count.numel():
             widths = self._moments().widths
-        elif self.rows_x:
+        elif "rows" in self.parts and self.rows_x:
             widths = self.rows_x[0].shape[1], self.rows_y[0].shape[1]
         else:
             return
@@ -189,11 +187,23 @@ class PairMetric(Metric):
                     f"Expected `{name}` to have width {width} as before, got {value.shape[1]}."
                 )
 
-    def _moments(self) -> PairMoments:
-        return PairMoments(**{name: getattr(self, name) for name in PairMoments.names()})
+    def _keep_rows(self, x: Tensor, y: Tensor, ids: list[int | str] | None) -> None:
+        self.rows_x.append(x)
+        self.rows_y.append(y)
+        words = torch.full_like(x[:, 0], NO_ID, dtype=torch.int64)
+        self.row_ids.append(words if ids is None else id_words(ids, x.device))
 
-    def _set_moments(self, moments: PairMoments) -> None:
-        for name in PairMoments.names():
+    def _sums_of(self, *sizes: int) -> Any:
+        """The sums so far; those of no sample at first."""
+        if self.count.numel() == 0:
+            self._set_moments(self.sums.zeros(*sizes, self.device))
+        return self._moments()
+
+    def _moments(self) -> Any:
+        return self.sums(**{name: getattr(self, name) for name in self.sums.names()})
+
+    def _set_moments(self, moments: Any) -> None:
+        for name in self.sums.names():
             setattr(self, name, getattr(moments, name))
 
     def _rows(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -403,9 +413,9 @@ class PairMetric(Metric):
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         if "moments" in self.parts:
-            incoming = {name: incoming_state[name] for name in PairMoments.names()}
+            incoming = {name: incoming_state[name] for name in self.sums.names()}
             if incoming["count"].numel():
-                theirs = PairMoments(**{k: v.clone() for k, v in incoming.items()})
+                theirs = self.sums(**{k: v.clone() for k, v in incoming.items()})
                 if self.count.numel():
                     theirs.merge(self._moments())
                 self._set_moments(theirs)
@@ -438,19 +448,15 @@ class PairMetric(Metric):
             setattr(self, name, [exchange.gather_rows(getattr(self, name))])
 
     def _sync_moments(self, exchange: Exchange) -> None:
-        d_x, d_y = exchange.largest([self.center_x.numel(), self.center_y.numel()])
-        if self.count.numel() == 0:
-            self._set_moments(PairMoments.zeros(d_x, d_y, 2, self.device))
-        moments = self._moments()
+        empty = self.count.numel() == 0
+        moments = self._sums_of(*exchange.largest([0] * 3 if empty else self._moments().sizes))
         moments.change_unit(exchange.largest_values(moments.unit))
         moments.rounding.copy_(exchange.largest_values(moments.rounding))
-        n = moments.count.sum()
-        total = exchange.add(n.clone()).clamp(min=1)
-        mean_x = exchange.add(n * moments.center_x + moments.sum_x.sum(0)) / total
-        mean_y = exchange.add(n * moments.center_y + moments.sum_y.sum(0)) / total
+        total = exchange.add(moments.count.sum()).clamp(min=1)
+        means = [exchange.add(part) / total for part in moments.mean_sums()]
         # Centers are subtracted from float32 rows, so they must be float32 values.
-        moments.recenter(mean_x.float().double(), mean_y.float().double())
-        for name in SUMS:
+        moments.recenter(*(mean.float().double() for mean in means))
+        for name in moments.summed:
             exchange.add(getattr(moments, name))
 
     def unsync(self, should_unsync: bool = True) -> None:
@@ -460,7 +466,7 @@ class PairMetric(Metric):
         if not self._is_synced:
             raise TorchMetricsUserError("The Metric has already been un-synced.")
         if "moments" in self.parts and dist.get_rank(self.process_group) != 0:
-            for name in SUMS:
+            for name in self.sums.summed:
                 getattr(self, name).zero_()
         for name, rows in (self._local_rows or {}).items():
             setattr(self, name, rows)

@@ -1,6 +1,5 @@
 """Hard negatives for contrastive pairs, found with any embedding model."""
 
-from hrsa_lightning.mine.miner import mine
-from hrsa_lightning.mine.rules import MiningOptions
+from hrsa_lightning.mine.miner import MiningOptions, mine
 
 __all__ = ["MiningOptions", "mine"]

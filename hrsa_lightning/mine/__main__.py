@@ -12,8 +12,7 @@ from hrsa_lightning.resources import resolve_path
 _EPILOG = """\
 PAIRS    .jsonl, .parquet, saved data sets or hub:NAME, as for training
 MODEL    what SentenceTransformer loads (folder or hub id), a run as RUN:ARM, or a backbone
---keep   filters by margin (positive's similarity less the hardest negative's, --margin 0.7): the
-         authors' README keeps the pairs above, their code those at or below"""
+--keep   filters by --margin (0.7): the authors' README keeps what is above, their code the rest"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep", metavar="below|above", help="keep pairs on this side of the margin only")
     add("--margin", type=float, metavar="X", help=argparse.SUPPRESS)
     add("--max-examples", type=int, metavar="N", help="of each file, those with large margins")
+    add("--faiss", action="store_true", help="search with faiss instead of torch")
     add_encoder_options(parser)
     add("--work-dir", metavar="FOLDER", help="keep embeddings here (OUT.work, removed at the end)")
     return parser
@@ -65,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         keep=arguments.keep,
         margin=0.7 if arguments.margin is None else arguments.margin,
         max_examples=arguments.max_examples,
+        faiss=arguments.faiss,
     )
     reference = find_model(arguments.model)
     pairs = [resolve_path(path) for path in arguments.pairs]
@@ -85,10 +86,6 @@ def _print(summary: dict[str, Any], out: str) -> None:
     print(f"  negatives  {summary['negatives_mined']:>10,}  mined")
     if summary["negatives_kept"]:
         print(f"  negatives  {summary['negatives_kept']:>10,}  kept from the input")
-    print(
-        f"  candidates {summary['candidates']:>10,}  of which"
-        f" {summary['candidates_too_similar']:,} too similar"
-    )
     print(
         f"  similarity {summary['similarity_of_positives']:>10.4f}  of positives,"
         f" {summary['similarity_of_hardest_negatives']:.4f} of the hardest negatives"

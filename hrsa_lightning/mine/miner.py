@@ -1,46 +1,102 @@
-"""Mining from end to end: embed, search, choose, write; an interrupted call is taken up again."""
+"""Mining from end to end: embed, search with sentence-transformers, filter, write."""
 
+import contextlib
 import errno
 import hashlib
-import json
+import importlib.util
+import io
 import os
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource, read_pairs
-from hrsa_lightning.errors import DataError
-from hrsa_lightning.mine.output import (
-    complete_files,
-    output_files,
-    summarize,
-    summary_file,
-    training_line,
-)
-from hrsa_lightning.mine.resuming import ResumeFolder, fill, to_unit_rows
-from hrsa_lightning.mine.rules import MiningOptions, choose_negatives, keep_pairs
-from hrsa_lightning.mine.search import nearest_passages, pair_scores
-from hrsa_lightning.mine.texts import PairTexts, passages_of
+from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.io import pair_line, write_json
+from hrsa_lightning.mine.texts import Integers, PairTexts, embed_to_file
 from hrsa_lightning.runs.encoder import Encoder
 
-PAIRS_PER_BLOCK = 512
-"""Pairs that are searched and written at a time."""
+SCORE_BYTES = 2**28
+"""Of the similarities that are held at a time: some queries with all passages, in float32."""
 
-TEXTS_PER_BLOCK = 2048
-"""Texts that are encoded and written at a time."""
+RANKS_PER_BLOCK = 2**21
+"""Ranked candidates, of all queries of one call of `mine_hard_negatives`."""
 
-_FORMAT = 3
-"""Of the work folder; another number forgets those of other versions."""
+_SUMMARY = "summary.json"
+_LIBRARIES = ("sentence_transformers", "datasets")
 
-_EMBEDDING_OPTIONS = ("corpus",)
-_SEARCH_OPTIONS = ("num_negatives", "rank_range", "max_relative", "keep_existing")
+
+@dataclass(frozen=True)
+class MiningOptions:
+    """Which passages become the negatives of a pair.
+
+    The search is sentence-transformers' `mine_hard_negatives` with `sampling_strategy="top"`; a
+    query with several positives is limited by the least similar of them, in whatever pair of the
+    corpus they are, and `rank_range` counts the candidates within the limit. Never taken are the
+    query's own text, what answers a query of the same text or is of such an answer's document
+    (`pos_ids`), and what is already a negative of the pair. Texts that differ in case, white space
+    or Unicode compatibility forms only count as one.
+
+    Attributes:
+        num_negatives: Negatives of each pair.
+        rank_range: `range_min` and `range_max`; the most similar candidate has rank 0.
+        max_relative: Most similarity as a share of the positive's, 1 less `relative_margin`: the
+            limit is `s - (1 - max_relative) * |s|` beside a positive's `s`. None sets no limit.
+        corpus: "file" searches the passages of the pair's own file, "shared" those of all files.
+        keep_existing: Keep the negatives that a pair comes with, and fill them up.
+        min_negatives: Pairs with fewer negatives than this are dropped.
+        keep: Side of `margin` on which pairs are kept: "below" (at or below it) or "above"; None
+            filters nothing. A pair's margin is the similarity of its positive (of several, the
+            least similar) less that of its most similar negative.
+        margin: See `keep`.
+        max_examples: Of more pairs of one file than this, those with the largest margins stay.
+        faiss: Search with faiss (on all GPUs, if it is built for them) instead of torch.
+
+    Raises:
+        ConfigError: An option is out of its range.
+    """
+
+    num_negatives: int = 3
+    rank_range: tuple[int, int] = (0, 100)
+    max_relative: float | None = 0.95
+    corpus: Literal["file", "shared"] = "file"
+    keep_existing: bool = False
+    min_negatives: int = 1
+    keep: Literal["below", "above"] | None = None
+    margin: float = 0.7
+    max_examples: int | None = None
+    faiss: bool = False
+
+    def __post_init__(self) -> None:
+        first, end = self.rank_range
+        rules = {
+            "num_negatives": ("at least 1", self.num_negatives >= 1),
+            "rank_range": ("a first rank from 0 and a larger end", 0 <= first < end),
+            "max_relative": ("above 0 and at most 1", 0 < (self.max_relative or 1) <= 1),
+            "min_negatives": (
+                f"1 to num_negatives ({self.num_negatives})",
+                1 <= self.min_negatives <= self.num_negatives,
+            ),
+            "max_examples": ("at least 1", self.max_examples is None or self.max_examples >= 1),
+            "corpus": ("one of file, shared", self.corpus in ("file", "shared")),
+            "keep": ("one of below, above", self.keep in (None, "below", "above")),
+        }
+        for name, (expected, holds) in rules.items():
+            if not holds:
+                raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        if end - first < self.num_negatives:
+            raise ConfigError(
+                f"rank_range: expected ranks for {self.num_negatives} negatives, got {end - first}"
+            )
 
 
 def mine(
@@ -57,17 +113,17 @@ def mine(
     Args:
         pairs: As `read_pairs` takes them.
         encoder: Embeds the texts, see `hrsa_lightning.runs.encoder`.
-        out: A `.jsonl` file for all pairs, or a folder for one file per source.
+        out: A `.jsonl` file for all pairs, or a new folder for one file per source.
         options: Which negatives, and which pairs.
-        work: Folder of embeddings and intermediate results, which stays; the default lies beside
-            `out` and is removed at the end. An interrupted call goes on from there.
+        work: Folder of embeddings, which stays; the default lies beside `out` and is removed at the
+            end. An interrupted call goes on from there.
         progress: Show progress bars.
 
     Returns:
         The summary, which is also written beside `out`: what was kept, what was dropped and why.
 
     Raises:
-        ConfigError: See `MiningOptions` and `output_files`.
+        ConfigError: `out` is there already, has no folder, or would have one file of two sources.
         DataError: The pairs are malformed, there are too few passages, no pair is left, or the
             disk is full.
     """
@@ -75,19 +131,7 @@ def mine(
 
 
 class Mining:
-    """What `mine` does, with everything checked before a model is loaded.
-
-    Args:
-        pairs: See `mine`.
-        out: See `mine`.
-        options: See `mine`.
-        work: See `mine`.
-        progress: See `mine`.
-
-    Raises:
-        ConfigError: See `mine`.
-        DataError: See `mine`.
-    """
+    """What `mine` does, with everything checked before a model is loaded; arguments are its."""
 
     def __init__(
         self,
@@ -99,188 +143,287 @@ class Mining:
         progress: bool = False,
     ) -> None:
         self.options = options or MiningOptions()
-        self.progress = progress
-        self._out = Path(out)
-        self._work = ResumeFolder(
-            Path(f"{out}.work") if work is None else Path(work), keep=work is not None
-        )
+        missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(f"mining needs {missing[0]}: pip install 'hrsa-lightning[mine]'")
+        self._progress, self._out, self._keep_work = progress, Path(out), work is not None
+        self._work = Path(f"{out}.work") if work is None else Path(work)
         names = [str(one) if isinstance(one, str | Path) else one.name for one in pairs]
-        self._files = output_files(self._out, names, self._work.renaming())
-        self._work.check()
-        sources = read_pairs(pairs)
-        self._names = [source.name for source in sources]
-        with _space_explained(self._out.parent):
-            self._texts = PairTexts(sources, self.options.corpus, progress)
-        self._check_corpora()
+        self._files = _output_files(self._out, names)
+        if not self._work.absolute().parent.is_dir() or self._work.is_file():
+            raise ConfigError(f"work: expected a folder to make or to use, got {self._work}")
+        self._sources = read_pairs(pairs)
+        shared = self.options.corpus == "shared"
+        corpora = [self._sources] if shared else [[source] for source in self._sources]
+        self._texts = [PairTexts(sources, progress) for sources in corpora]
+        self._corpora = np.cumsum([0, *map(len, self._texts)])  # first pair of each
+        first = self.options.rank_range[0]
+        for sources, texts in zip(corpora, self._texts, strict=True):
+            if (
+                texts.num_passages - 1 < first + self.options.num_negatives
+            ):  # a pair's positive is none of its negatives
+                raise DataError(
+                    f"{sources[0].name}: {texts.num_passages} different passages are too few for "
+                    f"{self.options.num_negatives} negatives from rank {first} on; "
+                    "add pairs, or search several files together with corpus='shared'"
+                )
 
     def run(self, encoder: Encoder) -> dict[str, Any]:
         """Mine with this model; see `mine`."""
-        with _space_explained(self._work.path):
-            queries, passages = self._embed(encoder)
-            found = self._search(queries, passages)
-            summary = self._write(found)
-            del queries, passages, found  # files that are mapped cannot be removed everywhere
-            self._work.close()
+        with _explained(self._work):
+            self._work.mkdir(exist_ok=True)
+            mined = [self._mine(texts, encoder) for texts in self._texts]
+        negatives = np.concatenate([one[0] for one in mined])
+        positive, hardest = (np.concatenate([one[k] for one in mined]) for k in (1, 2))
+        with _explained(self._out.parent):
+            summary = self._write(negatives, positive, hardest)
+        del mined  # files that are mapped cannot be removed everywhere
+        if not self._keep_work:
+            shutil.rmtree(self._work)
         return summary
 
-    def _check_corpora(self) -> None:
-        needed = self.options.rank_range[0] + self.options.num_negatives
-        for corpus in self._texts.corpora:
-            available = corpus.num_passages - 1  # a pair's positive is none of its negatives
-            if available < needed:
-                first = int(np.searchsorted(self._texts.first_pairs, corpus.first_pair, "right"))
-                raise DataError(
-                    f"{self._names[first - 1]}: {corpus.num_passages} different passages are too "
-                    f"few for {self.options.num_negatives} negatives from rank "
-                    f"{self.options.rank_range[0]} on; add pairs, or search several files together "
-                    "with corpus='shared'"
+    def _mine(self, texts: PairTexts, encoder: Encoder) -> tuple[Integers, Any, Any]:
+        """Negatives of each pair (-1: none), similarity of its positive and of its hardest one."""
+        options = self.options
+        key = hashlib.blake2b(f"{encoder.identity}\n{texts.digest}".encode(), digest_size=8)
+        name = self._work / key.hexdigest()
+        queries = embed_to_file(
+            name.with_suffix(".queries.f32"),
+            texts.num_queries,
+            lambda begin, end: encoder.encode_queries(texts.read_queries(begin, end)),
+            "queries",
+            self._progress,
+        )
+        passages = embed_to_file(
+            name.with_suffix(".passages.f32"),
+            texts.num_passages,
+            lambda begin, end: encoder.encode_passages(
+                [text for text, _ in texts.read_passages(range(begin, end))]
+            ),
+            "passages",
+            self._progress,
+            queries.shape[1],
+        )
+        negatives = np.full((len(texts), options.num_negatives), -1)
+        positive, hardest = (np.full(len(texts), np.nan) for _ in range(2))
+        silent = None if self._progress else True
+        with tqdm(None, "searching", len(texts), unit="pair", disable=silent) as bar:
+            for pair, candidates in _search(texts, queries, passages, options):
+                existing = texts.negatives(pair) if options.keep_existing else np.empty(0, np.int64)
+                hidden = texts.are_answers(pair, candidates) | np.isin(candidates, existing)
+                wanted = max(0, options.num_negatives - len(existing))
+                chosen = candidates[~hidden][:wanted]
+                negatives[pair, : len(chosen)] = chosen
+                asked = queries[texts.query[pair]]
+                positive[pair] = (passages[texts.positives(pair)] @ asked).min()
+                there = np.concatenate([existing, chosen])
+                hardest[pair] = (passages[there] @ asked).max(initial=-np.inf)
+                bar.update()
+        return negatives, positive, hardest
+
+    def _write(
+        self, negatives: Integers, positive: NDArray[np.float64], hardest: NDArray[np.float64]
+    ) -> dict[str, Any]:
+        existing = np.concatenate([texts.num_negatives for texts in self._texts])
+        existing = existing * self.options.keep_existing
+        counts = (negatives >= 0).sum(1) + existing
+        ends = np.cumsum([len(source) for source in self._sources]).tolist()
+        files = [slice(end - len(s), end) for s, end in zip(self._sources, ends, strict=True)]
+        kept, dropped = keep_pairs(counts, positive - hardest, files, self.options)
+        if not kept.any():
+            reasons = ", ".join(f"{count} {why}" for why, count in dropped.items() if count)
+            raise DataError(f"no pair is left, and nothing is written ({reasons})")
+        summary = {
+            "pairs": len(kept),
+            "kept": int(kept.sum()),
+            "dropped": dropped,
+            "kept_with_fewer_negatives_than_asked": int(
+                (counts[kept] < self.options.num_negatives).sum()
+            ),
+            "negatives_mined": int((negatives[kept] >= 0).sum()),
+            "negatives_kept": int(existing[kept].sum()),
+            "queries": sum(texts.num_queries for texts in self._texts),
+            "passages": sum(texts.num_passages for texts in self._texts),
+            "similarity_of_positives": round(float(positive[kept].mean()), 6),
+            "similarity_of_hardest_negatives": round(float(hardest[kept].mean()), 6),
+            "files": {
+                source.name: {"pairs": len(source), "kept": int(kept[rows].sum())}
+                for source, rows in zip(self._sources, files, strict=True)
+            },
+            "options": asdict(self.options),
+        }
+        folder = self._out.with_name(f"{self._out.name}.partial")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            self._write_lines(folder, negatives, kept, ends)
+            write_json(folder / _SUMMARY, summary)
+            if self._out.suffix == ".jsonl":
+                (folder / _SUMMARY).replace(self._out.with_suffix(f".{_SUMMARY}"))
+                (folder / self._out.name).replace(self._out)
+            else:
+                folder.replace(self._out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return summary
+
+    def _write_lines(
+        self, folder: Path, negatives: Integers, kept: NDArray[np.bool_], ends: list[int]
+    ) -> None:
+        """Write the pairs that stay, in their order."""
+        with contextlib.ExitStack() as stack:
+            opened = {
+                name: stack.enter_context((folder / name).open("w", encoding="utf-8", newline="\n"))
+                for name in dict.fromkeys(self._files)
+            }
+            silent = None if self._progress else True
+            for number in tqdm(np.flatnonzero(kept), "writing", unit="pair", disable=silent):
+                corpus = np.searchsorted(self._corpora, number, side="right") - 1
+                texts, row = self._texts[corpus], int(number - self._corpora[corpus])
+                pair, chosen = texts.pair(row), negatives[number]
+                negatives_of = texts.read_passages(chosen[chosen >= 0])
+                if self.options.keep_existing:
+                    ids = pair.negative_ids or (None,) * len(pair.negatives)
+                    negatives_of = [*zip(pair.negatives, ids, strict=True), *negatives_of]
+                known = all(document is not None for _, document in negatives_of)
+                pair = replace(
+                    pair,
+                    negatives=tuple(text for text, _ in negatives_of),
+                    negative_ids=tuple(str(d) for _, d in negatives_of) if known else (),
                 )
+                name = self._files[int(np.searchsorted(ends, number, side="right"))]
+                opened[name].write(pair_line(pair))
 
-    def _embed(self, encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        texts = self._texts
-        probe = to_unit_rows(encoder.encode_queries(texts.read_queries(0, 1)), 1, None, "queries")
-        dim = probe.shape[1]
-        options = asdict(self.options)
-        embedded = [_FORMAT, encoder.identity, texts.digest, dim]
-        embedded += [options[name] for name in _EMBEDDING_OPTIONS]
-        searched = [options[name] for name in _SEARCH_OPTIONS]
-        rows = texts.num_queries + texts.num_passages
-        num_bytes = rows * dim * 4 + len(texts) * self._record.itemsize
-        self._work.open(_fingerprint(embedded), _fingerprint(searched), num_bytes)
 
-        def embedded_file(path: Path, name: str, num_texts: int, embed: Any) -> NDArray[np.float32]:
-            ends = [*range(TEXTS_PER_BLOCK, num_texts, TEXTS_PER_BLOCK), num_texts]
-            title, row = f"embedding {name}", (np.float32, (dim,))
+def _search(
+    texts: PairTexts, queries: NDArray[np.float32], passages: NDArray[np.float32], options: Any
+) -> Iterator[tuple[int, Integers]]:
+    """Each pair with its candidates within range and limit, most similar first.
 
-            def rows(begin: int, end: int) -> NDArray[np.float32]:
-                return to_unit_rows(embed(begin, end), end - begin, dim, name)
+    The library holds the similarities of `faiss_batch_size` queries with all passages (16,384 by
+    default: 65 GB at a million), and the ranks of all queries of a call, as many for each as the
+    one with the most positives needs. So it is called for blocks of queries that need about as
+    many, and is given numbers for texts and mapped files for embeddings.
+    """
+    from datasets import Dataset, disable_progress_bars
+    from sentence_transformers.util import mine_hard_negatives
 
-            return fill(path, row, ends, rows, title, "text", self.progress)
-
-        return (
-            embedded_file(
-                self._work.queries,
-                "queries",
-                texts.num_queries,
-                lambda begin, end: encoder.encode_queries(texts.read_queries(begin, end)),
-            ),
-            embedded_file(
-                self._work.passages,
-                "passages",
-                texts.num_passages,
-                lambda begin, end: encoder.encode_passages(texts.read_passages(begin, end)),
-            ),
-        )
-
-    @property
-    def _record(self) -> np.dtype[Any]:
-        """What is found for one pair."""
-        return np.dtype(
-            [
-                ("negatives", np.int64, (self.options.num_negatives,)),
-                ("positive", np.float64),
-                ("hardest", np.float64),
-                ("candidates", np.int64),
-                ("too_similar", np.int64),
-            ]
-        )
-
-    def _search(self, queries: NDArray[np.float32], passages: NDArray[np.float32]) -> NDArray[Any]:
-        """Find the negatives of all pairs, from where an earlier call stopped."""
-        ends = [
-            min(begin + PAIRS_PER_BLOCK, corpus.first_pair + corpus.num_pairs)
-            for corpus in self._texts.corpora
-            for begin in range(
-                corpus.first_pair, corpus.first_pair + corpus.num_pairs, PAIRS_PER_BLOCK
+    disable_progress_bars()
+    first, end = options.rank_range
+    pairs_in_order = np.argsort(texts.query, kind="stable")
+    begins = np.searchsorted(texts.query[pairs_in_order], np.arange(texts.num_queries + 1))
+    positives = [
+        np.unique(np.concatenate([texts.positives(p) for p in pairs_in_order[slice(*edges)]]))
+        for edges in pairwise(begins)
+    ]
+    order = sorted(range(texts.num_queries), key=lambda query: -len(positives[query]))
+    corpus = [str(number) for number in range(texts.num_passages)]
+    model: Any = EmbeddedTexts(queries, passages)
+    chunk = 16384 if options.faiss else max(1, SCORE_BYTES // (4 * len(corpus)))
+    while order:
+        size = max(1, RANKS_PER_BLOCK // (end + len(positives[order[0]])))
+        block, order = order[:size], order[size:]
+        rows = [(str(query), str(number)) for query in block for number in positives[query]]
+        with contextlib.redirect_stderr(io.StringIO()):  # its bars, one a chunk
+            found = mine_hard_negatives(
+                Dataset.from_dict({"query": [r[0] for r in rows], "pos": [r[1] for r in rows]}),
+                model,
+                corpus=corpus,
+                range_min=first,
+                range_max=end,
+                relative_margin=None if options.max_relative is None else 1 - options.max_relative,
+                num_negatives=end - first,
+                sampling_strategy="top",
+                output_format="labeled-list",
+                faiss_batch_size=chunk,
+                use_faiss=options.faiss,
+                verbose=False,
             )
-        ]
-
-        def search(begin: int, end: int) -> NDArray[Any]:
-            return self._search_block(np.arange(begin, end), queries, passages)
-
-        path = self._work.found
-        return fill(path, self._record, ends, search, "searching", "pair", self.progress)
-
-    def _search_block(
-        self,
-        pairs: NDArray[np.int64],
-        queries: NDArray[np.float32],
-        passages: NDArray[np.float32],
-    ) -> NDArray[Any]:
-        """Find the negatives of some pairs of one corpus."""
-        texts, options = self._texts, self.options
-        corpus = next(c for c in reversed(texts.corpora) if c.first_pair <= pairs[0])
-        asked = np.array(queries[texts.query[pairs]])
-        begin = corpus.first_passage
-        searched = passages[begin : begin + corpus.num_passages]
-        row, own = texts.own(corpus, pairs)
-        old_row, old = texts.negatives(pairs)
-        if not options.keep_existing:
-            old_row, old = old_row[:0], old[:0]
-        old = old - begin
-        excluded = (np.concatenate([row, old_row]), np.concatenate([own, old]))
-        scores, rows = nearest_passages(asked, searched, options.rank_range[1], excluded)
-        right_row, right = texts.positives(pairs)
-        positive = np.full(len(pairs), np.inf)
-        np.minimum.at(positive, right_row, pair_scores(asked, searched, right_row, right - begin))
-        lacking = options.num_negatives - np.bincount(old_row, minlength=len(pairs))
-        choice = choose_negatives(scores, rows, positive, np.maximum(lacking, 0), options)
-        hardest = choice.hardest
-        np.maximum.at(hardest, old_row, pair_scores(asked, searched, old_row, old))
-        found = np.empty(len(pairs), dtype=self._record)
-        found["negatives"] = np.where(choice.negatives < 0, -1, choice.negatives + begin)
-        found["positive"] = positive
-        found["hardest"] = hardest
-        found["candidates"] = choice.candidates
-        found["too_similar"] = choice.too_similar
-        return found
-
-    def _write(self, found: NDArray[Any]) -> dict[str, Any]:
-        texts, options = self._texts, self.options
-        counts = (found["negatives"] >= 0).sum(1)
-        if options.keep_existing:
-            counts = counts + texts.num_negatives
-        margins = found["positive"] - found["hardest"]
-        decided = keep_pairs(counts, margins, texts.first_pairs, options)
-        summary = summarize(texts, self._names, options, found, counts, decided)
-        if not summary["kept"]:
-            dropped = ", ".join(f"{n} {why}" for why, n in summary["dropped"].items() if n)
-            raise DataError(f"no pair is left, and nothing is written ({dropped})")
-        written = summary_file(self._out)
-        kept = np.flatnonzero(decided.kept)
-        silent = None if self.progress else True
-        with (
-            complete_files([*self._files, written]) as opened,
-            tqdm(None, "writing", len(kept), unit="pair", disable=silent) as bar,
-        ):
-            for begin in range(0, len(kept), PAIRS_PER_BLOCK):
-                block = kept[begin : begin + PAIRS_PER_BLOCK]
-                sources = np.searchsorted(texts.first_pairs, block, side="right") - 1
-                for source, line in zip(sources, self._lines(block, found), strict=True):
-                    opened[self._files[source]].write(line)
-                bar.update(len(block))
-            opened[written].write(json.dumps(summary, indent=1) + "\n")
-            self._work.begin_renaming([*self._files, written])
-        return summary
-
-    def _lines(self, pairs: NDArray[np.int64], found: NDArray[Any]) -> Iterator[str]:
-        """Pairs with their negatives in the training format."""
-        chosen = np.asarray(found["negatives"][pairs])
-        mined = self._texts.passages(chosen[chosen >= 0])
-        for number, count in zip(pairs.tolist(), (chosen >= 0).sum(1).tolist(), strict=True):
-            pair = self._texts.pair(number)
-            existing = (
-                passages_of(pair)[len(pair.positives) :] if self.options.keep_existing else []
-            )
-            yield training_line(pair, [*existing, *islice(mined, count)])
+        ranked = dict(zip(found["query"], found["pos"], strict=True))
+        for query in block:
+            candidates = np.array(ranked.get(str(query), ["-1"])[1:], dtype=np.int64)
+            for pair in pairs_in_order[begins[query] : begins[query + 1]].tolist():
+                yield pair, candidates
 
 
-def _fingerprint(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+class EmbeddedTexts:
+    """Embeddings by the number of a text: what `mine_hard_negatives` needs of a model."""
+
+    def __init__(self, queries: NDArray[np.float32], passages: NDArray[np.float32]) -> None:
+        import torch
+
+        self.device = torch.device("cpu")
+        self._queries, self._passages = queries, passages
+
+    def get_embedding_dimension(self) -> int:
+        return int(self._passages.shape[1])
+
+    def encode_query(self, numbers: Sequence[str], **_: Any) -> NDArray[np.float32]:
+        return self._queries[[int(number) for number in numbers]]
+
+    def encode_document(self, numbers: Sequence[str], **_: Any) -> NDArray[np.float32]:
+        assert len(numbers) == len(self._passages)  # all of them, in their order: not copied
+        return self._passages
+
+    def similarity(self, queries: Any, passages: Any) -> Any:
+        """Of rows of length 1, (queries, passages)."""
+        import torch
+
+        return torch.as_tensor(queries) @ torch.as_tensor(passages).T
+
+    def similarity_pairwise(self, queries: Any, passages: Any) -> Any:
+        """Of rows of length 1, one with one."""
+        import torch
+
+        return (torch.as_tensor(queries) * torch.as_tensor(passages)).sum(-1)
+
+
+def keep_pairs(
+    counts: Integers, margins: NDArray[np.float64], files: Sequence[slice], options: MiningOptions
+) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """Which pairs stay, and how many do not for each reason.
+
+    Args:
+        counts: Negatives of each pair.
+        margins: See `MiningOptions`.
+        files: Pairs of each file.
+        options: `min_negatives`, `keep`, `margin` and `max_examples`.
+    """
+    kept = counts >= options.min_negatives
+    dropped = {"too few negatives": int((~kept).sum())}
+    if options.keep is not None:
+        below = margins <= options.margin
+        wrong = kept & (below if options.keep == "above" else ~below)
+        kept &= ~wrong
+    dropped["other side of the margin"] = len(kept) - int(kept.sum()) - sum(dropped.values())
+    for rows in files:
+        left = rows.start + np.flatnonzero(kept[rows])
+        largest_first = left[np.argsort(-margins[left], kind="stable")]
+        kept[largest_first[options.max_examples or len(left) :]] = False
+    dropped["over the cap"] = len(kept) - int(kept.sum()) - sum(dropped.values())
+    return kept, dropped
+
+
+def _output_files(out: Path, sources: Sequence[str]) -> list[str]:
+    """The file's name for each source: one `.jsonl` file for all, or files in a folder."""
+    folder = out.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"out: expected a folder that can be written into, got {folder}")
+    if out.is_file() or (out.is_dir() and (out.suffix == ".jsonl" or any(out.iterdir()))):
+        raise ConfigError(f"out: {out} exists already; remove it or choose another name")
+    if out.suffix == ".jsonl":
+        return [out.name] * len(sources)
+    stems = [
+        re.sub(r"[^\w.-]", "_", s[4:]) if s.startswith("hub:") else Path(s).stem for s in sources
+    ]
+    twice = [stem for stem in stems if stems.count(stem) > 1]
+    if twice:
+        raise ConfigError(f"out: several inputs would be written to {out / twice[0]}.jsonl")
+    return [f"{stem}.jsonl" for stem in stems]
 
 
 @contextmanager
-def _space_explained(folder: Path) -> Iterator[None]:
+def _explained(folder: Path) -> Iterator[None]:
     """Say in one line that the disk is full, or that a folder cannot be written."""
     try:
         yield

@@ -1,30 +1,32 @@
-"""Numbers for the texts of contrastive pairs, which themselves stay in their files.
+"""Distinct texts of contrastive pairs by number, and their embeddings in files.
 
-Texts are known by 64-bit digests; among ten million of them, two share one with a probability of
-3e-6. Some two hundred bytes a passage are held in memory, whatever its length.
+Texts stay where they are and are known by 64-bit digests: among ten million of them two share one
+with a probability of 3e-6. About a hundred bytes a passage are held in memory, whatever its length.
 """
 
 import hashlib
 import json
+import os
 import unicodedata
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, repeat
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource
+from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import ContrastivePair, Query
-from hrsa_lightning.mine.rules import Corpus
 
 Integers = NDArray[np.int64]
 Digests = NDArray[np.uint64]
 
-Passage = tuple[str, str | None]
-"""A passage's text, and the id of its document where that is known."""
+TEXTS_PER_BLOCK = 2048
+"""Texts that are encoded and written at a time."""
 
 
 def normalize_text(text: str) -> str:
@@ -39,231 +41,183 @@ def normalize_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def passages_of(pair: ContrastivePair) -> list[Passage]:
-    """The positives of a pair, then its negatives.
-
-    Example:
-        >>> passages_of(ContrastivePair("q", ("a",), ("b",), positive_ids=("7",)))
-        [('a', '7'), ('b', None)]
-    """
-    unknown = repeat(None)
-    return [
-        *zip(pair.positives, pair.positive_ids or unknown, strict=False),
-        *zip(pair.negatives, pair.negative_ids or unknown, strict=False),
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchedCorpus:
-    """Passages that some consecutive pairs search; each distinct text is one passage.
-
-    Attributes:
-        first_pair: Number of its first pair.
-        num_pairs: Pairs that search it.
-        first_passage: Number of its first passage; passages of a corpus are consecutive.
-        num_passages: How many it has.
-        keys: What its passages are known by, in ascending order: digests of texts and documents.
-        known: For each key, one of its passages, counted from the corpus' first.
-    """
-
-    first_pair: int
-    num_pairs: int
-    first_passage: int
-    num_passages: int
-    keys: Digests
-    known: Integers
-
-
 class PairTexts:
     """Distinct queries and passages of all pairs, numbered in the order of first appearance.
 
-    A distinct query is an (instruction, text); a distinct passage is a text of one corpus up to
-    `normalize_text`, and is spelled as where it appears first.
+    A distinct query is an (instruction, text); a distinct passage is a text up to `normalize_text`,
+    and is spelled as where it appears first.
 
     Args:
-        sources: Open files of pairs.
-        corpus: See `MiningOptions`.
+        sources: Open files of pairs, whose passages are searched together.
         progress: Show a progress bar.
 
     Attributes:
-        first_pairs: Number of the first pair of each source, and the number of all pairs.
         query: For each pair, the number of its query.
-        corpora: What is searched.
+        num_queries: Distinct ones.
+        num_passages: Distinct ones.
         digest: Changes whenever any text or document does.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[PairSource],
-        corpus: Corpus = "file",
-        progress: bool = False,
-    ) -> None:
+    def __init__(self, sources: Sequence[PairSource], progress: bool = False) -> None:
         self._sources = list(sources)
-        sizes = [len(source) for source in sources]
-        self.first_pairs = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        queries = self._read(progress)
-        self._query_place, self.query = _number(queries)
-        self._pairs_in_order = np.argsort(self._texts, kind="stable")
-        self._texts_in_order = self._texts[self._pairs_in_order]
-        self._number = np.empty(len(self._passages), np.int64)
-        self._passage_place = np.empty(0, np.int64)
-        edges = self.first_pairs if corpus == "file" else self.first_pairs[[0, -1]]
-        self.corpora = tuple(
-            self._number_corpus(begin, end) for begin, end in pairwise(edges.tolist())
+        self._ends = np.cumsum([len(source) for source in sources])
+        queries, asked, passages, documents = (array("Q") for _ in range(4))
+        num_positives, offsets = array("q"), array("q", [0])
+        everything = hashlib.blake2b(digest_size=16)
+        pairs = (source[row] for source in self._sources for row in range(len(source)))
+        silent = None if progress else True
+        for pair in tqdm(pairs, "reading pairs", int(self._ends[-1]), unit="pair", disable=silent):
+            instruction, text = ("", pair.query) if isinstance(pair.query, str) else pair.query
+            queries.append(_digest(f"{instruction}\0{text}"))
+            asked.append(_digest(normalize_text(text)))
+            texts = [*pair.positives, *pair.negatives]
+            known = pair.positive_ids or (None,) * len(pair.positives)
+            names = [*known, *(pair.negative_ids or (None,) * len(pair.negatives))]
+            passages.extend(_digest(normalize_text(passage)) for passage in texts)
+            documents.extend(0 if name is None else _digest(f"document\0{name}") for name in names)
+            num_positives.append(len(pair.positives))
+            offsets.append(len(passages))
+            everything.update(json.dumps([instruction, text, len(pair.positives), texts]).encode())
+            everything.update(json.dumps(names).encode())
+        self.digest = everything.hexdigest()
+        self._offsets = np.frombuffer(offsets, np.int64)
+        self._positives = np.frombuffer(num_positives, np.int64)
+        self._asked = np.frombuffer(asked, np.uint64)
+        first_of_query, self.query = _number(np.frombuffer(queries, np.uint64))
+        self._pair_of_query = first_of_query
+        self._passages = np.frombuffer(passages, np.uint64)
+        self._documents = np.frombuffer(documents, np.uint64)
+        self._place, self._number = _number(self._passages)
+        self.num_queries, self.num_passages = len(first_of_query), len(self._place)
+        positive = np.arange(len(passages)) < np.repeat(
+            self._offsets[:-1] + self._positives, np.diff(self._offsets)
         )
+        owner = np.repeat(self._asked, np.diff(self._offsets))
+        named = positive & (self._documents != 0)
+        keys = np.concatenate([owner[positive], owner[named]])
+        order = np.argsort(keys, kind="stable")
+        self._answered = keys[order]
+        self._answers = np.concatenate([self._passages[positive], self._documents[named]])[order]
 
     def __len__(self) -> int:
         """Number of pairs."""
-        return int(self.first_pairs[-1])
-
-    @property
-    def num_queries(self) -> int:
-        return len(self._query_place)
-
-    @property
-    def num_passages(self) -> int:
-        return len(self._passage_place)
+        return len(self.query)
 
     @property
     def num_negatives(self) -> Integers:
         """Negatives that each pair comes with."""
-        return np.diff(self._offsets) - self._num_positives
+        return np.diff(self._offsets) - self._positives
 
     def pair(self, number: int) -> ContrastivePair:
         """Read one pair again."""
-        source = int(np.searchsorted(self.first_pairs, number, side="right")) - 1
-        return self._sources[source][number - int(self.first_pairs[source])]
+        source = int(np.searchsorted(self._ends, number, side="right"))
+        return self._sources[source][number - int(self._ends[source] - len(self._sources[source]))]
 
     def read_queries(self, begin: int, end: int) -> list[Query]:
         """Read queries `begin` to `end`."""
-        return [self.pair(int(place)).query for place in self._query_place[begin:end]]
+        return [self.pair(int(number)).query for number in self._pair_of_query[begin:end]]
 
-    def read_passages(self, begin: int, end: int) -> list[str]:
-        """Read passages `begin` to `end`."""
-        return [text for text, _ in self.passages(np.arange(begin, end))]
-
-    def passages(self, numbers: Integers) -> Iterator[Passage]:
-        """Read passages."""
-        places = self._passage_place[numbers]
+    def read_passages(self, numbers: Sequence[int] | Integers) -> list[tuple[str, str | None]]:
+        """Read passages: their texts, with their documents where these are known."""
+        places = self._place[np.asarray(numbers, dtype=np.int64)]
         owners = np.searchsorted(self._offsets, places, side="right") - 1
-        within = places - self._offsets[owners]
-        read, own = -1, list[Passage]()
-        # Neighbors come from one pair more often than not, and pairs are parsed when they are read.
-        for owner, place in zip(owners.tolist(), within.tolist(), strict=True):
-            if owner != read:
-                read, own = owner, passages_of(self.pair(owner))
-            yield own[place]
+        found, read, pair = [], -1, None
+        for owner, within in zip(owners, places - self._offsets[owners], strict=True):
+            if pair is None or owner != read:  # neighbors often come from one pair
+                read, pair = owner, self.pair(int(owner))
+            right = len(pair.positives)
+            texts, names = pair.positives, pair.positive_ids
+            if within >= right:
+                texts, names, within = pair.negatives, pair.negative_ids, within - right
+            found.append((texts[within], names[within] if names else None))
+        return found
 
-    def positives(self, pairs: Integers) -> tuple[Integers, Integers]:
-        """The positives of `pairs`: each with its position in `pairs`, and its number."""
-        row, place = _ranges(self._offsets[pairs], self._num_positives[pairs])
-        return row, self._number[place]
+    def positives(self, pair: int) -> Integers:
+        """Numbers of a pair's positives."""
+        begin = self._offsets[pair]
+        return self._number[begin : begin + self._positives[pair]]
 
-    def negatives(self, pairs: Integers) -> tuple[Integers, Integers]:
-        """As `positives`, the negatives that `pairs` come with."""
-        begin = self._offsets[pairs] + self._num_positives[pairs]
-        row, place = _ranges(begin, self._offsets[pairs + 1] - begin)
-        return row, self._number[place]
+    def negatives(self, pair: int) -> Integers:
+        """Numbers of the negatives that a pair comes with."""
+        return self._number[self._offsets[pair] + self._positives[pair] : self._offsets[pair + 1]]
 
-    def own(self, corpus: SearchedCorpus, pairs: Integers) -> tuple[Integers, Integers]:
-        """The passages of a corpus that are no negatives of `pairs`.
-
-        These say the same as the query, answer a query with the same text in whatever file, or are
-        of the document of such an answer.
-
-        Returns:
-            Positions in `pairs`, and passages counted from the corpus' first.
-        """
-        texts, asked = np.unique(self._texts[pairs], return_inverse=True)
-        row, at = _matches(self._texts_in_order, texts)
-        asking = self._pairs_in_order[at]
-        answer, place = _ranges(self._offsets[asking], self._num_positives[asking])
-        text = row[answer]
-        documents = self._documents[place]
-        named = documents != _UNKNOWN
-        owner = np.concatenate([np.arange(len(texts)), text, text[named]])
-        keys = np.concatenate([texts, self._passages[place], documents[named]])
-        row, at = _matches(corpus.keys, keys)
-        found = np.unique(owner[row] * corpus.num_passages + corpus.known[at])
-        owner, passage = np.divmod(found, corpus.num_passages)
-        counts = np.bincount(owner, minlength=len(texts))
-        position, at = _ranges((counts.cumsum() - counts)[asked], counts[asked])
-        return position, passage[at]
-
-    def _read(self, progress: bool) -> Digests:
-        """Fill the columns with what is in the pairs; returns that of the queries."""
-        queries, texts, passages, documents = (array("Q") for _ in range(4))
-        num_positives, offsets = array("q"), array("q", [0])
-        everything = hashlib.blake2b(digest_size=16)
-        pairs = (source[row] for source in self._sources for row in range(len(source)))
-        bar = tqdm(
-            pairs, "reading pairs", len(self), unit="pair", disable=None if progress else True
-        )
-        for pair in bar:
-            instruction, text = ("", pair.query) if isinstance(pair.query, str) else pair.query
-            own = passages_of(pair)
-            queries.append(_digest(f"{instruction}\0{text}"))
-            texts.append(_digest(normalize_text(text)))
-            for passage, document in own:
-                passages.append(_digest(normalize_text(passage)))
-                known = document is not None
-                documents.append(_digest(f"document\0{document}") if known else _UNKNOWN)
-            num_positives.append(len(pair.positives))
-            offsets.append(len(passages))
-            everything.update(json.dumps([instruction, text, len(pair.positives), own]).encode())
-        self.digest = everything.hexdigest()
-        self._texts = np.frombuffer(texts, np.uint64)
-        self._passages = np.frombuffer(passages, np.uint64)
-        self._documents = np.frombuffer(documents, np.uint64)
-        self._num_positives = np.frombuffer(num_positives, np.int64)
-        self._offsets = np.frombuffer(offsets, np.int64)
-        return np.frombuffer(queries, np.uint64)
-
-    def _number_corpus(self, begin: int, end: int) -> SearchedCorpus:
-        """Number the passages of some pairs, and note where each of them is first."""
-        numbered = len(self._passage_place)
-        inside = slice(int(self._offsets[begin]), int(self._offsets[end]))
-        place, number = _number(self._passages[inside])
-        self._passage_place = np.concatenate([self._passage_place, place + inside.start])
-        self._number[inside] = number + numbered
-        documents = self._documents[inside]
-        named = documents != _UNKNOWN
-        keys = np.concatenate([self._passages[inside][place], documents[named]])
-        known = np.concatenate([np.arange(len(place)), number[named]])
-        order = np.argsort(keys, kind="stable")
-        return SearchedCorpus(begin, end - begin, numbered, len(place), keys[order], known[order])
-
-
-_UNKNOWN = 0
-"""Digest of a document that is not named."""
+    def are_answers(self, pair: int, passages: Integers) -> NDArray[np.bool_]:
+        """Which passages answer a query of its text, are of such a document, or are that text."""
+        asked = self._asked[pair]
+        begin, end = (np.searchsorted(self._answered, asked, side) for side in ("left", "right"))
+        own = np.append(self._answers[begin:end], asked)
+        places = self._place[passages]
+        return np.isin(self._passages[places], own) | np.isin(self._documents[places], own)
 
 
 def _number(digests: Digests) -> tuple[Integers, Integers]:
-    """Number distinct digests by first appearance.
-
-    Returns:
-        Place where each of them appears first, and the number of each entry.
-    """
+    """Number digests by first appearance: where each one is first, and the number of each entry."""
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    places = first[order]
-    first[order] = np.arange(len(order))  # now the number of each digest
-    return places, first[inverse]
+    numbers = np.empty_like(order)
+    numbers[order] = np.arange(len(order))
+    return first[order], numbers[inverse]
 
 
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _ranges(begins: Integers, counts: Integers) -> tuple[Integers, Integers]:
-    """`counts[i]` numbers from `begins[i]` on, one range after another, each after its `i`."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    numbers = np.arange(len(owner), dtype=np.int64)
-    numbers += (begins - np.cumsum(counts, dtype=np.int64) + counts)[owner]
-    return owner, numbers
+def embed_to_file(
+    path: Path,
+    num_texts: int,
+    encode: Callable[[int, int], Any],
+    title: str,
+    progress: bool,
+    dim: int | None = None,
+) -> NDArray[np.float32]:
+    """Embeddings of length 1, (texts, features), written block by block from where a call stopped.
+
+    Args:
+        path: The file: nothing but float32 rows, so that its size says where to go on.
+        num_texts: How many there are.
+        encode: `encode(begin, end)` gives the embeddings of a block.
+        title: What is embedded.
+        progress: Show a progress bar.
+        dim: Features that are expected; None takes those of the first text.
+
+    Returns:
+        The rows, memory-mapped; writing into them changes nothing on disk.
+
+    Raises:
+        DataError: An embedding is not finite, is zero, or has another number of features.
+    """
+    dim = dim or _unit_rows(encode(0, 1), 1, None, title).shape[1]
+    written = path.stat().st_size // (4 * dim) if path.exists() else 0
+    begin = written if written >= num_texts else written - written % TEXTS_PER_BLOCK
+    silent = None if progress else True
+    with (
+        path.open("r+b" if path.exists() else "w+b") as file,
+        tqdm(None, f"embedding {title}", num_texts, begin, unit="text", disable=silent) as bar,
+    ):
+        file.truncate(begin * 4 * dim)
+        file.seek(begin * 4 * dim)
+        for start, end in pairwise([*range(begin, num_texts, TEXTS_PER_BLOCK), num_texts]):
+            file.write(_unit_rows(encode(start, end), end - start, dim, title).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(end - start)
+    return np.memmap(path, dtype=np.float32, mode="c", shape=(num_texts, dim))
 
 
-def _matches(ordered: Digests | Integers, wanted: Digests | Integers) -> tuple[Integers, Integers]:
-    """Where `wanted` are in a column in ascending order: numbers of `wanted`, and places."""
-    begin = np.searchsorted(ordered, wanted, side="left")
-    return _ranges(begin, np.searchsorted(ordered, wanted, side="right") - begin)
+def _unit_rows(embeddings: Any, num_texts: int, dim: int | None, title: str) -> NDArray[np.float32]:
+    """What a model returned, an array or a tensor on any device, as checked rows of length 1."""
+    if hasattr(embeddings, "detach"):
+        embeddings = embeddings.detach().float().cpu().numpy()
+    rows = np.asarray(embeddings, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape != (num_texts, rows.shape[1] if dim is None else dim):
+        raise DataError(
+            f"embedding {title}: expected an array of shape ({num_texts}, {dim or 'features'}), "
+            f"got {rows.shape}"
+        )
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise DataError(
+            f"embedding {title}: the model gives embeddings that are not finite or zero"
+        )
+    return np.asarray(rows / lengths, dtype=np.float32)

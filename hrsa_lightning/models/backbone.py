@@ -273,3 +273,17 @@ def _first_sentence(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     first = " ".join(map(str.strip, lines[:2])) if lines[0].endswith(":") else lines[0]
     return first.split(". ")[0].rstrip(".")
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a model draws random numbers in training: dropout in layers, adapters or attention.
+
+    Example:
+        >>> has_dropout(nn.Sequential(nn.Dropout(0.0))), has_dropout(nn.Sequential(nn.Dropout(0.1)))
+        (False, True)
+    """
+    return any(
+        (module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0))
+        > 0
+        for module in model.modules()
+    )

@@ -31,7 +31,7 @@ class Alignment(nn.Module):
         arms: The embedding models that are trained, as they are before the first step.
         reference: `initial` (each arm with its own start: with new LoRA adapters the arm itself
             without them, else a copy), `arm:NAME` (the others with this arm as it is in the same
-            step), or an embedding model.
+            step; run again for an arm whose batch has other texts), or an embedding model.
         loss: Default: a pull by debiased CKA.
         weight: What the loss is multiplied with.
 
@@ -83,6 +83,7 @@ class Alignment(nn.Module):
         arm: EmbeddingModel,
         embeddings: Tensor,
         encode: Callable[[EmbeddingModel, str], Tensor],
+        live: EmbeddingModel | None = None,
     ) -> Tensor:
         """The weighted loss of an arm.
 
@@ -91,11 +92,14 @@ class Alignment(nn.Module):
             arm: The arm.
             embeddings: `(T, D)` by the arm, with gradient.
             encode: Gives the `(T, R)` embeddings by a model of its own tokens or of an arm's.
+            live: The arm that the others are compared with, where its batch has other texts.
         """
         if name == self.arm:
             self._of_arm = embeddings.detach()
             return embeddings.new_zeros(())
-        if self._of_arm is not None:
+        if live is not None and self.arm is not None:
+            reference = self._frozen(live, self.arm, encode, scale=1.0)
+        elif self._of_arm is not None:
             reference = self._of_arm
         elif self.model is not None:
             reference = self._frozen(self.model, REFERENCE, encode)
@@ -107,9 +111,13 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def _frozen(
-        self, model: EmbeddingModel, tokens: str, encode: Callable[[EmbeddingModel, str], Tensor]
+        self,
+        model: EmbeddingModel,
+        tokens: str,
+        encode: Callable[[EmbeddingModel, str], Tensor],
+        scale: float = 0.0,
     ) -> Tensor:
-        with _as_it_started(model):
+        with _evaluated(model, scale):
             return encode(model, tokens)
 
 
@@ -120,8 +128,8 @@ def _is_its_backbone(arm: EmbeddingModel) -> bool:
 
 
 @contextmanager
-def _as_it_started(model: EmbeddingModel) -> Iterator[None]:
-    """Evaluation mode, and adapters of a model that is trained scaled to nothing.
+def _evaluated(model: EmbeddingModel, scale: float) -> Iterator[None]:
+    """Evaluation mode, and adapters of a model that is trained scaled: to nothing, as it started.
 
     peft's own `disable_adapter` would switch `requires_grad` off and on under FSDP2 and DDP.
     """
@@ -131,7 +139,7 @@ def _as_it_started(model: EmbeddingModel) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with rescale_adapter_scale(model, 0.0) if is_arm else nullcontext():
+        with rescale_adapter_scale(model, scale) if is_arm else nullcontext():
             yield
     finally:
         for module in training:

@@ -1,4 +1,4 @@
-"""Contrastive training of one embedding model, or of several side by side on the same batches."""
+"""Contrastive training of one embedding model, or of several side by side."""
 
 import sys
 import warnings
@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
-from hrsa_lightning.data import ContrastiveBatch
+from hrsa_lightning.data import ArmBatches, ContrastiveBatch
 from hrsa_lightning.errors import DataError, HRSAWarning
 from hrsa_lightning.losses import InfoNCELoss
 from hrsa_lightning.models.chunks import length_sorted_chunks, restore_order
@@ -32,12 +32,17 @@ _SCHEDULES = {
 }
 
 
-class PairedContrastiveModule(LightningModule):
-    """Trains every arm on the same batches, each as if it were alone.
+_CURRENT = "current_model_state"
+"""Key under which Lightning's `WeightAveraging` leaves the weights that are trained."""
 
-    The arms share nothing but the data: every arm has its own weights, its own parameter groups
-    (AdamW works per parameter), its own gradient-norm clipping and its own stream of random numbers
-    for dropout, drawn from (arm seed, epoch, batch, rank). An arm therefore ends with the same
+
+class PairedContrastiveModule(LightningModule):
+    """Trains arms side by side, each as if it were alone.
+
+    The arms share nothing but the data, one batch for all of them or `ArmBatches`: every arm has
+    its own weights, its own parameter groups (AdamW works per parameter), its own gradient-norm
+    clipping and its own stream of random numbers for dropout, drawn from (arm seed, epoch, batch,
+    rank). An arm therefore ends with the same
     weights, to the bit, whether others are trained beside it or not. Where the strategy allows it
     (one device, DDP), an arm's backward pass runs before the next arm's forward pass, so that
     activations of one arm at a time take memory.
@@ -125,7 +130,7 @@ class PairedContrastiveModule(LightningModule):
         if self._budget is not None:
             self._budget.agree = self._sync.all_ranks
 
-    def training_step(self, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ContrastiveBatch | ArmBatches, batch_idx: int) -> Tensor:
         """Sum of the arms' losses; each arm's gradient is that of its own loss alone."""
         one_by_one = len(self.arms) > 1 and not self._sync.collective_forward
         if self._budget is not None or one_by_one:
@@ -143,11 +148,11 @@ class PairedContrastiveModule(LightningModule):
                     backward(loss)
                     self._backward_cached()
         losses = {name: losses[name] for name in self.arms}
-        self._log_step(batch, losses)
+        self._log_step(len(batch), losses)
         total = torch.stack(list(losses.values())).sum()
         return self._deferred.loss(total) if one_by_one else total
 
-    def _log_step(self, batch: ContrastiveBatch, losses: Mapping[str, Tensor]) -> None:
+    def _log_step(self, num_queries: int, losses: Mapping[str, Tensor]) -> None:
         """Log means over ranks, exchanged in one collective and without waiting for the device."""
         loss_of_arms = torch.stack([loss.detach().float() for loss in losses.values()])
         throughput = self._throughput.values(self.device, self.trainer.world_size)
@@ -158,10 +163,10 @@ class PairedContrastiveModule(LightningModule):
         self._watch_losses(values[: len(losses)])
         names = [*(f"loss/{name}" for name in losses), *throughput]
         for name, value in zip(names, values, strict=True):
-            self.log(f"train/{name}", value, batch_size=len(batch))
+            self.log(f"train/{name}", value, batch_size=num_queries)
         # Not with `prog_bar`: Lightning reads such values in every step, on every rank.
         mean = values[: len(losses)].mean()
-        self.log("loss", mean, logger=False, batch_size=len(batch))
+        self.log("loss", mean, logger=False, batch_size=num_queries)
 
     def _watch_losses(self, losses: Tensor) -> None:
         """Warn once of a loss that is not finite, at the next step whose values are logged.
@@ -204,7 +209,10 @@ class PairedContrastiveModule(LightningModule):
     def _arm(self, name: str) -> EmbeddingModel:
         return cast(EmbeddingModel, self.arms[name])
 
-    def _arm_loss(self, name: str, batch: ContrastiveBatch, batch_idx: int) -> Tensor:
+    def _arm_loss(
+        self, name: str, batches: ContrastiveBatch | ArmBatches, batch_idx: int
+    ) -> Tensor:
+        batch = batches.of(name)
         embeddings = self._encode(name, _texts(batch, name), batch_idx)
         query_embeddings, passage_embeddings = _rows(batch, embeddings)
         loss: Tensor = self.loss(
@@ -228,7 +236,10 @@ class PairedContrastiveModule(LightningModule):
                 outputs = [model.encode_chunk(texts, some) for some in passes]
                 return torch.cat(_rows(batch, restore_order(outputs, chunks)))
 
-            loss = loss + self.alignment(name, self._arm(name), everything, encode)
+            other = self.alignment.arm
+            shared = other is None or batches.of(other) is batch
+            live = None if other is None or shared else self._arm(other)
+            loss = loss + self.alignment(name, self._arm(name), everything, encode, live)
         return loss
 
     def _encode(self, name: str, tokens: TokenizedTexts, batch_idx: int) -> Tensor:
@@ -289,6 +300,9 @@ class PairedContrastiveModule(LightningModule):
         groups = [group for name in self.arms for group in self._parameter_groups(name)]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
         total = int(self.trainer.estimated_stepping_batches)
+        # To count steps by epochs, Lightning makes the loader, before it knows of a checkpoint's
+        # place in the data, and keeps it. It has to make another one.
+        self.trainer.fit_loop._combined_loader = None
         warmup = round(self.warmup_ratio * total)
         scheduler = _SCHEDULES[self.schedule](optimizer, warmup, total)
         return {
@@ -322,9 +336,14 @@ class PairedContrastiveModule(LightningModule):
                 nn.utils.clip_grad_norm_(arm.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep trained weights only: adapters in peft's form, other trained tensors as they are."""
+        """Keep trained weights only: adapters in peft's form, other trained tensors as they are.
+
+        Where weights are averaged, `state_dict` and the adapters are the average.
+        """
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]  # full tensors; under FSDP2 on rank 0 only
+        if (current := checkpoint.get(_CURRENT)) is not None:
+            checkpoint[_CURRENT] = {key: value for key, value in current.items() if key in trained}
         adapters = {}
         for name in self.arms:
             prefix = f"arms.{name}.backbone."
@@ -343,6 +362,9 @@ class PairedContrastiveModule(LightningModule):
                 load_adapter_state(arm.backbone, adapters[name][1])
             elif adapter_state(arm.backbone) is not None:
                 raise DataError(f"the checkpoint has no adapter of arm {name!r}")
+        if (current := checkpoint.get(_CURRENT)) is not None:  # both of them are asked to be whole
+            average = self.state_dict() | checkpoint["state_dict"]
+            checkpoint["state_dict"], checkpoint[_CURRENT] = average, average | current
 
 
 def _texts(batch: ContrastiveBatch, name: str) -> TokenizedTexts:

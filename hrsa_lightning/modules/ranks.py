@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -187,15 +188,21 @@ def _connect(strategy: ParallelStrategy) -> list[socket.socket]:
     return connections
 
 
+TIME_IS_UP = 1
+"""Stands among the signals for the end of `trainer.max_time`; less than each that is handled."""
+
+
 class Stopped(SystemExit):
-    """Training was stopped by a signal, on all ranks after the same step.
+    """Training was stopped before its end, on all ranks after the same step.
+
+    The exit code is 128 more than the signal, as shells count, or 124, that of `timeout`.
 
     Args:
-        signum: The signal; the exit code is 128 more, as shells count.
+        signum: The signal, or `TIME_IS_UP`.
     """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
+        super().__init__(124 if signum == TIME_IS_UP else 128 + signum)
         self.signum = signum
 
 
@@ -233,7 +240,7 @@ class StopSignals(_SignalConnector):
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Writes `step_N` every so many optimizer steps, and when a signal stops the training.
+    """Writes `step_N` every so many optimizer steps, and when a signal or the clock stops training.
 
     After every step the ranks agree on whether one of them was told to stop; the checkpoint is
     then one from which training goes on to the same weights.
@@ -242,14 +249,21 @@ class StepCheckpoint(ModelCheckpoint):
         folder: Gets the checkpoints.
         every_n_train_steps: As in `ModelCheckpoint`.
         keep: How many stay, the newest ones.
+        max_time: Of this fit; one that resumes has as much again. It ends no last evaluation.
 
     Raises:
-        Stopped: After that step, on all ranks.
+        Stopped: After that step, or after the last evaluation, on all ranks.
     """
 
     FILE_EXTENSION = ""
 
-    def __init__(self, folder: Any, every_n_train_steps: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Any,
+        every_n_train_steps: int,
+        keep: int,
+        max_time: timedelta | None = None,
+    ) -> None:
         super().__init__(
             dirpath=folder,
             filename="step_{step:06d}",
@@ -260,39 +274,64 @@ class StepCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,  # a step that is trained again replaces its checkpoint
         )
+        self.max_time = max_time
+        self._started = time.monotonic()
         self._signum = 0
         self._agreed_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._started = time.monotonic()
         trainer._signal_connector = StopSignals(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+        self._prune(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         # Between optimizer steps gradients are pending, which no checkpoint holds.
         if trainer.global_step != self._agreed_step:
             self._agreed_step = trainer.global_step
-            self._signum = _highest_signal(trainer)
-        if self._signum:
-            self._every_n_train_steps = 1
+            self._signum = self._agree(trainer)
         super().on_train_batch_end(trainer, *arguments)
-        # Lightning forgets those of before a restart when the run's folder was moved.
-        if self._last_global_step_saved == trainer.global_step and trainer.is_global_zero:
-            assert self.dirpath is not None
-            prune(Path(self.dirpath), trainer.global_step, self.save_top_k)
+        if self._signum:
+            self._save(trainer)
+        self._prune(trainer)
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         # Only now are the values of the last step logged.
         if self._signum:
             raise Stopped(self._signum)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        signum = self._agree(trainer)
+        if signum > TIME_IS_UP:
+            self._save(trainer)
+            raise Stopped(signum)
 
-def _highest_signal(trainer: Trainer) -> int:
-    connector = trainer._signal_connector
-    received = connector.received if isinstance(connector, StopSignals) else 0
-    if trainer.world_size == 1:
-        return received
-    noted = torch.tensor(received, device=trainer.strategy.root_device)
-    return int(trainer.strategy.reduce(noted, reduce_op="max"))
+    def _save(self, trainer: Trainer) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _prune(self, trainer: Trainer) -> None:
+        """Remove what Lightning forgets of before a restart: it was killed, or the run moved."""
+        if self._last_global_step_saved == trainer.global_step > 0 and trainer.is_global_zero:
+            assert self.dirpath is not None
+            prune(Path(self.dirpath), trainer.global_step, self.save_top_k)
+
+    def _agree(self, trainer: Trainer) -> int:
+        """The highest signal that a rank has received."""
+        connector = trainer._signal_connector
+        received = connector.received if isinstance(connector, StopSignals) else 0
+        if self.max_time is not None:
+            is_up = time.monotonic() - self._started >= self.max_time.total_seconds()
+            received = max(received, TIME_IS_UP if is_up else 0)
+        if trainer.world_size == 1:
+            return received
+        noted = torch.tensor(received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(noted, reduce_op="max"))
 
 
 class EndingFitLoop(_FitLoop):

@@ -321,7 +321,7 @@ def draw_lines(
     log_y: bool = False,
 ) -> None:
     """Draw curves, bands and chance levels into a panel and style it."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     if log_y:
         ax.set_yscale("log")
@@ -350,7 +350,13 @@ def draw_lines(
     beyond = [x.null for x in lines if not any(abs(x.null - c) < SAME_LEVEL for c in levels)]
     draw_chance(ax, beyond, "95 % of permuted", far=False)
     draw_chance(ax, [x.identity for x in lines if x.identity not in (0, 1)], "itself", far=False)
-    if not log_y:
+    if log_y:
+        low, high = ax.get_ylim()
+        steps_of_decade = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)
+        ax.yaxis.set_major_locator(LogLocator(subs=steps_of_decade))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    else:
         ax.ticklabel_format(axis="y", useOffset=False)
     if log_x:
         ax.set_xscale("symlog", linthresh=1.0)

@@ -58,15 +58,22 @@ def draw_heatmap(
     *,
     title: str,
     label: str = "",
+    limits: tuple[float, float] = (0.0, 1.0),
+    diverging: bool = False,
 ) -> None:
-    """Draw a layer-by-layer map into axes; arguments as of `heatmap_figure`."""
+    """Draw a layer-by-layer map into axes; arguments as of `heatmap_figure`.
+
+    Args:
+        limits: Values of the two ends of the scale.
+        diverging: The values are differences, 0 is in the middle of the scale and shown with signs.
+    """
     values = plain(values)
     image = ax.imshow(
         values,
         origin="lower",
-        cmap="viridis",
-        vmin=0.0,
-        vmax=1.0,
+        cmap="RdBu" if diverging else "viridis",
+        vmin=limits[0],
+        vmax=limits[1],
         aspect="equal",
         interpolation="none",
     )
@@ -77,8 +84,11 @@ def draw_heatmap(
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 if math.isfinite(value):
-                    color = "white" if value < 0.6 else _DARK
-                    text = f"{value:.2f}"
+                    at = (value - limits[0]) / (limits[1] - limits[0])
+                    is_dark = abs(at - 0.5) > 0.33 if diverging else at < 0.6
+                    text = f"{value:+.2f}" if diverging else f"{value:.2f}"
+                    text = "0" if float(text) == 0 and diverging else text
+                    color = "white" if is_dark else _DARK
                     ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
 
 

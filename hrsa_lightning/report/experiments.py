@@ -1,6 +1,7 @@
 """What runs left behind, and runs that differ only in their seeds as one experiment."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ from hrsa_lightning.similarity.measurement import Series, comparison_name
 from hrsa_lightning.similarity.metric_info import metric_order
 
 __all__ = [
+    "FIELDS",
     "Curve",
     "Experiment",
     "History",
@@ -33,10 +35,13 @@ __all__ = [
     "Run",
     "find_runs",
     "group_runs",
+    "mean_over_runs",
     "read_run",
 ]
 
 Array = NDArray[np.float64]
+FIELDS = ("value", "chance", "low", "high", "identity", "null_95", "p_value")
+"""Numbers of a `Measurement` that a report shows."""
 
 _SECTIONS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "config.yaml": {
@@ -109,20 +114,14 @@ class History:
         steps: (evaluations,), optimizer steps.
         seconds: (evaluations,), duration of each evaluation; NaN where unknown.
         columns: Column of each value.
-        values: (evaluations, columns); NaN where undefined or absent.
-        bands: (2, evaluations, columns), ends of the 95 % band over probes; `None` without any.
-        chance: Chance level, where one is known.
-        levels: `identity`, `null_95` and `p_value`, where they are known, as of the last evaluation
-            that has them.
+        fields: (evaluations, columns) by the name of a field of `Measurement`, such as `value` or
+            `chance`; NaN where undefined or absent. A field that no measurement has is left out.
     """
 
     steps: Array
     seconds: Array
     columns: Mapping[Key, int]
-    values: Array
-    bands: Array | None
-    chance: Mapping[Key, float]
-    levels: Mapping[tuple[str, Key], float] = field(default_factory=dict)
+    fields: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -177,18 +176,17 @@ class Curve:
 
     Attributes:
         steps: (points,), every step at which some run was evaluated, within the common range.
-        values: (runs, points), interpolated between evaluations where the steps of runs differ.
-        band: (2, points), ends of the 95 % band over probes, for a single run that measured it.
+        fields: (runs, points) by the name of a field of `Measurement`, interpolated between
+            evaluations where the steps of runs differ.
     """
 
     steps: Array
-    values: Array
-    band: Array | None = None
+    fields: Mapping[str, Array]
 
     @property
-    def is_defined(self) -> bool:
-        """Whether it has a value anywhere."""
-        return bool(np.isfinite(self.values).any())
+    def values(self) -> Array:
+        """(runs, points), the values themselves."""
+        return self.fields["value"]
 
     @property
     def first(self) -> list[float]:
@@ -199,6 +197,26 @@ class Curve:
     def last(self) -> list[float]:
         """Value of each run at its last evaluation."""
         return [float(value) for value in self.values[:, -1]]
+
+    @property
+    def band(self) -> tuple[Array, Array] | None:
+        """Ends of the 95 % band over probes, for a single run that measured it."""
+        low, high = (self.fields.get(name) for name in ("low", "high"))
+        if len(self.values) > 1 or low is None or high is None or np.isnan(low).all():
+            return None
+        return low[0], high[0]
+
+    def level(self, name: str) -> Array:
+        """(points,), mean over runs of `chance`, `null_95` or another level; NaN where unknown."""
+        return mean_over_runs(self.fields.get(name, np.full((1, len(self.steps)), np.nan)))
+
+    def last_level(self, name: str) -> float:
+        """The last known level, of p-values the largest of any run; NaN where unknown."""
+        rows = self.fields.get(name, np.empty((0, 0)))
+        known = [float(row[np.isfinite(row)][-1]) for row in rows if np.isfinite(row).any()]
+        if not known:
+            return math.nan
+        return max(known) if name == "p_value" else math.fsum(known) / len(known)
 
 
 @dataclass(frozen=True)
@@ -218,6 +236,7 @@ class Experiment:
     displacement: Sequence[str] = ()
     seed_controls: Sequence[str] = ()
     notes: Sequence[str] = field(default_factory=list)
+    _curves: dict[Key, Curve | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def keys(self) -> list[Key]:
@@ -226,37 +245,32 @@ class Experiment:
         found = dict.fromkeys(key for history in histories for key in history.columns)
         return sorted(found, key=lambda key: (key.group, metric_order(key.metric)))
 
-    @cached_property
-    def chance(self) -> dict[Key, float]:
-        """Chance levels; they depend on sample count and width only."""
-        histories = [history for run in self.runs for history in run.histories.values()]
-        return {key: value for history in histories for key, value in history.chance.items()}
-
-    def level(self, name: str, key: Key) -> float:
-        """Mean over runs of what `History.levels` holds, the largest p-value; NaN where unknown."""
-        histories = [history for run in self.runs for history in run.histories.values()]
-        found = [h.levels[name, key] for h in histories if (name, key) in h.levels]
-        if not found:
-            return float("nan")
-        return max(found) if name == "p_value" else sum(found) / len(found)
-
     def curve(self, key: Key) -> Curve | None:
-        """A value over steps, one row per run; a run that lacks it gives NaN."""
+        """A value over steps, one row per run; `None` where no run has it anywhere."""
+        if key not in self._curves:
+            self._curves[key] = self._read_curve(key)
+        return self._curves[key]
+
+    def _read_curve(self, key: Key) -> Curve | None:
         found = [run.find(key) for run in self.runs]
         there = [pair for pair in found if pair is not None]
-        if not there:
+        if not any(np.isfinite(each.fields["value"][:, column]).any() for each, column in there):
             return None
         steps = _common_steps([history.steps for history, _ in there])
-        rows = [
-            np.full(len(steps), np.nan)
-            if pair is None
-            else _at(steps, pair[0].steps, pair[0].values[:, pair[1]])
-            for pair in found
-        ]
-        history, column = there[0]
-        alone = len(self.runs) == 1 and history.bands is not None
-        band = history.bands[..., column] if alone and history.bands is not None else None
-        return Curve(steps, np.stack(rows), band)
+        absent = np.full(len(steps), np.nan)
+        fields = {
+            name: np.stack(
+                [
+                    absent
+                    if pair is None or name not in pair[0].fields
+                    else _at(steps, pair[0].steps, pair[0].fields[name][:, pair[1]])
+                    for pair in found
+                ]
+            )
+            for name in FIELDS
+            if any(name in history.fields for history, _ in there)
+        }
+        return Curve(steps, fields)
 
     def arms(self) -> Mapping[str, Any]:
         """The recipe's arms; empty where there is no recipe."""
@@ -266,6 +280,14 @@ class Experiment:
     def is_seed_control(self, pair: Pair) -> bool:
         """Whether two seeds of one backbone are compared."""
         return pair.name in self.seed_controls
+
+    def varied_by_seed(self, pair: Pair) -> list[str]:
+        """What the seed of a seed control decides apart from its reference; empty where unknown."""
+        model = self.runs[0].config.get("model", {})
+        lora = model.get("lora") if isinstance(model, Mapping) else None
+        if not isinstance(lora, Mapping) or pair.arm not in self.arms():
+            return []
+        return ["adapters", *(["dropout"] if lora.get("lora_dropout") else [])]
 
     def groups(self) -> list[str]:
         """Monitors, with probe sets apart; those of retrieval last."""
@@ -430,45 +452,37 @@ def _drop_odd(content: dict[str, Any], section: str, kind: Any) -> list[str]:
 
 def _read_history(path: Path) -> History:
     columns: dict[tuple[str, Series], int] = {}
-    chance: dict[Key, float] = {}
-    levels: dict[tuple[str, Key], float] = {}
-    rows: list[list[tuple[int, float]]] = []
-    bands: list[tuple[int, int, float, float]] = []
     # Ascending, and of records that repeat a step the last.
     ascending = sorted(read_evaluations(path), key=lambda evaluation: evaluation.step)
     evaluations = list({(each.step, each.monitor): each for each in ascending}.values())
-    for index, evaluation in enumerate(evaluations):
+    cells: dict[str, list[tuple[int, int, float]]] = {"value": []}
+    for row, evaluation in enumerate(evaluations):
         monitor = evaluation.monitor or path.stem
-        row = []
         for m in evaluation.measurements:
             column = columns.setdefault((monitor, m.series), len(columns))
-            row.append((column, m.value))
-            if m.low is not None and m.high is not None:
-                bands.append((index, column, m.low, m.high))
-            if m.chance is not None and np.isfinite(m.chance):
-                chance[Key.of(monitor, m.series)] = m.chance
-            for name in ("identity", "null_95", "p_value"):
-                if (level := getattr(m, name)) is not None and np.isfinite(level):
-                    levels[name, Key.of(monitor, m.series)] = level
-        rows.append(row)
-    values = np.full((len(rows), len(columns)), np.nan)
-    for index, row in enumerate(rows):
-        if row:
-            places, numbers = zip(*row, strict=True)
-            values[index, list(places)] = numbers
-    ends = np.full((2, *values.shape), np.nan) if bands else None
-    if ends is not None:
-        for index, column, *both in bands:
-            ends[:, index, column] = both
+            cells["value"].append((row, column, m.value))
+            for name in FIELDS[1:]:
+                if (level := getattr(m, name)) is not None:
+                    cells.setdefault(name, []).append((row, column, level))
+    fields = {}
+    for name, found in cells.items():
+        fields[name] = np.full((len(evaluations), len(columns)), np.nan)
+        if found:
+            rows, places, numbers = zip(*found, strict=True)
+            fields[name][list(rows), list(places)] = numbers
     return History(
         np.array([evaluation.step for evaluation in evaluations], float),
         np.array([evaluation.seconds for evaluation in evaluations], float),
         {Key.of(*found): column for found, column in columns.items()},
-        values,
-        ends,
-        chance,
-        levels,
+        fields,
     )
+
+
+def mean_over_runs(values: Array) -> Array:
+    """(points,), mean of (runs, points); NaN only where every run has NaN."""
+    counts = np.isfinite(values).sum(0)
+    totals: Array = np.nansum(values, axis=0)
+    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
 
 
 def _common_steps(steps: Sequence[Array]) -> Array:

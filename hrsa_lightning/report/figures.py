@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +12,35 @@ from hrsa_lightning.plots import (
     COLORS,
     MUTED,
     Line,
+    distance_lines,
     draw_heatmap,
     draw_layer_steps,
     draw_lines,
+    is_crowded,
     layer_steps_height,
 )
 from hrsa_lightning.plots.style import PANEL
-from hrsa_lightning.report.experiments import Array, Curve, Experiment, Key, Pair, Place
+from hrsa_lightning.report.experiments import (
+    Array,
+    Curve,
+    Experiment,
+    Key,
+    Pair,
+    Place,
+    mean_over_runs,
+)
 from hrsa_lightning.report.page import Gallery, Panel, Swatch
 from hrsa_lightning.similarity.history import Detail
-from hrsa_lightning.similarity.metric_info import HEADLINE, info_of
+from hrsa_lightning.similarity.metric_info import info_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
     "curves_gallery",
-    "headline_metrics",
     "layers_gallery",
     "maps_gallery",
+    "metric_panel",
     "spectra_gallery",
     "styles",
 ]
@@ -42,6 +52,7 @@ _MOST_POINTS = 300
 _MOST_COLUMNS = 160
 _BLACK = COLORS[6]
 _OTHERS = COLORS[:6]
+_MAP = (3.4, 2.9)
 
 
 def styles(experiment: Experiment, pairs: Sequence[Pair]) -> Styles:
@@ -63,11 +74,6 @@ def styles(experiment: Experiment, pairs: Sequence[Pair]) -> Styles:
     return found
 
 
-def headline_metrics(metrics: Sequence[str]) -> list[str]:
-    """One metric of each kind; all of them where none is known."""
-    return [metric for metric in HEADLINE if metric in metrics] or list(metrics)
-
-
 def curves_gallery(
     experiment: Experiment,
     group: str,
@@ -83,22 +89,44 @@ def curves_gallery(
 
     A single run has the band of its own uncertainty over probes, where it was measured.
     """
-    panels = []
-    for metric in metrics:
-        lines, chance = [], []
-        for pair, style in colors.items():
-            key = Key(group, metric, pair, place)
-            curve = experiment.curve(key)
-            if curve is not None and curve.is_defined:
-                levels = (experiment.level(name, key) for name in ("identity", "null_95"))
-                lines.append(_line(str(pair), curve, style, *levels))
-                chance.append(experiment.chance.get(key, math.nan))
-        if lines:
-            words = info_of(metric).title
-            draw = partial(draw_lines, lines=lines, title=words, chance=chance, log_x=log_x)
-            panels.append(Panel(f"{words}, {title}", draw, PANEL))
+    panels = [
+        panel
+        for metric in metrics
+        if (panel := metric_panel(experiment, group, colors, place, metric, title, log_x=log_x))
+    ]
     legend = [Swatch(str(pair), *style) for pair, style in colors.items()]
     return Gallery(name, title, panels, legend)
+
+
+def metric_panel(
+    experiment: Experiment,
+    group: str,
+    colors: Styles,
+    place: Place,
+    metric: str,
+    title: str,
+    *,
+    log_x: bool,
+    distant: bool = False,
+) -> Panel | None:
+    """One metric; as distances from identity on a logarithmic axis where its curves crowd there.
+
+    Args:
+        distant: Whether they crowd or not.
+    """
+    keys = {pair: Key(group, metric, pair, place) for pair in colors}
+    curves = {pair: curve for pair, key in keys.items() if (curve := experiment.curve(key))}
+    if not curves:
+        return None
+    info = info_of(metric)
+    lines = [_line(str(pair), curve, colors[pair]) for pair, curve in curves.items()]
+    words = info.title
+    log_y = math.isfinite(info.identity) and (distant or is_crowded(lines, info.identity))
+    if log_y:
+        lines = distance_lines(lines, info.identity)
+        words = f"1 − {words}" if info.identity else words
+    draw = partial(draw_lines, lines=lines, title=words, log_x=log_x, log_y=log_y)
+    return Panel(f"{words}, {title}", draw, PANEL)
 
 
 def layers_gallery(
@@ -122,11 +150,7 @@ def layers_gallery(
             for pair in pairs
             if (found := _layer_map(experiment, group, metric, pair, places)) is not None
         }
-        every = [values[np.isfinite(values)] for _, values in maps.values()]
-        finite = np.concatenate(every) if every else np.empty(0)
-        if not len(finite):
-            continue
-        low, high = float(finite.min()), float(finite.max())
+        limits = _limits([values for _, values in maps.values()])
         info = info_of(metric)
         for pair, (steps, values) in maps.items():
             words = f"{info.title}: {pair}"
@@ -136,7 +160,7 @@ def layers_gallery(
                 layers=[str(place) for place in places],
                 steps=steps,
                 title=words,
-                limits=(low, high if high > low else low + 1e-3),
+                limits=limits,
                 reverse=info.sign < 0,
             )
             size = (PANEL[0], layer_steps_height(len(places)))
@@ -145,22 +169,41 @@ def layers_gallery(
 
 
 def maps_gallery(
-    experiment: Experiment, group: str, pairs: Sequence[Pair], *, name: str, title: str
+    experiment: Experiment, group: str, pairs: Sequence[Pair], kind: str, *, name: str
 ) -> Gallery:
-    """Layer-by-layer maps of the first run that kept them, at the first, middle and last step."""
+    """Layer-by-layer maps at the first, middle and last step on one scale, and their change.
+
+    They are of the first run that kept them.
+    """
+    kept = {pair: _first_middle_last(_details(experiment, kind, group, pair)) for pair in pairs}
+    values = {
+        pair: [np.array(each.values, dtype=np.float64) for each in found]
+        for pair, found in kept.items()
+    }
+    limits = _limits([grid for grids in values.values() for grid in grids])
+    changes = {
+        pair: grids[-1] - grids[0]
+        for pair, grids in values.items()
+        if len(grids) > 1 and grids[0].shape == grids[-1].shape
+    }
+    title = info_of(kind).title
+    most = max((np.nanmax(np.abs(c), initial=1e-6) for c in changes.values()), default=1.0)
     panels = []
-    for pair in pairs:
-        for detail in _first_middle_last(_details(experiment, "cka", group, pair)):
-            words = f"{pair}, step {detail.step}"
-            draw = partial(
-                draw_heatmap,
-                values=np.array(detail.values, dtype=np.float64),
-                rows=detail.rows,
-                columns=detail.columns,
-                title=words,
-            )
-            panels.append(Panel(f"linear CKA, layer by layer: {words}", draw, (3.4, 3.0)))
-    return Gallery(name, title, panels)
+
+    def add(grid: Array, detail: Detail, words: str, **options: Any) -> None:
+        draw = partial(
+            draw_heatmap, values=grid, rows=detail.rows, columns=detail.columns, title=words,
+            **options,
+        )  # fmt: skip
+        panels.append(Panel(f"{title}, layer by layer: {words}", draw, _MAP))
+
+    for pair, found in kept.items():
+        for grid, detail in zip(values[pair], found, strict=True):
+            add(grid, detail, f"{pair}, step {detail.step}", limits=limits)
+        if pair in changes:
+            words = f"{pair}, change from step {found[0].step} to {found[-1].step}"
+            add(changes[pair], found[-1], words, limits=(-most, most), diverging=True)
+    return Gallery(name, title, panels, columns=max((len(p) for p in kept.values()), default=3) + 1)
 
 
 def spectra_gallery(
@@ -211,27 +254,26 @@ def _draw_spectrum(ax: "Axes", lines: Sequence[Line], title: str, falls: bool) -
         ax.set_xlabel("percentile of rows", fontsize=8)
 
 
-def _line(label: str, curve: Curve, style: Style, identity: float, null: float) -> Line:
+def _line(label: str, curve: Curve, style: Style) -> Line:
     low, high = _band(curve)
     kept = _thinned(len(curve.steps), _MOST_POINTS)
     return Line(
         label,
         curve.steps[kept],
-        _mean(curve.values)[kept],
+        mean_over_runs(curve.values)[kept],
         None if low is None else low[kept],
         None if high is None else high[kept],
         *style,
-        identity=identity,
-        null=null,
+        identity=curve.last_level("identity"),
+        null=curve.last_level("null_95"),
+        chance=curve.level("chance")[kept],
     )
 
 
 def _band(curve: Curve) -> tuple[Array | None, Array | None]:
     if len(curve.values) == 1:
-        if curve.band is None or np.isnan(curve.band).all():
-            return None, None
-        return curve.band[0], curve.band[1]
-    mean = _mean(curve.values)
+        return curve.band or (None, None)
+    mean = mean_over_runs(curve.values)
     counts = np.isfinite(curve.values).sum(0)
     squares = np.nansum((curve.values - mean) ** 2, axis=0)
     std = np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
@@ -247,16 +289,20 @@ def _layer_map(
     if not there or len({len(curve.steps) for curve in there}) > 1:
         return None
     steps = there[0].steps
-    rows = [np.full(len(steps), np.nan) if c is None else _mean(c.values) for c in curves]
+    absent = np.full(len(steps), np.nan)
+    rows = [absent if curve is None else mean_over_runs(curve.values) for curve in curves]
     kept = _thinned(len(steps), _MOST_COLUMNS)
     return steps[kept], np.stack(rows)[:, kept]
 
 
-def _mean(values: Array) -> Array:
-    """Mean over runs; NaN only where every run has NaN."""
-    counts = np.isfinite(values).sum(0)
-    totals: Array = np.nansum(values, axis=0)
-    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
+def _limits(grids: Sequence[Array]) -> tuple[float, float]:
+    """Ends of a scale for all of some maps."""
+    finite = [grid[np.isfinite(grid)] for grid in grids]
+    values = np.concatenate(finite) if finite else np.empty(0)
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1e-3
 
 
 def _thinned(count: int, most: int) -> NDArray[np.intp]:

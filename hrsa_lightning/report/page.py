@@ -1,28 +1,33 @@
 """A report as blocks, and the blocks as one HTML file or as Markdown with figures beside it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hrsa_lightning.cli import markdown_table, markdown_text
 from hrsa_lightning.plots import COLORS, INK, MUTED, inline_svg, save_figure
 from hrsa_lightning.plots.style import literal
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
+    "Answer",
     "Block",
     "Cell",
+    "Fold",
     "Gallery",
     "Heading",
     "Panel",
     "Swatch",
     "Table",
     "Text",
+    "note",
     "to_html",
     "to_markdown",
     "write_figures",
@@ -30,8 +35,6 @@ __all__ = [
 
 _MARGINS = (0.165, 0.175, 0.81, 0.72)
 _DASHES = {"-": "none", "--": "5 3", "-.": "6 3 1.5 3", ":": "1.5 2.5"}
-_COLUMNS = 3
-"""Panels that stand side by side in a file of figures."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,23 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Statements: each has a `lead`, which stands out, a `rest`, and a list `numbers`."""
+
+    kind: ClassVar[str] = "answer"
+    sentences: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that a reader opens; in print and in Markdown they lie open."""
+
+    kind: ClassVar[str] = "fold"
+    title: str
+    blocks: Sequence["Block"]
+
+
+@dataclass(frozen=True)
 class Table:
     """A table; the first column names the rows."""
 
@@ -68,6 +88,11 @@ class Table:
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Rows as they are shown."""
+        return [[c if isinstance(c, str) else c.text for c in row] for row in self.rows]
 
     @property
     def numeric(self) -> set[int]:
@@ -115,6 +140,7 @@ class Gallery:
         title: What they show.
         panels: The figures.
         legend: What the lines are, the same in all of them.
+        columns: Panels that stand side by side.
     """
 
     kind: ClassVar[str] = "gallery"
@@ -122,6 +148,7 @@ class Gallery:
     title: str
     panels: Sequence[Panel]
     legend: Sequence[Swatch] = ()
+    columns: int = 3
 
     @property
     def drawings(self) -> list[str]:
@@ -136,7 +163,13 @@ class Gallery:
         return drawings
 
 
-Block = Heading | Text | Table | Gallery
+Block = Heading | Text | Answer | Table | Gallery | Fold
+
+
+def note(name: str, *values: object) -> Text:
+    """How to read what follows: a macro of `notes.txt`."""
+    macro = getattr(_environment(autoescape=False).get_template("notes.txt").module, name)
+    return Text(" ".join(macro(*values).split()), is_note=True)
 
 
 def to_html(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
@@ -147,16 +180,7 @@ def to_html(title: str, subtitle: str, blocks: Sequence[Block]) -> str:
         subtitle: One line below it.
         blocks: The content.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hrsa_lightning.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    template = environment.get_template("report.html")
+    template = _environment(autoescape=True).get_template("report.html")
     return template.render(title=title, subtitle=subtitle, blocks=blocks)
 
 
@@ -169,21 +193,32 @@ def to_markdown(title: str, subtitle: str, blocks: Sequence[Block], figures: str
         blocks: The content.
         figures: Folder of the figures, relative to the file.
     """
-    parts = [f"# {markdown_text(title)}", subtitle]
-    for block in blocks:
-        if isinstance(block, Table):
-            texts = [[c if isinstance(c, str) else c.text for c in row] for row in block.rows]
-            table = "\n".join(markdown_table([block.header, *texts]))
-            parts += [markdown_text(block.caption), table]
-            continue
-        words = markdown_text(block.title if isinstance(block, Gallery) else block.text)
-        if isinstance(block, Heading):
-            parts.append(f"{'#' * block.level} {words}")
-        elif isinstance(block, Text):
-            parts.append(f"*{words}*" if block.is_note else words)
-        else:
-            parts.append(f"![{words}]({figures}/{block.name}.png)")
+    parts = [f"# {markdown_text(title)}", markdown_text(subtitle), *_markdown(blocks, figures)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown(blocks: Sequence[Block], figures: str) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Heading():
+                yield f"{'#' * block.level} {markdown_text(block.text)}"
+            case Text():
+                words = markdown_text(block.text)
+                yield f"*{words}*" if block.is_note else words
+            case Answer():
+                yield "\n".join(
+                    f"- **{markdown_text(each.lead)}**"
+                    + markdown_text(f"{each.rest} {'; '.join(each.numbers)}".rstrip())
+                    for each in block.sentences
+                )
+            case Table():
+                yield markdown_text(block.caption)
+                yield "\n".join(markdown_table([block.header, *block.texts]))
+            case Gallery():
+                yield f"![{markdown_text(block.title)}]({figures}/{block.name}.png)"
+            case Fold():
+                yield f"### {markdown_text(block.title)}"
+                yield from _markdown(block.blocks, figures)
 
 
 def write_figures(blocks: Sequence[Block], folder: Path) -> None:
@@ -193,6 +228,21 @@ def write_figures(blocks: Sequence[Block], folder: Path) -> None:
             figure = _sheet(block)
             for kind in ("png", "svg"):
                 save_figure(figure, folder / f"{block.name}.{kind}")
+        elif isinstance(block, Fold):
+            write_figures(block.blocks, folder)
+
+
+@cache
+def _environment(*, autoescape: bool) -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("hrsa_lightning.report"),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
 
 
 def _sheet(gallery: Gallery) -> "Figure":
@@ -200,7 +250,7 @@ def _sheet(gallery: Gallery) -> "Figure":
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    columns = min(_COLUMNS, len(gallery.panels))
+    columns = min(gallery.columns, len(gallery.panels))
     rows = math.ceil(len(gallery.panels) / columns)
     width = max(panel.size[0] for panel in gallery.panels)
     height = max(panel.size[1] for panel in gallery.panels) + 0.15

@@ -1,4 +1,4 @@
-"""The sections of a report, from experiments to blocks."""
+"""The sections of a report: the answer, pictures, tables, what was run."""
 
 import math
 import re
@@ -7,81 +7,41 @@ from typing import Any
 
 import numpy as np
 
-from hrsa_lightning.report.experiments import Experiment, Key, Pair, Place
+from hrsa_lightning.metrics.heatmaps import HEATMAPS
+from hrsa_lightning.report.answer import answer_of, base_arm, number, numbers, score_differences
+from hrsa_lightning.report.experiments import Experiment, Pair, Place
 from hrsa_lightning.report.figures import (
     Styles,
     curves_gallery,
-    headline_metrics,
     layers_gallery,
     maps_gallery,
+    metric_panel,
     spectra_gallery,
     styles,
 )
-from hrsa_lightning.report.page import Block, Cell, Gallery, Heading, Table, Text
-from hrsa_lightning.report.statistics import LEAST_CHANGE, Spread, spread
-from hrsa_lightning.report.verdict import Verdict, derive, pair_words, pairs_of, verdicts_of
-from hrsa_lightning.similarity.measurement import listed
-from hrsa_lightning.similarity.metric_info import info_of
+from hrsa_lightning.report.page import (
+    Answer,
+    Block,
+    Cell,
+    Fold,
+    Gallery,
+    Heading,
+    Panel,
+    Swatch,
+    Table,
+    Text,
+    note,
+)
+from hrsa_lightning.report.statistics import Spread, spread
+from hrsa_lightning.report.verdict import SAME, Findings, Verdict, joined, side_of
+from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
-__all__ = ["report_blocks"]
+__all__ = ["overview", "report_blocks"]
 
 Row = list[str | Cell]
 
-_MOST_MAPPED = 6
-"""Maps over layers are drawn for so many experiments."""
-
-# What each table or gallery shows, and how to read it.
-_VERDICTS = (
-    "Before and after are the first and the last evaluation. Chance is what unrelated "
-    "representations of this many samples and dimensions give; itself, what the reference and "
-    "itself give; p, the share of permuted pairings as much alike at the end. Controls show how "
-    "far models end apart whose backbones are the same, or were only displaced: what does not "
-    "differ from them is not about the backbones."
-)
-_ONE_RUN = (
-    "One run: there is no spread over seeds, so no statement beyond the seed control is possible, "
-    "and none beyond this one draw of it."
-)
-_INTERVALS = (
-    "± is one standard deviation over seeds. Words rest on 95 % t intervals of differences within "
-    "runs, not corrected for the number of rows: of 20 rows without any difference, one is "
-    "expected to show one."
-)
-_CONTROLS = (
-    "The same numbers for pairs that are no finding: two seeds of one backbone, or a backbone that "
-    "was only displaced."
-)
-_DERIVED = (
-    "Gain is similarity after minus before. Half-life is the step at which half of the change was "
-    "reached, between the two evaluations named. Recovered is the share of the first distance from "
-    "identity that training took back (negative: moved further apart). Gap closed is the share of "
-    "the first gap to the seed control that is gone, because the pair moved together or because "
-    f"two seeds moved apart. Changes and gaps below {LEAST_CHANGE} give no ratio (–). "
-    "docs/method.md has the formulas."
-)
-_DRIFT = "How alike each arm still is to itself before training; no arm is compared with another."
-_LAYERS = (
-    "Each row is a layer, the first at the bottom; each column is an evaluation. Bright is alike. "
-    "All maps of one metric share their colors."
-)
-_MAPS = (
-    "Rows are the layers of the first model, columns those of the second, at the first, middle and "
-    "last step that was kept. On the diagonal each layer meets its counterpart; bright blocks are "
-    "layers that do the same. Shown are maps of one run, for an average would blur them."
-)
-_SINGULAR_VALUES = (
-    "How strongly the data ask for each direction of the rotation O*, of one run. Where the curve "
-    "has fallen far, noise decides the direction. The panels have scales of their own."
-)
-_ROW_ENTROPY = (
-    "Each feature's row of O*, from the purest to the most mixed, of one run: 0 where it became "
-    "one feature of the other model, 1 where it is spread over all. The panels have scales of "
-    "their own."
-)
-_SCORES = (
-    "Differences of the last scores. Equal scores of unlike representations are a null effect."
-)
-_COST = "The share is of the time of the fit, from its start to its end."
+_MOST_DRAWN = 6
+"""Answers have pictures, and monitors maps over layers, for so many experiments."""
 
 
 def report_blocks(experiments: Sequence[Experiment], *, log_x: bool = False) -> list[Block]:
@@ -91,51 +51,400 @@ def report_blocks(experiments: Sequence[Experiment], *, log_x: bool = False) -> 
         experiments: What `group_runs` made.
         log_x: Draw steps on a logarithmic axis.
     """
-    blocks: list[Block] = [Heading("What was run"), *_what_was_run(experiments)]
+    blocks: list[Block] = []
+    for index, experiment in enumerate(experiments):
+        if len(experiments) > 1:
+            blocks.append(Heading(experiment.label))
+        sentences = answer_of(experiment)
+        blocks += [Answer(sentences)] if sentences else [Text("Nothing was compared or scored.")]
+        if index < _MOST_DRAWN:
+            blocks += _picture(experiment, f"{index}_answer", log_x)
     if len(experiments) > 1:
-        blocks += [Heading("Side by side"), *_side_by_side(experiments)]
-    for number, experiment in enumerate(experiments):
+        blocks += [Fold("Side by side", _side_by_side(experiments))]
+    for index, experiment in enumerate(experiments):
         prefixes: list[str] = []
         for group in experiment.groups():
             name = group[:1].upper() + group[1:]
             name = name if len(experiments) == 1 else f"{experiment.label}: {name}"
-            prefix = f"{number}_{re.sub(r'[^0-9A-Za-z]', '_', group)[:60]}"
+            prefix = f"{index}_{re.sub(r'[^0-9A-Za-z]', '_', group)[:60]}"
             prefix += f"_{len(prefixes)}" if prefix in prefixes else ""
             prefixes.append(prefix)
             if experiment.is_retrieval(group):
                 blocks.append(Heading(f"{name} on held-out pairs"))
                 blocks += _retrieval(experiment, group, prefix, log_x)
             else:
-                section = _Similarity(experiment, group, prefix, log_x)
+                section = _Similarity(Findings(experiment, group), prefix, log_x)
                 blocks.append(Heading(f"{name} at {section.place}"))
-                blocks += [*section.tables(), *section.figures(maps=number < _MOST_MAPPED)]
-    blocks += [Heading("Cost of monitoring"), _note(_COST), _cost(experiments)]
-    return [block for block in blocks if not (isinstance(block, Gallery) and not block.panels)]
+                blocks += [*section.figures(maps=index < _MOST_DRAWN), *section.tables()]
+    blocks += [Heading("What was run"), *_what_was_run(experiments)]
+    return _with_content(blocks)
 
 
-def _note(text: str) -> Text:
-    return Text(text, is_note=True)
+def _with_content(blocks: Sequence[Block]) -> list[Block]:
+    """Without galleries that show nothing, and without folds of nothing."""
+    found: list[Block] = []
+    for block in blocks:
+        kept = block
+        if isinstance(kept, Fold):
+            kept = Fold(kept.title, _with_content(kept.blocks))
+        is_empty = (isinstance(kept, Gallery) and not kept.panels) or (
+            isinstance(kept, Fold) and not kept.blocks
+        )
+        found += [] if is_empty else [kept]
+    return found
 
 
 def _cell(found: Spread, *, digits: int = 3, signed: bool = False) -> Cell:
     """Mean ± standard deviation; the latter where it shows at so many digits."""
     if not found.num_values:
         return Cell("–", math.nan)
-    # Adding zero after rounding takes the sign off a zero.
-    text = f"{round(found.mean, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
+    text = number(found.mean, digits)
+    text = f"+{text}" if signed and not text.startswith("-") else text
     if found.std >= 0.5 * 10**-digits:
         text += f" ± {found.std:.{digits}f}"
     return Cell(text, found.mean)
 
 
-def _band_words(experiment: Experiment) -> Text:
-    """What lines, bands and dashes mean."""
-    count = len(experiment.runs)
-    if count > 1:
-        return _note(f"Mean over {count} seeds; bands are one standard deviation. Dashed: chance.")
-    return _note(
-        "One seed; bands, where drawn, are its own uncertainty over probes. Dashed: chance."
+def _picture(experiment: Experiment, name: str, log_x: bool) -> list[Block]:
+    """The answer drawn: a panel for each metric that it is given in, and one for the scores."""
+    panels: list[Panel] = []
+    legend: dict[str, Swatch] = {}
+
+    def add(group: str, place: Place, metrics: Sequence[str], named: Mapping[Pair, str]) -> None:
+        colors = styles(experiment, list(named))
+        for metric in metrics:
+            panel = metric_panel(
+                experiment, group, colors, place, metric, group, log_x=log_x, distant=True
+            )
+            panels.extend([panel] if panel else [])
+        if panels:
+            legend.update((label, Swatch(label, *colors[pair])) for pair, label in named.items())
+
+    groups = experiment.groups()
+    compared = [Findings(experiment, g) for g in groups if not experiment.is_retrieval(g)]
+    scored = [g for g in groups if experiment.is_retrieval(g)][:1]
+    for findings in compared[:1]:
+        metrics = findings.main_metrics[: 3 - len(scored)]
+        shown = [*findings.pairs, *findings.controls] or findings.drifts
+        add(findings.group, findings.place, metrics, _names(experiment, shown))
+    for group in scored:
+        arms = [key.pair for key in experiment.keys if key.group == group]
+        add(group, Place(), experiment.metrics(group)[:1], _names(experiment, arms))
+    words = note("picture", len(experiment.runs), any("1 −" in panel.title for panel in panels))
+    gallery = Gallery(name, "The answer", panels, list(legend.values()), len(panels))
+    return [gallery, words] if panels else []
+
+
+def _names(experiment: Experiment, pairs: Sequence[Pair]) -> dict[Pair, str]:
+    """Lines by their arm where all are compared with one model; controls are named as such."""
+    alone = len({pair.reference for pair in pairs}) == 1
+    seeds = {key.pair.arm for key in experiment.keys if experiment.is_seed_control(key.pair)}
+    return {
+        pair: (pair.arm if alone and pair.arm else str(pair))
+        + (" (seed control)" if pair.arm in seeds else "")
+        for pair in pairs
+    }
+
+
+class _Similarity:
+    """The section on one monitor: curves, maps, what the run kept of alignments, tables.
+
+    Args:
+        findings: What the monitor found.
+        prefix: Of the names of figures.
+        log_x: Draw steps on a logarithmic axis.
+    """
+
+    def __init__(self, findings: Findings, prefix: str, log_x: bool) -> None:
+        self.place = findings.place
+        self._findings = findings
+        self._experiment = findings.experiment
+        self._prefix = prefix
+        self._log_x = log_x
+        self._between = [*findings.pairs, *findings.controls, *findings.void]
+        self._styles = styles(self._experiment, [*self._between, *findings.drifts])
+
+    def figures(self, *, maps: bool) -> list[Block]:
+        """All pictures.
+
+        Args:
+            maps: Draw maps over layers.
+        """
+        metrics = [m for m in self._findings.metrics if info_of(m).sign]
+        headline = headline_metrics(metrics)
+        if self.place.layer not in self._findings.dominated and "cka" in headline:
+            headline = [m for m in headline if m != "cka_standardized"]
+        others = [m for m in self._findings.metrics if m not in headline]
+        curves: list[Block] = [
+            Heading("Curves", 3),
+            note("curves"),
+            self._curves(self._between, headline, "curves"),
+            Fold("Curves of the other metrics", [self._curves(self._between, others, "more")]),
+        ]
+        drift: list[Block] = [
+            Heading("Each arm against its own start", 3),
+            note("drift"),
+            self._curves(self._findings.drifts, headline, "drift"),
+        ]
+        return [
+            *(curves if self._between else []),
+            *(drift if self._findings.drifts else []),
+            *self._layers(headline, maps=maps),
+            *self._details(self._between or self._findings.drifts),
+        ]
+
+    def tables(self) -> list[Block]:
+        """All numbers, folded."""
+        num_runs = len(self._experiment.runs)
+        table: list[Block] = [note("overview", num_runs), overview(self._findings, self._between)]
+        drifts = overview(self._findings, self._findings.drifts)
+        return [
+            Fold("Every metric before and after", [*table, *self._undefined()]),
+            Fold("Realignment in numbers", self._derived()),
+            *(
+                [Fold("Each arm against its own start, in numbers", [drifts])]
+                if drifts.rows
+                else []
+            ),
+        ]
+
+    def _curves(self, pairs: Sequence[Pair], metrics: Sequence[str], end: str) -> Gallery:
+        return curves_gallery(
+            self._experiment,
+            self._findings.group,
+            {pair: self._styles[pair] for pair in pairs},
+            self.place,
+            metrics,
+            name=f"{self._prefix}_{end}",
+            title=f"{self._findings.group} at {self.place}, by optimizer step",
+            log_x=self._log_x,
+        )
+
+    def _layers(self, headline: Sequence[str], *, maps: bool) -> list[Block]:
+        places = self._experiment.places(self._findings.group)
+        places.sort(key=Place("output").__eq__)  # the output comes last
+        if len(places) < 2:
+            return []
+        if not maps:
+            words = f"Maps over layers are drawn for the first {_MOST_DRAWN} experiments only."
+            return [Text(words, is_note=True)]
+        main = self._findings.main_metrics
+        drawn, others = (
+            layers_gallery(
+                self._experiment,
+                self._findings.group,
+                [*self._findings.pairs, *self._findings.controls] or self._findings.drifts,
+                places,
+                metrics,
+                name=f"{self._prefix}_{end}",
+                title=f"{self._findings.group}, layers over optimizer steps",
+            )
+            for end, metrics in (
+                ("layers", main),
+                ("more_layers", [m for m in headline if m not in main]),
+            )
+        )
+        more = Fold("Layer by layer over steps, other metrics", [others])
+        return [Heading("Layer by layer over steps", 3), note("layers"), drawn, more]
+
+    def _details(self, pairs: Sequence[Pair]) -> list[Block]:
+        colors: Styles = {pair: self._styles[pair] for pair in pairs}
+        group = self._findings.group
+        found = []
+        for kind in HEATMAPS:
+            name = f"{self._prefix}_maps" + ("" if kind == "cka" else f"_{kind}")
+            maps = maps_gallery(self._experiment, group, pairs, kind, name=name)
+            if maps.panels or kind == "cka":
+                heading = f"Every layer against every layer ({info_of(kind).title})"
+                found.append((heading, "maps", maps))
+        for kind, heading in (
+            ("singular_values", "Spectrum behind O*"),
+            ("row_entropy", "Row entropy of O*"),
+        ):
+            gallery = spectra_gallery(
+                self._experiment,
+                group,
+                colors,
+                self.place.layer,
+                kind,
+                name=f"{self._prefix}_{kind}",
+                title=f"{heading[0].lower()}{heading[1:]} at {self.place}",
+            )
+            found.append((heading, kind, gallery))
+        blocks: list[Block] = []
+        for heading, kind, gallery in found:
+            if gallery.panels:
+                blocks += [Heading(heading, 3), note(kind), gallery]
+        absent = [f"{h[0].lower()}{h[1:]}" for h, _, gallery in found if not gallery.panels]
+        if absent:
+            blocks.append(Text(f"Not kept by these runs: {'; '.join(absent)}.", is_note=True))
+        return blocks
+
+    def _undefined(self) -> list[Block]:
+        """What was left out of tables and curves because no evaluation has a value."""
+        keys = [
+            key
+            for key in self._experiment.keys
+            if (key.group, key.place) == (self._findings.group, self.place) and key.pair.reference
+        ]
+        empty = [key for key in keys if self._experiment.curve(key) is None]
+        if not empty:
+            return []
+        names = ", ".join(dict.fromkeys(info_of(key.metric).title for key in empty))
+        words = f"{len(empty)} of {len(keys)} values at {self.place} are undefined at every "
+        return [Text(f"{words}evaluation and left out: {names}.", is_note=True)]
+
+    def _derived(self) -> list[Block]:
+        blocks: list[Block] = []
+        for pair in self._findings.pairs:
+            verdicts = [v for v in self._findings.verdicts(pair) if v.info.sign]
+            if not verdicts:
+                continue
+            header = ["", "gain", "half-life (steps)", "between", "recovered", "gap closed"]
+            header += ["by the pair", "by the control", "p", "at the end"]
+            rows = [_derived_row(v) for v in verdicts]
+            blocks.append(Table(f"{pair}: derived quantities", header, rows))
+            withheld = [v.info.title for v in verdicts if v.is_withheld and math.isfinite(v.noise)]
+            blocks += [note("withheld", joined(withheld))] if withheld else []
+            blocks += [Text(f"{pair}: {words}") for words in _reversible_words(verdicts)]
+        return [note("derived"), *blocks] if blocks else []
+
+
+def overview(findings: Findings, pairs: Sequence[Pair]) -> Table:
+    """Every metric of some comparisons at the place of verdicts, before and after."""
+    found = {pair: findings.curves(pair) for pair in pairs}
+    found = {pair: curves for pair, curves in found.items() if curves}
+    starts = all(pair in findings.drifts for pair in pairs)
+    metrics = [m for m in findings.metrics if any(m in curves for curves in found.values())]
+    names = {"chance": "chance", "null_95": "95 % of permuted", "identity": "itself"}
+    rows: list[Row] = []
+    for metric in metrics:
+        info = info_of(metric)
+        row: Row = [info.title]
+        for curves in found.values():
+            if metric not in curves:
+                row.append("")
+                continue
+            before, after = (spread(ends) for ends in (curves[metric].first, curves[metric].last))
+            ends = numbers([before.mean, after.mean], info)
+            text = ends[1] if starts else " → ".join(ends)
+            text += f" ± {after.std:.3f}" if after.std >= 5e-4 else ""
+            row.append(Cell(text, after.mean))
+        known = [curves[metric] for curves in found.values() if metric in curves]
+        for name in names:
+            level = spread([curve.last_level(name) for curve in known]).mean
+            at_theory = name == "identity" and level in (0, 1)
+            row.append(Cell("", math.nan) if at_theory else Cell(number(level), level))
+        rows.append(row)
+    header = ["", *map(str, found), *names.values()]
+    columns = [i for i in range(len(header)) if i <= len(found) or any(_says(r[i]) for r in rows)]
+    what = "at the end" if starts else "before → after"
+    return Table(
+        f"{findings.group} at {findings.place}, {what}",
+        [header[i] for i in columns],
+        [[row[i] for i in columns] for row in rows],
     )
+
+
+def _says(cell: str | Cell) -> bool:
+    return not isinstance(cell, str) and math.isfinite(cell.value) and bool(cell.text)
+
+
+def _derived_row(v: Verdict) -> Row:
+    low, high = v.bracket
+    p_value = v.curve.last_level("p_value")
+    return [
+        v.info.title,
+        _cell(v.gain, signed=True),
+        _cell(v.half_life, digits=1),
+        f"{low:g} to {high:g}" if math.isfinite(low) else "–",
+        *(_cell(ratio, digits=2) for ratio in (v.recovered, *v.closed)),
+        Cell(number(p_value), p_value),
+        v.words,
+    ]
+
+
+def _reversible_words(verdicts: Sequence[Verdict]) -> list[str]:
+    """Global geometry and basis (CKA, Procrustes) against local geometry (k-NN)."""
+    words = []
+    for kinds, what in (
+        (("global", "basis"), "global geometry and basis (CKA, Procrustes)"),
+        (("local",), "local geometry (k-NN)"),
+    ):
+        share = spread([v.recovered.mean for v in verdicts if v.info.kind in kinds])
+        if share.num_values and share.mean > 0:
+            words.append(
+                f"in {what}, {share.mean:.2f} of the first distance was reversible and "
+                f"{1 - share.mean:.2f} was not"
+            )
+        elif share.num_values:
+            words.append(
+                f"in {what} nothing was taken back: the distance from identity ended "
+                f"{1 - share.mean:.1f} times as large as it began"
+            )
+    return ["; ".join(words) + "."] if words else []
+
+
+def _retrieval(experiment: Experiment, group: str, prefix: str, log_x: bool) -> list[Block]:
+    findings = Findings(experiment, group)
+    arms = list(dict.fromkeys(key.pair for key in experiment.keys if key.group == group))
+    gallery = curves_gallery(
+        experiment,
+        group,
+        styles(experiment, arms),
+        Place(),
+        findings.metrics,
+        name=f"{prefix}_curves",
+        title=f"{group} on held-out pairs, by optimizer step",
+        log_x=log_x,
+    )
+    tables = [overview(findings, arms), *_score_differences(findings, arms)]
+    return [gallery, Fold("Every score before and after", tables)]
+
+
+def _score_differences(findings: Findings, arms: Sequence[Pair]) -> list[Block]:
+    """Final scores of every arm against the arm that the others are compared with."""
+    base = base_arm(findings.experiment, arms)
+    others = [arm for arm in arms if arm != base]
+    if base is None or not others:
+        return []
+    several = len(findings.experiment.runs) > 1
+    curves = {arm: findings.curves(arm) for arm in arms}
+    rows: list[Row] = []
+    for metric in findings.metrics:
+        known = {arm: each[metric] for arm, each in curves.items() if metric in each}
+        found = score_differences(known, base) if base in known else {}
+        apart = [str(arm) for arm, each in found.items() if side_of(each) != SAME]
+        words = f"{joined(apart)} differs" if apart else "none distinguishable"
+        cells = [_cell(found[arm], signed=True) if arm in found else "" for arm in others]
+        rows.append([info_of(metric).title, *cells, *([words] if several else [])])
+    header = ["after training", *(f"{arm} minus {base}" for arm in others)]
+    header += ["at 95 %"] if several else []
+    return [Table(f"Do the arms' scores differ from those of {base}?", header, rows)]
+
+
+def _side_by_side(experiments: Sequence[Experiment]) -> list[Block]:
+    """Gains of every pair, one column per experiment."""
+    gains: dict[tuple[Pair, str], dict[int, Spread]] = {}
+    for index, experiment in enumerate(experiments):
+        for group in experiment.groups():
+            findings = Findings(experiment, group)
+            chosen = headline_metrics([m for m in findings.metrics if info_of(m).sign])
+            for pair in findings.pairs:
+                for v in findings.verdicts(pair):
+                    if v.key.metric in chosen:
+                        gains.setdefault((pair, v.key.metric), {})[index] = v.gain
+    if not gains:
+        return [Text("The experiments have no pair of arms to lay side by side.", is_note=True)]
+    rows: list[Row] = [
+        [
+            f"{pair}: {info_of(metric).title}",
+            *(_cell(found[i], signed=True) if i in found else "" for i in range(len(experiments))),
+        ]
+        for (pair, metric), found in gains.items()
+    ]
+    header = ["realignment gain", *(experiment.label for experiment in experiments)]
+    return [Table("Similarity after minus before, more alike is positive", header, rows)]
 
 
 def _what_was_run(experiments: Sequence[Experiment]) -> list[Block]:
@@ -146,17 +455,17 @@ def _what_was_run(experiments: Sequence[Experiment]) -> list[Block]:
     blocks: list[Block] = [Table("Recipes, data, versions", header, rows)]
     for experiment in experiments:
         notes = [*experiment.notes, *_run_notes(experiment)]
-        blocks += [_note(f"{experiment.label}: {note}.") for note in notes]
-    return blocks
+        blocks += [Text(f"{experiment.label}: {each}.", is_note=True) for each in notes]
+    return [*blocks, _cost(experiments), note("cost")]
 
 
 def _run_notes(experiment: Experiment) -> list[str]:
-    notes = dict.fromkeys(note for run in experiment.runs for note in run.notes)
+    notes = dict.fromkeys(each for run in experiment.runs for each in run.notes)
     return [
-        note
-        if all(note in run.notes for run in experiment.runs)
-        else f"{', '.join(run.label for run in experiment.runs if note in run.notes)}: {note}"
-        for note in notes
+        each
+        if all(each in run.notes for run in experiment.runs)
+        else f"{', '.join(run.label for run in experiment.runs if each in run.notes)}: {each}"
+        for each in notes
     ]
 
 
@@ -200,363 +509,6 @@ def _commit(git: Mapping[str, Any] | None) -> str:
     if not git:
         return "no checkout"
     return str(git.get("commit", ""))[:12] + (" with local changes" if git.get("dirty") else "")
-
-
-class _Similarity:
-    """The section on one monitor: verdicts, controls, derived quantities, drift, figures.
-
-    Args:
-        experiment: Whose.
-        group: Name of the monitor.
-        prefix: Of the names of figures.
-        log_x: Draw steps on a logarithmic axis.
-    """
-
-    def __init__(self, experiment: Experiment, group: str, prefix: str, log_x: bool) -> None:
-        self.place = experiment.verdict_place(group)
-        self._experiment = experiment
-        self._group = group
-        self._prefix = prefix
-        self._log_x = log_x
-        self._pairs, self._controls, self._drifts = pairs_of(experiment, group)
-        self._metrics = experiment.metrics(group)
-        self._styles = styles(experiment, [*self._pairs, *self._controls, *self._drifts])
-
-    def tables(self) -> list[Block]:
-        """What was measured at one place, before and after training."""
-        blocks: list[Block] = []
-        num_runs = len(self._experiment.runs)
-        if num_runs == 1:
-            blocks.append(_note(_ONE_RUN))
-        if self._pairs:
-            blocks.append(_note(_VERDICTS))
-        if self._pairs and num_runs > 1:
-            blocks.append(_note(_INTERVALS))
-        for pair in self._pairs:
-            verdicts = self._verdicts(pair, self._controls)
-            if verdicts:
-                blocks.append(Heading(str(pair), 3))
-                blocks += [Text(sentence) for sentence in pair_words(verdicts, num_runs)]
-                blocks.append(_verdict_table(pair, verdicts))
-        blocks += [*self._controls_table(), *self._derived(), *self._drift_table()]
-        return [*self._dominated(), *blocks, *self._undefined()]
-
-    def _dominated(self) -> list[Block]:
-        """Layers at which the largest dimension carries most of the variance."""
-        found: dict[str, float] = {}
-        for key in self._experiment.keys:
-            if (key.group, key.metric) == (self._group, "variance_share_dimension"):
-                share = _cell(spread(self._experiment.curve(key).last)).value  # type: ignore[union-attr]
-                if share > 0.5:
-                    found[key.place.layer] = max(share, found.get(key.place.layer, 0.0))
-        if not found:
-            return []
-        words = f"{listed(found)}: one dimension carries up to {max(found.values()):.0%} of the "
-        return [
-            Text(f"{words}variance, and CKA and Procrustes are about it; read cka_standardized.")
-        ]
-
-    def _undefined(self) -> list[Block]:
-        """What was left out of tables and curves because no evaluation has a value."""
-        keys = [key for key in self._experiment.keys if key.group == self._group]
-        here = [key for key in keys if key.place == self.place and key.pair.reference]
-        empty = [key for key in here if not getattr(self._experiment.curve(key), "is_defined", 0)]
-        if not empty:
-            return []
-        names = dict.fromkeys(info_of(key.metric).title for key in empty)
-        words = (
-            f"{len(empty)} of {len(here)} values at {self.place} are undefined at every evaluation"
-        )
-        return [_note(f"{words} and left out: {', '.join(names)}.")]
-
-    def figures(self, *, maps: bool) -> list[Block]:
-        """Curves, maps over layers, and what the run kept of alignments.
-
-        Args:
-            maps: Draw maps over layers.
-        """
-        headline = headline_metrics([m for m in self._metrics if info_of(m).sign])
-        between = [*self._pairs, *self._controls]
-        blocks = [
-            *self._curves(
-                "Curves", between, self._metrics, "curves",
-                f"{self._group} at {self.place}, by optimizer step",
-            ),
-            *self._curves(
-                "Curves of each arm against its own start", self._drifts, headline, "drift",
-                f"drift from the start at {self.place}",
-            ),
-        ]  # fmt: skip
-        places = self._experiment.places(self._group)
-        places.sort(key=Place("output").__eq__)  # the output comes last
-        if len(places) > 1 and maps:
-            seeds = [each for each in self._controls if self._experiment.is_seed_control(each)]
-            gallery = layers_gallery(
-                self._experiment,
-                self._group,
-                [*self._pairs, *seeds] or self._drifts,
-                places,
-                headline,
-                name=f"{self._prefix}_layers",
-                title=f"{self._group}, layers over optimizer steps",
-            )
-            blocks += [Heading("Layer by layer over steps", 3), _note(_LAYERS), gallery]
-        elif len(places) > 1:
-            words = f"Maps over layers are drawn for the first {_MOST_MAPPED} experiments only."
-            blocks.append(_note(words))
-        return [*blocks, *self._details(between or self._drifts)]
-
-    def _verdicts(self, pair: Pair, controls: Sequence[Pair]) -> list[Verdict]:
-        return verdicts_of(self._experiment, self._group, pair, self.place, controls)
-
-    def _by_metric(self, pairs: Sequence[Pair]) -> tuple[list[str], list[dict[str, Verdict]]]:
-        """Verdicts of each pair by metric, and all metrics that any of them has."""
-        columns = [{v.key.metric: v for v in self._verdicts(pair, [])} for pair in pairs]
-        return [m for m in self._metrics if any(m in column for column in columns)], columns
-
-    def _controls_table(self) -> list[Block]:
-        if not self._controls:
-            return []
-        metrics, columns = self._by_metric(self._controls)
-        header = [""]
-        for pair in self._controls:
-            header += [f"{pair} before", "after"]
-        rows: list[Row] = []
-        for metric in metrics:
-            row: Row = [info_of(metric).title]
-            for verdicts in columns:
-                v = verdicts.get(metric)
-                row += [_cell(v.before), _cell(v.after)] if v else ["", ""]
-            rows.append(row)
-        table = Table("Controls before and after training", header, rows)
-        return [Heading("Controls", 3), _note(_CONTROLS), table]
-
-    def _drift_table(self) -> list[Block]:
-        if not self._drifts:
-            return []
-        metrics, columns = self._by_metric(self._drifts)
-        rows: list[Row] = [
-            [info_of(m).title, *(_cell(c[m].after) if m in c else "" for c in columns)]
-            for m in metrics
-        ]
-        header = ["", *(pair.arm or "live" for pair in self._drifts)]
-        caption = "Each arm against its own start, at the end of training"
-        return [Heading("Drift from the start", 3), _note(_DRIFT), Table(caption, header, rows)]
-
-    def _derived(self) -> list[Block]:
-        header = ["", "gain", "half-life (steps)", "between", "recovered"]
-        header += ["gap closed", "by the pair", "by the control"]
-        blocks: list[Block] = []
-        for pair in self._pairs:
-            rows: list[Row] = []
-            shares: dict[bool, list[float]] = {True: [], False: []}
-            found = derive(self._experiment, self._group, pair, self.place, self._controls)
-            for d in found:
-                low, high = d.bracket
-                between = f"{low:g} to {high:g}" if math.isfinite(low) else "–"
-                row: Row = [d.info.title, _cell(d.gain, signed=True)]
-                row += [_cell(d.half_life, digits=1), between]
-                ratios = (d.recovered, d.closed, d.by_pair, d.by_control)
-                rows.append([*row, *(_cell(ratio, digits=2) for ratio in ratios)])
-                if d.info.kind and math.isfinite(d.recovered.mean):
-                    shares[d.info.kind == "local"].append(d.recovered.mean)
-            if rows:
-                blocks.append(Table(f"{pair}: derived quantities", header, rows))
-                blocks += [Text(f"{pair}: {words}") for words in _reversible_words(shares)]
-        return [Heading("Realignment in numbers", 3), _note(_DERIVED), *blocks] if blocks else []
-
-    def _curves(
-        self, heading: str, pairs: Sequence[Pair], metrics: Sequence[str], end: str, title: str
-    ) -> list[Block]:
-        if not pairs:
-            return []
-        gallery = curves_gallery(
-            self._experiment,
-            self._group,
-            {pair: self._styles[pair] for pair in pairs},
-            self.place,
-            metrics,
-            name=f"{self._prefix}_{end}",
-            title=title,
-            log_x=self._log_x,
-        )
-        return [Heading(heading, 3), _band_words(self._experiment), gallery]
-
-    def _details(self, pairs: Sequence[Pair]) -> list[Block]:
-        colors: Styles = {pair: self._styles[pair] for pair in pairs}
-        name = f"{self._prefix}_maps"
-        maps = maps_gallery(
-            self._experiment, self._group, pairs, name=name, title="linear CKA, debiased"
-        )
-        found = [("Every layer against every layer (linear CKA)", _MAPS, maps)]
-        for kind, heading, words in (
-            ("singular_values", "Spectrum behind O*", _SINGULAR_VALUES),
-            ("row_entropy", "Row entropy of O*", _ROW_ENTROPY),
-        ):
-            gallery = spectra_gallery(
-                self._experiment,
-                self._group,
-                colors,
-                self.place.layer,
-                kind,
-                name=f"{self._prefix}_{kind}",
-                title=f"{heading[0].lower()}{heading[1:]} at {self.place}",
-            )
-            found.append((heading, words, gallery))
-        blocks: list[Block] = []
-        absent = []
-        for heading, words, gallery in found:
-            if gallery.panels:
-                blocks += [Heading(heading, 3), _note(words), gallery]
-            else:
-                absent.append(heading[0].lower() + heading[1:])
-        if absent:
-            blocks.append(_note(f"Not kept by these runs: {'; '.join(absent)}."))
-        return blocks
-
-
-def _verdict_table(pair: Pair, verdicts: Sequence[Verdict]) -> Table:
-    controls = list(dict.fromkeys(control for v in verdicts for control in v.controls))
-    levels = [
-        (name, [math.nan if name == "itself" and x in (0, 1) else x for x in values])
-        for name, values in (
-            ("chance", [v.chance for v in verdicts]),
-            ("itself", [v.identity for v in verdicts]),
-            ("p", [v.p_value for v in verdicts]),
-        )
-    ]
-    levels = [each for each in levels if each[0] == "chance" or not np.isnan(each[1]).all()]
-    names = [name for name, _ in levels]
-    header = ["", "before", "after", *names, *(f"after, {each}" for each in controls), "reading"]
-    rows: list[Row] = []
-    for index, v in enumerate(verdicts):
-        own = [values[index] for _, values in levels]
-        cells = ["–" if math.isnan(level) else Cell(f"{level:.3f}", level) for level in own]
-        others = [_cell(v.controls[each]) if each in v.controls else "" for each in controls]
-        words = v.words if v.info.sign else ""
-        rows.append([v.info.title, _cell(v.before), _after(v), *cells, *others, words])
-    return Table(f"{pair}: before and after training", header, rows)
-
-
-def _after(verdict: Verdict) -> Cell:
-    shown = _cell(verdict.after)
-    low, high = verdict.band
-    if verdict.after.num_values == 1 and math.isfinite(low) and math.isfinite(high):
-        return Cell(f"{shown.text} [{low:.3f}, {high:.3f}]", shown.value)
-    return shown
-
-
-def _reversible_words(shares: Mapping[bool, Sequence[float]]) -> list[str]:
-    """Global geometry and basis (CKA, Procrustes) against local geometry (k-NN).
-
-    Args:
-        shares: Recovered shares, by whether the metric is local.
-    """
-    words = []
-    for is_local, what in (
-        (False, "global geometry and basis (CKA, Procrustes)"),
-        (True, "local geometry (k-NN)"),
-    ):
-        share = spread(shares[is_local])
-        if not share.num_values:
-            continue
-        if share.mean > 0:
-            words.append(
-                f"in {what}, {share.mean:.2f} of the first distance was reversible and "
-                f"{1 - share.mean:.2f} was not"
-            )
-        else:
-            words.append(
-                f"in {what} nothing was taken back: the distance from identity ended "
-                f"{1 - share.mean:.1f} times as large as it began"
-            )
-    return ["; ".join(words) + "."] if words else []
-
-
-def _retrieval(experiment: Experiment, group: str, prefix: str, log_x: bool) -> list[Block]:
-    arms = list(dict.fromkeys(key.pair for key in experiment.keys if key.group == group))
-    metrics = experiment.metrics(group)
-    header = [""]
-    for metric in metrics:
-        header += [f"{info_of(metric).title} before", "after"]
-    rows: list[Row] = []
-    for arm in arms:
-        row: Row = [str(arm)]
-        for metric in metrics:
-            curve = experiment.curve(Key(group, metric, arm, Place()))
-            cells = [_cell(spread(v)) for v in (curve.first, curve.last)] if curve else ["", ""]
-            row += cells
-        rows.append(row)
-    gallery = curves_gallery(
-        experiment,
-        group,
-        styles(experiment, arms),
-        Place(),
-        metrics,
-        name=f"{prefix}_curves",
-        title=f"{group} on held-out pairs, by optimizer step",
-        log_x=log_x,
-    )
-    table = Table("Held-out retrieval before and after training", header, rows)
-    differences = _score_differences(experiment, group, arms, metrics)
-    return [table, *differences, _band_words(experiment), gallery]
-
-
-def _score_differences(
-    experiment: Experiment, group: str, arms: Sequence[Pair], metrics: Sequence[str]
-) -> list[Block]:
-    """Final scores of every arm against the arm that the others are compared with."""
-    references = dict.fromkeys(Pair(key.pair.reference) for key in experiment.keys)
-    base = next((arm for arm in references if arm in arms), None)
-    others = [arm for arm in arms if arm != base]
-    if base is None or not others:
-        return []
-    rows: list[Row] = []
-    for metric in metrics:
-        curves = {arm: experiment.curve(Key(group, metric, arm, Place())) for arm in arms}
-        own = curves[base]
-        found = {
-            arm: spread([a - b for a, b in zip(curve.last, own.last, strict=True)])
-            for arm in others
-            if own is not None and (curve := curves[arm]) is not None
-        }
-        apart = [str(arm) for arm, each in found.items() if each.low > 0 or each.high < 0]
-        words = f"{', '.join(apart)} differs" if apart else "none distinguishable"
-        cells = [_cell(found[arm], signed=True) if arm in found else "" for arm in others]
-        one = len(experiment.runs) == 1
-        rows.append([info_of(metric).title, *cells, "one seed, no interval" if one else words])
-    header = ["after training", *(f"{arm} minus {base}" for arm in others), "reading"]
-    return [
-        _note(_SCORES),
-        Table(f"Do the arms' scores differ from those of {base}?", header, rows),
-    ]
-
-
-def _side_by_side(experiments: Sequence[Experiment]) -> list[Block]:
-    """Gains of every pair, one column per experiment."""
-    gains: dict[tuple[Pair, str], dict[int, Spread]] = {}
-    for index, experiment in enumerate(experiments):
-        for group in experiment.groups():
-            place = experiment.verdict_place(group)
-            pairs = [] if experiment.is_retrieval(group) else pairs_of(experiment, group)[0]
-            for pair in pairs:
-                verdicts = verdicts_of(experiment, group, pair, place, [])
-                chosen = headline_metrics([v.key.metric for v in verdicts if v.info.sign])
-                for v in verdicts:
-                    if v.key.metric in chosen:
-                        gains.setdefault((pair, v.key.metric), {})[index] = v.change
-    if not gains:
-        return [_note("The experiments have no pair of arms to lay side by side.")]
-    columns = range(len(experiments))
-    rows: list[Row] = [
-        [
-            f"{pair}: {info_of(metric).title}",
-            *(_cell(found[i], signed=True) if i in found else "" for i in columns),
-        ]
-        for (pair, metric), found in gains.items()
-    ]
-    header = ["realignment gain", *(experiment.label for experiment in experiments)]
-    return [Table("Similarity after minus before, more alike is positive", header, rows)]
 
 
 def _cost(experiments: Iterable[Experiment]) -> Table:

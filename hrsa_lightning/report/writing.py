@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import csv_text, write_text
+from hrsa_lightning.report.answer import question
 from hrsa_lightning.report.experiments import (
     Experiment,
     Key,
@@ -16,7 +17,7 @@ from hrsa_lightning.report.experiments import (
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
 from hrsa_lightning.report.sections import report_blocks
 from hrsa_lightning.report.statistics import spread
-from hrsa_lightning.report.verdict import derive, gains_of, pairs_of
+from hrsa_lightning.report.verdict import Findings, gains_of
 from hrsa_lightning.similarity.metric_info import info_of
 
 __all__ = ["write_report"]
@@ -63,7 +64,8 @@ def write_report(
     title = ", ".join(experiment.label for experiment in experiments[:3])
     title += f" and {len(experiments) - 3} more" if len(experiments) > 3 else ""
     count = sum(len(experiment.runs) for experiment in experiments)
-    subtitle = f"How representations drifted and realigned: {count} run{'s' * (count > 1)}"
+    subtitle = f"How representations drifted and realigned: {count} runs"
+    subtitle = question(experiments[0]) if len(experiments) == 1 else subtitle
     try:
         (out / _FIGURES).mkdir(parents=True, exist_ok=True)
         for name, rows in (
@@ -93,6 +95,7 @@ def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
         for key in experiment.keys:
             curve = experiment.curve(key)
             if curve is None:
+                yield (*_names(experiment, key), 0, *[math.nan] * (len(ends) + 1))
                 continue
             gains = gains_of(curve, info_of(key.metric))
             found = [spread(values) for values in (curve.first, curve.last, gains)]
@@ -100,22 +103,25 @@ def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
                 *_names(experiment, key),
                 found[1].num_values,
                 *(number for each in found for number in (each.mean, each.std)),
-                experiment.chance.get(key, math.nan),
+                curve.last_level("chance"),
             )
 
 
 def _curves(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
-    """What the curves show: mean and standard deviation at every step."""
-    yield (*_NAMES, "step", "mean", "std", "runs")
+    """What the curves show: mean and standard deviation at every step, and chance."""
+    yield (*_NAMES, "step", "mean", "std", "runs", "chance")
     for experiment in experiments:
         places = {group: experiment.verdict_place(group) for group in experiment.groups()}
         for key in experiment.keys:
             curve = experiment.curve(key) if key.place == places[key.group] else None
             if curve is None:
                 continue
-            for step, values in zip(curve.steps.tolist(), curve.values.T.tolist(), strict=True):
+            chance = curve.level("chance").tolist()
+            for step, values, level in zip(
+                curve.steps.tolist(), curve.values.T.tolist(), chance, strict=True
+            ):
                 found = spread(values)
-                numbers = (found.mean, found.std, found.num_values)
+                numbers = (found.mean, found.std, found.num_values, level)
                 yield (*_names(experiment, key), f"{step:g}", *numbers)
 
 
@@ -125,13 +131,12 @@ def _derived(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     yield (*_NAMES, *(f"{name}_{end}" for name in quantities for end in ("mean", "std")))
     for experiment in experiments:
         for group in experiment.groups():
-            place = experiment.verdict_place(group)
-            pairs, controls, _ = pairs_of(experiment, group)
-            for pair in pairs:
-                for d in derive(experiment, group, pair, place, controls):
-                    spreads = [getattr(d, name) for name in quantities]
-                    numbers = [number for each in spreads for number in (each.mean, each.std)]
-                    yield (*_names(experiment, d.key), *numbers)
+            findings = Findings(experiment, group)
+            verdicts = (v for pair in findings.pairs for v in findings.verdicts(pair))
+            for v in (v for v in verdicts if v.info.sign):
+                spreads = (v.gain, v.half_life, v.recovered, *v.closed)
+                numbers = (number for each in spreads for number in (each.mean, each.std))
+                yield (*_names(experiment, v.key), *numbers)
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ runs/<recipe>/<time>/
 
 import itertools
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,9 @@ SUMMARY = "summary.json"
 REPORT = "report/report.html"
 NEWEST = "LAST"
 HISTORIES = ("similarity.jsonl", "retrieval.jsonl")
+_OF_ONE_START = re.compile(r"^(resume|  max_time): .*\n", re.MULTILINE)
+"""Lines of a recipe that may be others when its run goes on."""
+
 _PACKAGES = ("hrsa-lightning", "torch", "lightning", "transformers", "peft", "torchmetrics")
 
 
@@ -133,14 +137,14 @@ def _unfinished(config: Config) -> Iterator[Path]:
     """Runs of the same resolved recipe that left something to go on with, newest first."""
     from hrsa_lightning.modules.checkpoints import newest_checkpoint
 
-    wanted = to_yaml(config)
+    wanted = _OF_ONE_START.sub("", to_yaml(config))
     for folder in sorted(Path(config.output_dir, config.name).glob("*"), reverse=True):
         saved = folder / CONFIG
         try:
-            same = saved.read_text(encoding="utf-8", errors="replace") == wanted
+            found = saved.read_text(encoding="utf-8", errors="replace")
         except OSError:  # missing, or not to be read
             continue
-        if not same or _is_finished(folder):
+        if _OF_ONE_START.sub("", found) != wanted or _is_finished(folder):
             continue
         if newest_checkpoint(folder) is not None or (folder / SUMMARY).is_file():
             yield folder

@@ -3,17 +3,108 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hrsa_lightning.config.schema import Config
 from hrsa_lightning.io import write_json
 from hrsa_lightning.runs.directory import HISTORIES, SUMMARY, histories_of
 from hrsa_lightning.similarity.history import SummaryRow, read_history, summarize
 from hrsa_lightning.similarity.measurement import headline_layer
 
+if TYPE_CHECKING:
+    from hrsa_lightning.data import PairSource
+
 _ARROW = " -> "
 _START = "initial"
+_ROUNDING = 1e-9
+"""Values of equal representations differ from their identity by less, those of others by more."""
 
 
-def write_summary(folder: Path, *, steps: int, seconds: float) -> None:
+class Control(NamedTuple):
+    """An arm that differs from an earlier one by its seed alone.
+
+    Attributes:
+        arm: The control.
+        twin: The arm with the same backbone.
+        varied: What their seeds decided differently, of `order of batches`, `drawn negatives`,
+            `adapters` and `dropout`.
+        identical: At the end every value of the two equals that of a model and itself: nothing was
+            controlled.
+    """
+
+    arm: str
+    twin: str
+    varied: tuple[str, ...]
+    identical: bool = False
+
+    def __str__(self) -> str:
+        if self.identical:
+            return f"{self.arm} is no control: it ends identical to {self.twin}"
+        *first, last = self.varied or ("nothing",)
+        words = f"{', '.join(first)} and {last}" if first else last
+        return f"{self.arm} differs from {self.twin} in {words}"
+
+
+def find_controls(
+    config: Config, sources: "Sequence[PairSource]", *, dropout: bool, folder: Path
+) -> list[Control]:
+    """The seed controls of a run, what they varied, and whether they turned out identical.
+
+    Args:
+        config: The recipe.
+        sources: The training pairs.
+        dropout: Whether the arms have any, in adapters or backbones.
+        folder: Of the run, for its histories.
+    """
+    num_negatives = config.data.train_group_size - 1
+    # All negatives of an example are taken, each as often, where their number divides the draw.
+    draws = any(bool((num_negatives % s.negative_counts.clip(1)).any()) for s in sources)
+    decided = {
+        "order of batches": True,
+        "drawn negatives": draws,
+        "adapters": config.model.lora is not None,
+        "dropout": dropout,
+    }
+    varied = tuple(name for name, varies in decided.items() if varies)
+    rows = [row for path in histories_of(folder) for row in _rows(path)]
+    names = list(config.arms)
+    return [
+        Control(arm, twin, varied, _is_identical(rows, arm, twin))
+        for number, arm in enumerate(names)
+        for twin in names[:number]
+        if _differ_in_seed_alone(config, arm, twin)
+    ]
+
+
+def read_controls(summary: Mapping[str, Any]) -> list[Control]:
+    """The controls in the content of a `summary.json`; none where it is older than they are."""
+    return [
+        Control(each["arm"], each["twin"], tuple(each["varied"]), each["identical"])
+        for each in summary.get("controls", [])
+    ]
+
+
+def _differ_in_seed_alone(config: Config, arm: str, twin: str) -> bool:
+    one, other = config.arms[arm], config.arms[twin]
+    seeds = [config.seed if each.seed is None else each.seed for each in (one, other)]
+    return (one.backbone, one.revision) == (other.backbone, other.revision) and (
+        seeds[0] != seeds[1]
+    )
+
+
+def _is_identical(rows: Sequence[SummaryRow], arm: str, twin: str) -> bool:
+    """Whether all last values of a comparison are those of a model and itself."""
+    ends = [
+        (row.last.value, row.last.identity)
+        for row in rows
+        if {row.series.arm, row.series.reference} == {arm, twin} and row.last.identity is not None
+    ]
+    return bool(ends) and all(abs(value - identity) < _ROUNDING for value, identity in ends)
+
+
+def write_summary(
+    folder: Path, *, steps: int, seconds: float, controls: Sequence[Control] = ()
+) -> None:
     """Write `summary.json`, which also marks the run as complete."""
     rows = [
         {
@@ -26,12 +117,20 @@ def write_summary(folder: Path, *, steps: int, seconds: float) -> None:
         for path in histories_of(folder)
         for series, first, last in _rows(path)
     ]
-    content = {"steps": steps, "seconds": round(seconds, 1), "values": rows}
+    content = {
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "controls": [control._asdict() for control in controls],
+        "values": rows,
+    }
     write_json(folder / SUMMARY, content)
 
 
-def summary_lines(folder: Path) -> list[str]:
-    """Tables of the values at the embedding (or the last layer), before and after training."""
+def summary_lines(folder: Path, controls: Sequence[Control] = ()) -> list[str]:
+    """Tables of the values at the embedding (or the last layer), before and after training.
+
+    What the seed controls varied comes last.
+    """
     lines: list[str] = []
     for path in histories_of(folder):
         rows = _rows(path)
@@ -39,7 +138,7 @@ def summary_lines(folder: Path) -> list[str]:
         scores = [row for row in rows if not row.series.reference and not row.series.layer]
         what = f"{path.stem}{' on held-out pairs' if path.name in HISTORIES else ''}"
         lines += _table(f"{what}, before{_ARROW}after", scores, {})
-    return lines
+    return [*lines, *([""] if controls else []), *map(str, controls)]
 
 
 def _similarity_tables(name: str, rows: Sequence[SummaryRow]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import numbered, read_json_lines, write_text
+from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
 __all__ = [
@@ -76,8 +77,9 @@ class Detail(NamedTuple):
 
     Attributes:
         step: Optimizer step.
-        kind: `cka` (debiased linear CKA of every layer against every layer), `singular_values` (of
-            the cross-covariance behind O*, falling) or `row_entropy` (evenly spaced percentiles,
+        kind: `cka` (debiased linear CKA of every layer against every layer), `cka_standardized`,
+            `dimension_correlation` (mean of each pair of layers), `singular_values` (of the
+            cross-covariance behind O*, falling) or `row_entropy` (evenly spaced percentiles,
             from 0 to 100, of the entropies of the rows of O* over ln d).
         values: (rows, columns) of a map, or a list; NaN where undefined.
         probes: See `Measurement`.
@@ -278,7 +280,7 @@ def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
 def _detail(fields: dict[str, Any]) -> Detail:
     """A map has rows and columns, a spectrum has neither."""
     rows, columns = fields.get("rows", ()), fields.get("columns", ())
-    if (fields["kind"] == "cka" and not rows) or (fields["kind"] in _SPECTRA and rows):
+    if (fields["kind"] in HEATMAPS and not rows) or (fields["kind"] in _SPECTRA and rows):
         raise ValueError
     if rows:
         shape = [len(columns)] * len(rows)

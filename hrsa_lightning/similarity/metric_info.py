@@ -2,12 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["HEADLINE", "MetricInfo", "headline", "info_of", "metric_order"]
+__all__ = [
+    "HEADLINE",
+    "KINDS",
+    "MetricInfo",
+    "headline",
+    "headline_metrics",
+    "info_of",
+    "main_metrics",
+    "metric_order",
+]
 
 HEADLINE = (
     "cka",
@@ -19,6 +28,11 @@ HEADLINE = (
     "probe_transfer_accuracy",
 )
 """One metric of each kind, where there is no room for all."""
+
+KINDS = {"global": "global geometry", "local": "local geometry", "basis": "basis"}
+"""What training can and cannot take back, in the paper's words."""
+
+_MOST_MAIN = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class MetricInfo:
             is no fixed number.
         sign: 1 where larger is more alike, -1 where smaller is; 0 where the value says nothing
             about likeness.
-        kind: `local`, `global` or `basis`, for what training can and cannot take back.
+        kind: A key of `KINDS`, or empty.
     """
 
     title: str
@@ -45,10 +59,9 @@ class MetricInfo:
         """A value turned so that larger is more alike."""
         return -value if self.sign < 0 else value
 
-    @property
-    def self_similarity(self) -> float:
-        """Similarity of a model with itself."""
-        return self.similarity(self.identity)
+    def short(self) -> str:
+        """The title without its qualification, for sentences."""
+        return self.title.partition(",")[0]
 
 
 _KNOWN = {
@@ -114,6 +127,32 @@ def headline(measurements: Iterable[Measurement]) -> list[Measurement]:
         elif m.metric in HEADLINE and m.layer == "output" and not m.label:
             (drifts if m.reference == "initial" else pairs).append(m)
     return [*(pairs or drifts), *scores]
+
+
+def headline_metrics(metrics: Sequence[str]) -> list[str]:
+    """One metric of each kind; all of them where none is known."""
+    return [metric for metric in HEADLINE if metric in metrics] or list(metrics)
+
+
+def main_metrics(metrics: Sequence[str], *, is_dominated: bool = False) -> list[str]:
+    """The metrics that answer for global geometry, local geometry and basis.
+
+    Args:
+        metrics: Those that were measured, in any order.
+        is_dominated: One dimension carries most of the variance, which only standardized CKA
+            looks beyond.
+
+    Example:
+        >>> main_metrics(["probe_transfer_accuracy", "knn_overlap_10", "cka", "cka_plain"])
+        ['cka', 'knn_overlap_10']
+        >>> main_metrics(["mine"])
+        ['mine']
+    """
+    ranked = [*headline_metrics(metrics), *metrics]
+    if is_dominated:
+        ranked.sort(key="cka_standardized".__ne__)
+    found = [next((m for m in ranked if info_of(m).kind == kind), "") for kind in KINDS]
+    return list(filter(None, found)) or [m for m in ranked if info_of(m).sign][:_MOST_MAIN]
 
 
 def metric_order(metric: str) -> tuple[int, str, int]:

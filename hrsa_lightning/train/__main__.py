@@ -83,7 +83,6 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     """The training pairs; wrong paths and malformed data are answered before torch is loaded."""
     from hrsa_lightning.data import check_pairs
     from hrsa_lightning.models.paths import check_available
-    from hrsa_lightning.resources import resolve_path
 
     problems = []
     backbones = {f"arms.{name}.backbone": arm.backbone for name, arm in config.arms.items()}
@@ -97,11 +96,12 @@ def _checked_pairs(config: Config) -> "list[PairSource]":
     if problems:
         raise ConfigError("\n".join(problems))
     return check_pairs(
-        [resolve_path(path) for path in config.data.train],
+        config.data.train,
         train_group_size=config.data.train_group_size,
         batch_size=config.data.batch_size,
         missing_negatives=config.data.missing_negatives,
-        weights=config.data.weights,
+        weights=config.data.source_weights(),
+        limit=config.data.limit,
     )
 
 
@@ -160,9 +160,9 @@ def _carry_out(
                 discard(run)
             raise
         except SystemExit as end:  # how Lightning ends a fit that the user interrupted
-            return _stop(trainer, run, ranks, end)
+            return _stop(config, trainer, run, ranks, end)
         if ranks.is_rank_0:
-            _summarize(config, run.folder, trainer, time.perf_counter() - started)
+            _summarize(config, pairs, run.folder, trainer, time.perf_counter() - started)
     if ranks.is_rank_0:
         _report(run.folder)
     return 0
@@ -170,33 +170,40 @@ def _carry_out(
 
 def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Run") -> None:
     from hrsa_lightning.config import build
+    from hrsa_lightning.data.pairs import EntryPairs
 
     arms = build.build_arms(config, trainer.strategy.root_device)
     module = build.build_module(config, arms)
     data = build.build_data(config, module.encoders(), pairs)
     if trainer.is_global_zero:
         _announce(config, module)
+        for source in pairs:
+            print(f"  {source.describe() if isinstance(source, EntryPairs) else source.name}")
         if run.checkpoint is not None:
             print(f"  going on from {run.checkpoint.name}")
     trainer.fit(module, data, ckpt_path=run.checkpoint)
 
 
-def _stop(trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit) -> int:
-    """Say where a stopped run goes on; returns the exit code, 128 more than the signal."""
+def _stop(
+    config: Config, trainer: "Trainer", run: "Run", ranks: "RankGroup", end: SystemExit
+) -> int:
+    """Say where a stopped run goes on; returns the exit code."""
     from hrsa_lightning.modules.checkpoints import newest_checkpoint, step_of
-    from hrsa_lightning.modules.ranks import Stopped, requeue
+    from hrsa_lightning.modules.ranks import TIME_IS_UP, Stopped, requeue
 
-    signum = end.signum if isinstance(end, Stopped) else signal.SIGINT
+    stop = end if isinstance(end, Stopped) else Stopped(signal.SIGINT)
     if ranks.is_rank_0:
-        saved = step_of(newest_checkpoint(run.folder))
+        saved = step_of(newest_checkpoint(run.folder)) if config.resume else 0
         then = f"goes on from step {saved} in {run.folder}" if saved else "begins anew"
-        print(f"stopped at step {trainer.global_step}; the same command {then}", flush=True)
-        if signum not in (signal.SIGINT, signal.SIGTERM):
+        why = "trainer.max_time is up: " if stop.signum == TIME_IS_UP else ""
+        print(f"{why}stopped at step {trainer.global_step}; the same command {then}", flush=True)
+        if stop.signum not in (TIME_IS_UP, signal.SIGINT, signal.SIGTERM):
             requeue()
     if isinstance(end, Stopped):
         ranks.end()
         ranks.wait_for_rank_0(seconds=60)
-    return 128 + signum
+    assert isinstance(stop.code, int)
+    return stop.code
 
 
 def _quieten() -> None:
@@ -220,13 +227,18 @@ def _announce(config: Config, module: "PairedContrastiveModule") -> None:
         print(f"  {name:<12} {config.arms[name].backbone}  {total:,} weights, {trained:,} trained")
 
 
-def _summarize(config: Config, folder: Path, trainer: "Trainer", seconds: float) -> None:
-    from hrsa_lightning.runs.summary import summary_lines, write_summary
+def _summarize(
+    config: Config, pairs: "list[PairSource]", folder: Path, trainer: "Trainer", seconds: float
+) -> None:
+    from hrsa_lightning.models.backbone import has_dropout
+    from hrsa_lightning.runs.summary import find_controls, summary_lines, write_summary
 
-    lines = summary_lines(folder)
+    dropout = has_dropout(trainer.lightning_module)
+    controls = find_controls(config, pairs, dropout=dropout, folder=folder)
+    lines = summary_lines(folder, controls)
     print("\n".join(lines))
     _show_in_tensorboard(config, trainer, lines)
-    write_summary(folder, steps=trainer.global_step, seconds=seconds)
+    write_summary(folder, steps=trainer.global_step, seconds=seconds, controls=controls)
 
 
 def _report(folder: Path) -> None:

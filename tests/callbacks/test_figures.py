@@ -8,8 +8,12 @@ from torch import nn
 
 from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.callbacks.figures import Figures
-from hrsa_lightning.errors import HRSAWarning
-from hrsa_lightning.functional import linear_cka_heatmap, orthogonal_procrustes
+from hrsa_lightning.errors import ConfigError, HRSAWarning
+from hrsa_lightning.functional import (
+    dimension_correlation_heatmap,
+    linear_cka_heatmap,
+    orthogonal_procrustes,
+)
 from hrsa_lightning.report.experiments import read_run
 from hrsa_lightning.similarity.history import details_path, read_details
 from tests.callbacks import projects
@@ -127,6 +131,32 @@ def test_they_are_there_at_the_first_and_the_last_evaluation_and_the_rhythm(tmp_
     found = read_run(watch.folder)
     assert [*found.details] == details(watch)
     assert list(found.histories) == ["similarity"]
+
+
+def even(pl):
+    """Layers of one width, whose equal dimensions can be compared."""
+    module = narrowing(pl)
+    module.second = nn.Linear(5, 5)
+    return module
+
+
+def test_maps_that_were_asked_for(tmp_path):
+    kinds = ["cka_standardized", "dimension_correlation"]
+    watch = monitor(metrics=["cka"], heatmaps=kinds)
+    pl = flavor()
+    pl.seed_everything(3, verbose=False)
+    start = states(even(pl))
+    now = states(fit([watch], tmp_path, make=even).lightning_module)
+    assert [record.kind for record in details(watch)] == kinds * 3
+    sides = [list(now.values()), list(start.values())]
+    for kind, expected in (
+        ("cka_standardized", linear_cka_heatmap(*sides, standardize=True)),
+        ("dimension_correlation", dimension_correlation_heatmap(*sides)),
+    ):
+        found = torch.tensor(details(watch, kind)[-1].values).double()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match=r"heatmaps: expected a list of some of cka, .*'knn'"):
+        monitor(heatmaps=["knn"])
 
 
 def test_what_was_not_asked_for_is_not_computed(tmp_path):

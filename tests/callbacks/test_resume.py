@@ -1,11 +1,14 @@
 """A run that is killed and goes on has the history of one that was not."""
 
+import warnings
+
 import pytest
 import torch
 
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import HRSAWarning
-from hrsa_lightning.similarity import RepresentationTrace
+from hrsa_lightning.similarity import RepresentationTrace, SimilarityEvaluator
+from hrsa_lightning.similarity.history import cut_history
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
 from tests.histories import read_tags
@@ -177,3 +180,66 @@ def test_what_was_spent_goes_on(tmp_path):
     assert 0 < own["spent"] < killed.budget.spent
     assert resumed.budget.spent > own["spent"]
     assert resumed.budget.state()["train_steps"] == 11
+
+
+def test_the_end_of_an_epoch_is_made_up_for(tmp_path):
+    """The checkpoint is written after the epoch's last step, and the run killed before its end."""
+    schedule = {"every_n_train_steps": None, "every_n_epochs": 1}
+    whole = run(tmp_path / "whole", **schedule)
+    assert list(values(whole)) == [0, 5, 10, 14]
+    killed = run(tmp_path / "killed", stop_at=12, **schedule)
+    cut_history(killed.history_path, killed.history_path, 9, killed.run)
+    path = tmp_path / "killed/saved/step=10.ckpt"
+    resumed = run(tmp_path / "killed", ckpt_path=path, **schedule)
+    assert_same_history(values(whole), values(resumed))
+
+
+@pytest.mark.parametrize("name", FLAVORS)
+@pytest.mark.parametrize("average", ["EMAWeightAveraging", "StochasticWeightAveraging"])
+def test_the_last_values_are_of_the_weights_that_are_handed_over(tmp_path, average, name):
+    pl = flavor(name)
+    options = {"decay": 0.9} if average.startswith("EMA") else {"swa_lrs": 0.01}
+    watch, plain = monitor(on_error="raise"), monitor()
+    averages = getattr(pl.callbacks, average)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*SWA.*|.*Swapping scheduler.*|.*eval mode.*")
+        trainer = fit(
+            [watch, averages(**options)], tmp_path / "a", pl=pl, max_steps=12, max_epochs=2
+        )
+    fit([plain], tmp_path / "b", pl=pl, max_steps=12)
+    assert list(values(watch)) == [0, 3, 6, 9, 12]
+    start = fit([], tmp_path / "c", pl=pl, max_steps=0).lightning_module
+    evaluator = SimilarityEvaluator(
+        trainer.lightning_module,
+        projects.probe_batches(),
+        ["encoder.layers.*", "output"],
+        reference=start,
+        metrics=["cka"],
+    )
+    expected = {m.layer: m.value for m in evaluator.evaluate(12)}
+    found = {m.layer: m.value for m in watch.latest}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert {m.layer: m.value for m in plain.latest} != pytest.approx(expected, abs=1e-3)
+
+
+def test_a_search_that_makes_lightning_begin_anew_is_said(tmp_path):
+    """The search restores what it saved, which was before the place in training was restored."""
+    pl = flavor()
+
+    def make(pl):
+        module = projects.classifier(pl)
+        module.lr = 0.02
+        return module
+
+    def search(steps, **options):
+        watch, finder = monitor(), pl.callbacks.LearningRateFinder(num_training_steps=3)
+        trainer = fit([watch, finder], tmp_path, make=make, max_steps=steps, **options)
+        trainer.save_checkpoint(tmp_path / "x.ckpt")
+        return watch
+
+    first = search(6)
+    with pytest.warns(HRSAWarning, match="begins at step 0 with the weights of a checkpoint"):
+        second = search(9, ckpt_path=tmp_path / "x.ckpt")
+    assert list(values(first)) == [0, 3, 6]
+    assert list(values(second)) == [0, 3, 6, 9]
+    assert {p.parent.name for p in tmp_path.rglob("*.jsonl")} == {"version_0", "version_1"}

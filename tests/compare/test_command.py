@@ -133,11 +133,13 @@ def test_writes_values_with_chance_levels_pictures_and_a_page(place, tmp_path, c
         "--texts",
         place / "probes.jsonl",
         "--by-label",
+        "--standardize",
         "--out",
         out,
     )
     assert sorted(path.name for path in out.iterdir()) == [
-        "cka_rlvr_vs_base.png",
+        "cka_standardized_rlvr_vs_base.png",
+        "dimension_correlation_rlvr_vs_base.png",
         "layers.png",
         "report.md",
         "results.csv",
@@ -162,15 +164,23 @@ def test_writes_values_with_chance_levels_pictures_and_a_page(place, tmp_path, c
     assert chance["inverse_row_entropy"] == pytest.approx(0.199, abs=0.005)
     assert {value["label"] for value in comparison["values"]} == {"", "even", "odd"}
     page = (out / "report.md").read_text()
-    for picture in ("cka_rlvr_vs_base.png", "layers.png"):
+    for picture in ("cka_standardized_rlvr_vs_base.png", "layers.png"):
         assert f"({picture})" in page
         assert (out / picture).stat().st_size > 10_000
     assert "Within labels at output" in page
     cka = next(v for v in comparison["values"] if v["metric"] == "cka" and v["layer"] == "output")
     assert f"{cka['value']:.3f}" in page
     assert f"{cka['value']:.3f}" in capsys.readouterr().out
-    diagonal = comparison["heatmap"]["debiased"][-1][-1]
-    assert diagonal == pytest.approx(cka["value"], abs=1e-6)
+    everywhere = [v for v in comparison["values"] if not v["label"]]
+    at_output = {v["metric"]: v["value"] for v in everywhere if v["layer"] == "output"}
+    for kind, metric in (
+        ("debiased", "cka"),
+        ("plain", "cka_plain"),
+        ("standardized", "cka_standardized"),
+        ("dimension_correlation", "dimension_correlation"),
+    ):
+        diagonal = comparison["heatmap"][kind][-1][-1]
+        assert diagonal == pytest.approx(at_output[metric], abs=1e-6), kind
 
 
 def test_a_model_against_itself_is_the_same(place, tmp_path):
@@ -207,12 +217,16 @@ def test_several_models_of_other_depth_and_width_give_a_matrix(place, tmp_path):
     }
     heatmap = torch.tensor(large["heatmap"]["debiased"])
     assert heatmap.shape == (6, 3)
+    assert large["heatmap"]["dimension_correlation"] is large["heatmap"]["standardized"] is None
     metrics = {value["metric"] for value in large["values"]}
     assert "cka" in metrics
     assert "dimension_correlation" not in metrics
     assert any("equal widths" in note for note in large["notes"])
     page = (tmp_path / "report.md").read_text()
     assert "### cka" in page
+    assert "(cka_large_vs_base.png)" in page
+    assert "(dimension_correlation_large_vs_base.png)" not in page
+    assert "(dimension_correlation_rlvr_vs_base.png)" in page
     assert "layer_2 ~ layer_0" in page
 
 

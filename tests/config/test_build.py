@@ -1,12 +1,16 @@
 """From the recipe's `loss` and `trainer.strategy` to objects, and the answers to what cannot be."""
 
+from datetime import timedelta
+
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from hrsa_lightning.config import load_config, to_yaml
 from hrsa_lightning.config.build import (
     build_arms,
+    build_callbacks,
     build_data,
     build_loss,
     build_module,
@@ -198,3 +202,17 @@ def test_frozen_weights_have_the_dtype_they_are_multiplied_in(precision, dtype):
 def test_strategies_by_name_and_by_class(tmp_path, settings, kind):
     trainer = build_trainer(_config(*settings), tmp_path, [])
     assert type(trainer.strategy) is kind
+
+
+def test_time_is_up_for_a_start_and_not_for_the_run(tmp_path):
+    trainer = build_trainer(_config("trainer.max_time=01:02:03:04"), tmp_path, [])
+    assert not any(isinstance(callback, Timer) for callback in trainer.callbacks)
+    (checkpoint,) = trainer.checkpoint_callbacks
+    assert checkpoint.max_time == timedelta(days=1, hours=2, minutes=3, seconds=4)
+
+
+@pytest.mark.parametrize("name", ["LearningRateFinder", "BatchSizeFinder"])
+def test_callbacks_that_cannot_be_resumed_are_refused(name):
+    config = _config(f"callbacks.search._target_=lightning.pytorch.callbacks.{name}")
+    with pytest.raises(ConfigError, match=rf"callbacks.search._target_: expected .* got .*{name}:"):
+        build_callbacks(config)

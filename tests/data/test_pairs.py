@@ -65,15 +65,16 @@ def test_all_problems_of_all_files_in_one_error(tmp_path):
     assert lines[0] == "8 problems in the data:"
     assert lines[1].startswith(f"{bad}:2: not valid JSON: Expecting property name")
     assert lines[2] == f"{bad}:3: not UTF-8 at byte 15 of the line"
-    assert lines[3] == f'{bad}:4: "pos" or "positive" is missing, found [\'query\']'
-    assert lines[4] == f'{bad}:6: "pos[1]" is empty'
-    assert lines[5] == f"{bad}:7: not valid JSON: nested too deeply"
-    assert lines[6].startswith(f"{bad}:8: not valid JSON")
-    assert lines[7] == (
+    assert lines[3].startswith(f'{bad}:4: "pos", "positive", "positive_passages"')
+    assert lines[4].startswith("write columns: {query: NAME, pos: NAME")
+    assert lines[5] == f'{bad}:6: "pos[1]" is empty'
+    assert lines[6] == f"{bad}:7: not valid JSON: nested too deeply"
+    assert lines[7].startswith(f"{bad}:8: not valid JSON")
+    assert lines[8] == (
         f"{tmp_path / 'worst.jsonl'}: no such file or folder, did you mean {worse}?"
     )
-    assert lines[8].startswith(f"{worse}:1: not valid JSON")
-    assert len(lines) == 9
+    assert lines[9].startswith(f"{worse}:1: not valid JSON")
+    assert len(lines) == 10
 
 
 def test_a_long_list_of_problems_is_cut_and_counted(tmp_path):
@@ -106,11 +107,11 @@ def test_no_file():
 
 
 def test_unknown_kind_of_file(tmp_path):
-    (tmp_path / "pairs.csv").write_text("query,pos\n")
+    (tmp_path / "pairs.tsv").write_text("query,pos\n")
     with pytest.raises(
-        DataError, match=r"pairs\.csv: expected a file \(\.jsonl, \.ndjson, \.parquet, \.j"
+        DataError, match=r"pairs\.tsv: expected a file \(\.jsonl, \.ndjson, \.parquet, \.j"
     ):
-        read_pairs([tmp_path / "pairs.csv"])
+        read_pairs([tmp_path / "pairs.tsv"])
 
 
 def test_check_answers_what_training_would(tmp_path):
@@ -130,7 +131,7 @@ def test_reading_and_checking_import_no_torch(tmp_path):
             ContrastiveDataset, check_pairs, read_pairs, read_retrieval_set, read_texts
         )
         check_pairs([{str(path)!r}], train_group_size=4, batch_size=2)
-        assert len(ContrastiveDataset(read_pairs([{str(path)!r}]))[0, 0].passages) == 4
+        assert len(ContrastiveDataset(read_pairs([{str(path)!r}]))[0, 0, 0].passages) == 4
         heavy = {{"torch", "lightning", "transformers", "datasets", "pyarrow"}} & set(sys.modules)
         sys.exit(f"imported: {{heavy}}" if heavy else 0)
     """

@@ -38,8 +38,8 @@ def test_every_epoch(sizes, batch_size, seed, epoch, drop_last):
     sampler = GlobalBatchSampler(sizes, batch_size, seed=seed, drop_last=drop_last)
     assert len(drawn) == len(sampler)
     assert all(len(batch) == batch_size for batch in drawn)
-    assert {key[0] for batch in drawn for key in batch} == {epoch}
-    examples = [[example for _, example in batch] for batch in drawn]
+    assert {key[:2] for batch in drawn for key in batch} == {(seed, epoch)}
+    examples = [[example for *_, example in batch] for batch in drawn]
     counts = Counter(example for batch in examples for example in batch)
     assert all(len(set(batch)) == batch_size for batch in examples)
     assert set(counts) <= set(range(sum(sizes)))
@@ -87,14 +87,14 @@ def test_same_seed_and_epoch_same_order_and_else_another():
     others = [
         batches(SIZES, BATCH_SIZE, seed=seed, epoch=epoch) for seed, epoch in [(4, 2), (3, 1)]
     ]
-    as_examples = [[[e for _, e in batch] for batch in run] for run in (order, *others)]
+    as_examples = [[[e for *_, e in batch] for batch in run] for run in (order, *others)]
     assert as_examples[0] != as_examples[1]
     assert as_examples[0] != as_examples[2]
 
 
 def test_sources_take_turns():
     whole = batches([400, 400], 8, seed=0)
-    sources = [source_of([400, 400], batch[0][1]) for batch in whole]
+    sources = [source_of([400, 400], batch[0][2]) for batch in whole]
     changes = sum(a != b for a, b in itertools.pairwise(sources))
     assert 30 < changes < 70  # of 99; a fair coin changes 49.5 times
 
@@ -123,7 +123,7 @@ def test_group_is_a_positive_and_distinct_negatives(tmp_path):
     assert (len(dataset), dataset.sizes) == (5, [3, 2])
     for number in range(5):
         name, row = ("a", number) if number < 3 else ("b", number - 3)
-        example = dataset[7, number]
+        example = dataset[0, 7, number]
         assert example.query == ("find it", f"{name} query {row}")
         positive, *negatives = example.passages
         assert positive in pair(name, row)["pos"]
@@ -133,34 +133,40 @@ def test_group_is_a_positive_and_distinct_negatives(tmp_path):
 
 def test_too_few_negatives_are_all_used_before_any_is_repeated(tmp_path):
     dataset = make_dataset(tmp_path, {"a": 1}, num_negatives=3, train_group_size=9)
-    counts = Counter(dataset[0, 0].passages[1:])
+    counts = Counter(dataset[0, 0, 0].passages[1:])
     assert sorted(counts.values()) == [2, 3, 3]
 
 
 def test_group_of_one_needs_no_negatives(tmp_path):
     dataset = make_dataset(tmp_path, {"a": 2}, num_negatives=0, train_group_size=1)
-    assert len(dataset[0, 1].passages) == 1
+    assert len(dataset[0, 0, 1].passages) == 1
 
 
 def test_draws_depend_on_seed_epoch_and_example_alone(tmp_path):
     sources = read_pairs(write_pairs(tmp_path, {"a": 30}))
-    keys = [(epoch, example) for epoch in range(3) for example in range(30)]
-    first = {key: ContrastiveDataset(sources, seed=1)[key] for key in keys}
-    shuffled = ContrastiveDataset(sources, seed=1)
+    keys = [(1, epoch, example) for epoch in range(3) for example in range(30)]
+    first = {key: ContrastiveDataset(sources)[key] for key in keys}
+    shuffled = ContrastiveDataset(sources)
     random.Random(0).shuffle(keys)
     np.random.seed(0)
     random.seed(0)
     before = np.random.get_state()[1].tolist(), random.getstate()
     assert {key: shuffled[key] for key in keys} == first
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before
-    assert any(first[0, example] != first[1, example] for example in range(30))
-    other_seed = ContrastiveDataset(sources, seed=2)
-    assert any(first[0, example] != other_seed[0, example] for example in range(30))
+    assert any(first[1, 0, example] != first[1, 1, example] for example in range(30))
+    assert any(first[1, 0, example] != shuffled[2, 0, example] for example in range(30))
+
+
+def test_several_seeds_give_the_orders_of_each_side_by_side():
+    options = {"epoch": 2, "first_batch": 1, "world_size": 2, "rank": 1}
+    alone = [batches(SIZES, BATCH_SIZE, seed=seed, **options) for seed in (3, 4)]
+    both = batches(SIZES, BATCH_SIZE, seed=[3, 4], **options)
+    assert both == [first + second for first, second in zip(*alone, strict=True)]
 
 
 def test_draws_are_uniform(tmp_path):
     dataset = make_dataset(tmp_path, {"a": 1}, train_group_size=3)
-    drawn = [dataset[epoch, 0].passages for epoch in range(1000)]
+    drawn = [dataset[0, epoch, 0].passages for epoch in range(1000)]
     positives = Counter(passages[0] for passages in drawn)
     negatives = Counter(text for passages in drawn for text in passages[1:])
     # Expected 500 each; the standard deviation of each count is 16.
@@ -188,20 +194,17 @@ def test_examples_without_negatives_are_refused_with_counts(tmp_path):
 
 
 def test_examples_without_negatives_can_be_dropped(tmp_path):
-    sources = mixed_sources(tmp_path)
-    with pytest.warns(HRSAWarning, match=r"dropped .* 2 of 4 in .*mixed\.jsonl, 1 of 1 in"):
-        dataset = ContrastiveDataset(sources, train_group_size=2, missing_negatives="drop")
-    assert dataset.sizes == [2, 0, 1]
-    assert [dataset[0, number].query for number in range(3)] == [
+    mixed, none, last = mixed_sources(tmp_path)
+    with pytest.warns(HRSAWarning, match=r"dropped .* 2 of 4 in .*mixed\.jsonl$"):
+        dataset = ContrastiveDataset([mixed, last], train_group_size=2, missing_negatives="drop")
+    assert dataset.sizes == [2, 1]
+    assert [dataset[0, 0, number].query for number in range(3)] == [
         ("find it", "full query 0"),
         "last",
         ("find it", "full query 0"),
     ]
-    with (
-        pytest.warns(HRSAWarning),
-        pytest.raises(DataError, match="no example is left"),
-    ):
-        ContrastiveDataset(sources[1:2], train_group_size=2, missing_negatives="drop")
+    with pytest.raises(DataError, match=r"none: 1 of 1 in .*none\.jsonl"):
+        ContrastiveDataset([mixed, none], train_group_size=2, missing_negatives="drop")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +227,7 @@ def _sources_of(batches, sizes):
 def test_weights_decide_how_often_batches_of_a_source_come():
     sizes = [40, 9, 400]
     sampler = GlobalBatchSampler(sizes, batch_size=8, seed=1, weights=[1, 2, 1])
-    batches = sampler.global_batches()
+    batches = sampler.global_batches(1)
     assert batches.shape == (len(sampler), 8) == (449 // 8, 8)
     sources = _sources_of(batches, sizes)
     assert all(len(source) == 1 for source in sources)
@@ -235,7 +238,7 @@ def test_weights_decide_how_often_batches_of_a_source_come():
     small = [tuple(batch) for batch, source in zip(batches, sources, strict=True) if source == {1}]
     assert len(set(small)) > 20
     sampler.set_epoch(1)
-    other = sampler.global_batches()
+    other = sampler.global_batches(1)
     large = [set(b[b >= 49].tolist()) for b in (batches, other)]
     assert len(large[0]) == len(large[1]) == 14 * 8
     assert large[0] != large[1]
@@ -267,7 +270,7 @@ def test_drawn_passages_keep_the_names_of_their_documents(tmp_path):
     record |= {"pos_ids": ["A", "B"], "neg_ids": ["C", "D"]}
     named = write_lines(tmp_path / "named.jsonl", [record])
     dataset = ContrastiveDataset(read_pairs([named]), train_group_size=4)
-    drawn = [dataset[(epoch, 0)] for epoch in range(8)]
+    drawn = [dataset[0, epoch, 0] for epoch in range(8)]
     for example in drawn:
         assert example.document_ids == tuple(text.upper() for text in example.passages)
     assert len({example.passages for example in drawn}) > 1

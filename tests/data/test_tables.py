@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from hrsa_lightning.data import ContrastivePair, read_pairs
-from hrsa_lightning.data.pairs import DatasetPairs
+from hrsa_lightning.data.pairs import TablePairs
 from hrsa_lightning.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -70,18 +70,12 @@ def test_a_saved_format_does_not_matter(tmp_path, form):
 def test_bad_rows_are_listed_from_zero():
     table = datasets.Dataset.from_dict({"query": ["q", "", "q"], "pos": [["a"], ["b"], [""]]})
     with pytest.raises(DataError) as caught:
-        DatasetPairs(table, "mine")
+        TablePairs(table, "mine")
     assert str(caught.value).splitlines() == [
         "2 problems in the data:",
         '  mine row 1: "query" is empty',
         '  mine row 2: "pos[0]" is empty',
     ]
-
-
-def test_missing_column():
-    table = datasets.Dataset.from_dict({"question": ["q"], "positive": ["a"]})
-    with pytest.raises(DataError, match='"query" or "anchor" is missing, found'):
-        DatasetPairs(table, "mine")
 
 
 def test_folder_of_splits_asks_for_one(tmp_path):

@@ -25,6 +25,18 @@ def test_every_entry_is_the_cka_of_its_pair(debiased: bool) -> None:
             assert heatmap[i, j].item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_standardized_maps_are_those_of_standardized_layers() -> None:
+    xs, ys = layers()
+    xs[0] = xs[0] * torch.logspace(-3, 3, 16) + 100
+    heatmap = linear_cka_heatmap(xs, ys, standardize=True, chunk_bytes=5 * 150 * 4 * 7)
+    for i, x in enumerate(xs):
+        for j, y in enumerate(ys):
+            expected = linear_cka(x, y, standardize=True).item()
+            assert heatmap[i, j].item() == pytest.approx(expected, rel=1e-5)
+    plain = linear_cka_heatmap(xs, ys)
+    assert (plain[0] - heatmap[0]).abs().min() > 0.01, "one dimension decided"
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_inputs(name: str) -> None:
     x, y = HOSTILE[name]()

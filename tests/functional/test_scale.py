@@ -47,6 +47,7 @@ def values(x: Tensor, y: Tensor, relative: float = 1.0) -> dict[str, float]:
         "paper_mean_cosine": paper.mean_cosine,
         "spectrum": spectrum.singular_values[1] / spectrum.singular_values[0],
         "correlation": F.dimension_correlation(x, y).mean,
+        "correlation_heatmap": F.dimension_correlation_heatmap([x], [y])[0, 0],
         "probe_source": F.linear_probe_transfer(x, y, labels, x_ids=ids).source,
         "probe_ceiling": F.linear_probe_transfer(x, y, labels, x_ids=ids).ceiling,
         "standard_error": F.jackknife(F.linear_cka, x, y, x_ids=ids, num_groups=5).standard_error,

@@ -10,7 +10,9 @@ from tests.journeys.processes import train
 
 SETTINGS = (
     "recipe=quickstart",
-    "arms={base: {backbone: 'embedded:tiny/base'}, rlvr: {backbone: 'embedded:tiny/rlvr'}}",
+    # Arms of two seeds, and so of two orders of batches.
+    "arms={base: {backbone: 'embedded:tiny/base'}, "
+    "rlvr: {backbone: 'embedded:tiny/rlvr', seed: 2017}}",
     "data.batch_size=16",
     "trainer.accelerator=cpu",
     "trainer.max_steps=5",

@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hrsa_lightning.metrics import LinearCKA, LinearCKAHeatmap, hrsa_metrics
+from hrsa_lightning.functional import dimension_correlation_heatmap
+from hrsa_lightning.metrics import (
+    DimensionCorrelationHeatmap,
+    LinearCKA,
+    LinearCKAHeatmap,
+    hrsa_metrics,
+)
 from tests.ddp_pool import DDPPool
 from tests.functional.inputs import HOSTILE, pair
 
@@ -116,6 +122,35 @@ def test_heatmap_with_a_rank_that_never_saw_a_batch(ddp_pool: DDPPool) -> None:
     alone.update([x, x[:, :3]], [y])
     for value in ddp_pool.run(run_heatmap):
         torch.testing.assert_close(value, alone.compute(), rtol=1e-9, atol=0)
+
+
+def run_correlation_heatmap(rank: int, world_size: int, sizes: Sizes) -> Any:
+    """Layers of two scales, and a second value after the first."""
+    x, y = pair()
+    metric = DimensionCorrelationHeatmap()
+    for part in torch.arange(120)[shard(sizes, rank)].split(20):
+        metric.update([x[part], 1e-20 * x[part] + 1e-19], [y[part]])
+    first = metric.compute()
+    metric.update([x[:10], 1e-20 * x[:10] + 1e-19], [y[:10]])
+    return first, metric.compute()
+
+
+@pytest.mark.parametrize("sizes", [[60, 60], [0, 120], [1, 119]])
+def test_streamed_heatmap(ddp_pool: DDPPool, sizes: Sizes) -> None:
+    x, y = pair()
+    again = [torch.cat((v, *[v[:10]] * 2)) for v in (x, y)]
+    results = ddp_pool.run(run_correlation_heatmap, sizes)
+    for expected, found in ((pair(), 0), (again, 1)):
+        value = dimension_correlation_heatmap([expected[0]] * 2, [expected[1]])
+        for values in results:
+            torch.testing.assert_close(values[found], value, rtol=0, atol=1e-7)
+
+
+def test_streamed_heatmap_on_four_ranks(ddp_pool4: DDPPool) -> None:
+    x, y = pair()
+    value = dimension_correlation_heatmap([x] * 2, [y])
+    for first, _ in ddp_pool4.run(run_correlation_heatmap, [0, 77, 43, 0]):
+        torch.testing.assert_close(first, value, rtol=0, atol=1e-7)
 
 
 def run_jackknife(rank: int, world_size: int, sizes: Sizes) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hrsa_lightning import functional as F  # noqa: N812
 from hrsa_lightning.metrics import (
     DimensionCorrelation,
+    DimensionCorrelationHeatmap,
     KNNOverlap,
     LinearCKA,
     LinearCKAHeatmap,
@@ -297,27 +298,50 @@ def test_procrustes_without_mean_cosine_keeps_no_rows() -> None:
     ]  # fmt: skip
 
 
-def test_heatmap_in_batches() -> None:
+HEATMAPS = {
+    "cka": (LinearCKAHeatmap, F.linear_cka_heatmap),
+    "cka_standardized": (
+        lambda: LinearCKAHeatmap(standardize=True),
+        lambda xs, ys: F.linear_cka_heatmap(xs, ys, standardize=True),
+    ),
+    "correlation": (DimensionCorrelationHeatmap, F.dimension_correlation_heatmap),
+}
+
+
+@pytest.mark.parametrize("name", HEATMAPS)
+def test_heatmap_in_batches(name: str) -> None:
+    make, function = HEATMAPS[name]
     x, y = pair()
-    xs, ys = [x, x[:, :3] ** 2], [y, x.relu(), y[:, 1:]]
-    metric = LinearCKAHeatmap()
+    xs, ys = [x, 1e3 * x**2 + 1e5], [y, y.relu(), x.roll(1, 1)]
+    metric = make()
     for rows in torch.randperm(120).split(50):
         metric.update([v[rows] for v in xs], [v[rows] for v in ys])
-    torch.testing.assert_close(metric.compute(), F.linear_cka_heatmap(xs, ys), rtol=1e-6, atol=0)
-    with pytest.raises(ValueError, match=r"widths \[16, 3\] as before, got \[16\]"):
+    torch.testing.assert_close(metric.compute(), function(xs, ys), rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match=r"widths \[16, 16\] as before, got \[16\]"):
         metric.update([x], ys)
+    with pytest.raises(ValueError, match="inputs on cpu, where the metric is, got meta"):
+        metric.update([x.to("meta")] * 2, [y.to("meta")] * 3)
 
 
-def test_heatmap_merge_and_pickle() -> None:
+def test_cka_heatmap_of_layers_of_any_width() -> None:
     x, y = pair()
-    one, two = LinearCKAHeatmap(), LinearCKAHeatmap(debiased=True)
+    metric = LinearCKAHeatmap()
+    metric.update([x, x[:, :3] ** 2], [y[:, 1:]])
+    expected = F.linear_cka_heatmap([x, x[:, :3] ** 2], [y[:, 1:]])
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", HEATMAPS)
+def test_heatmap_merge_and_pickle(name: str) -> None:
+    make, function = HEATMAPS[name]
+    x, y = pair()
+    one, two = make(), make()
     one.update([x[:50], y[:50]], [y[:50]])
     two.merge_state(one)
     two.update([x[50:], y[50:]], [y[50:]])
     two = pickle.loads(pickle.dumps(two))
-    expected = F.linear_cka_heatmap([x, y], [y])
-    torch.testing.assert_close(two.compute(), expected, rtol=1e-6, atol=0)
-    assert two.chance() == {"cka": 0.0}
+    torch.testing.assert_close(two.compute(), function([x, y], [y]), rtol=1e-6, atol=1e-7)
+    assert list(two.chance().values()) == [0.0]
 
 
 def test_classes_beyond_num_classes_are_refused() -> None:
@@ -437,11 +461,14 @@ def test_standard_errors_stay_out_of_forward_and_refuse_one_group() -> None:
         LinearCKA(num_jackknife_groups=1)
 
 
-def test_heatmap_has_standard_errors_of_its_shape() -> None:
+def test_heatmap_has_standard_errors_and_levels_of_its_shape() -> None:
     x, y, _ = data()
-    metric = LinearCKAHeatmap(num_jackknife_groups=4)
+    metric = LinearCKAHeatmap(num_jackknife_groups=4, null=19)
     metric.update([x, y], [y])
     value = metric.compute()
+    null = F.permutation_null(F.linear_cka, x, y, num_permutations=19)
+    assert value["cka_null"][0, 0].item() == pytest.approx(null.level.item(), rel=1e-5)
+    assert value["cka_p"].tolist() == [[null.p_value.item()], [0.05]]
     expected = F.jackknife(F.linear_cka, x, y, num_groups=4).standard_error
     assert value["cka_se"].shape == (2, 1)
     # The groups of a heatmap follow the rows of all layers of y together: here the same.

@@ -12,9 +12,9 @@ from hrsa_lightning.mine.texts import normalize_text
 
 
 class GridEncoder:
-    """Embeddings from a coarse grid, decided by the text: ties and negative similarities abound."""
+    """Embeddings decided by the text, negative similarities too; ties are improbable."""
 
-    def __init__(self, dim=4, levels=3, identity="grid", stop_after=math.inf):
+    def __init__(self, dim=8, levels=251, identity="grid", stop_after=math.inf):
         self.dim, self.levels, self.identity = dim, levels, identity
         self.calls, self.stop_after = 0, stop_after
 
@@ -27,7 +27,7 @@ class GridEncoder:
     def vector(self, text):
         digest = hashlib.sha256(text.encode()).digest()
         values = np.array([byte % self.levels for byte in digest[: self.dim]], dtype=np.float32)
-        return values - (self.levels - 1) / 2 + 0.125
+        return values - (self.levels - 1) / 2.5
 
     def _encode(self, texts):
         self.calls += 1
@@ -42,18 +42,25 @@ def brute_force(files, encoder, options: MiningOptions):
         (name, json.loads(line)) for name in files for line in Path(name).read_text().splitlines()
     ]
     answers = {}
-    for _, pair in pairs:
-        key = normalize_text(_text(pair))
-        answers.setdefault(key, {key}).update(map(normalize_text, pair["pos"]))
+    for name, pair in pairs:
+        known = answers.setdefault(normalize_text(_text(pair)), set())
+        known.update((name, normalize_text(text)) for text in pair["pos"])
     rows = []
     for name, pair in pairs:
-        corpus = {}  # normalized text -> as first spelled
+        corpus, right = {}, {}  # normalized text -> as first spelled; query -> its answers
         for other, source in pairs:
             if options.corpus == "shared" or other == name:
                 for text in (*source["pos"], *source["neg"]):
                     corpus.setdefault(normalize_text(text), text)
-        row = _mine(pair, corpus, answers[normalize_text(_text(pair))], encoder, options)
-        rows.append((name, row))
+                known = right.setdefault(json.dumps(source["query"]), set())
+                known.update(map(normalize_text, source["pos"]))
+        own = {
+            key
+            for file, key in answers.get(normalize_text(_text(pair)), ())
+            if options.corpus == "shared" or file == name
+        }
+        own.add(normalize_text(_text(pair)))
+        rows.append((name, _mine(pair, corpus, own, right, encoder, options)))
     return _filtered(rows, files, options)
 
 
@@ -62,30 +69,31 @@ def _text(pair):
 
 
 def _unit(vector):
-    length = np.linalg.norm(vector.astype(np.float64))
-    return (vector / length).astype(np.float32).astype(np.float64)
+    return vector / np.linalg.norm(vector.astype(np.float64))
 
 
-def _mine(pair, corpus, own, encoder, options):
+def _mine(pair, corpus, own, right, encoder, options):
     query = pair["query"] if isinstance(pair["query"], str) else "\n".join(pair["query"])
     asked = _unit(encoder.vector(query))
 
     def similarity(text):
-        spelled = corpus[normalize_text(text)]
-        return float((_unit(encoder.vector(spelled)) * asked).sum())
+        return float(_unit(encoder.vector(corpus[normalize_text(text)])) @ asked)
 
     existing = pair["neg"] if options.keep_existing else []
     own = own | {normalize_text(text) for text in existing}
-    ranked = [text for key, text in corpus.items() if key not in own]
-    ranked.sort(key=similarity, reverse=True)  # stable: earlier passages first
-    positive = min(similarity(text) for text in pair["pos"])
-    ranked = ranked[slice(*options.rank_range)]
+    answers = right[json.dumps(pair["query"])]
+    # the library ranks so many, of which it then takes the answers and what is too similar
+    width = options.rank_range[1] + max(map(len, right.values()))
+    ranked = sorted(corpus, key=similarity, reverse=True)[:width]
+    ranked = [key for key in ranked if key not in answers]
     if options.max_relative is not None:
-        limit = positive - (1 - options.max_relative) * abs(positive)
-        ranked = [text for text in ranked if similarity(text) <= limit]
-    mined = ranked[: max(0, options.num_negatives - len(existing))]
+        least = min(map(similarity, answers))
+        limit = least - (1 - options.max_relative) * abs(least)
+        ranked = [key for key in ranked if similarity(key) <= limit]
+    ranked = [key for key in ranked[slice(*options.rank_range)] if key not in own]
+    mined = [corpus[key] for key in ranked[: max(0, options.num_negatives - len(existing))]]
     negatives = [*existing, *mined]
-    margin = positive - max(map(similarity, negatives), default=-math.inf)
+    margin = min(map(similarity, pair["pos"])) - max(map(similarity, negatives), default=-math.inf)
     return {**pair, "neg": negatives}, margin
 
 

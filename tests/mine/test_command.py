@@ -39,7 +39,7 @@ def test_negatives_from_an_arm_of_a_run(tmp_path, capsys):
     assert all(1 <= len(line["neg"]) <= 3 for line in lines)
     summary = json.loads((tmp_path / "mined.summary.json").read_text())
     assert summary["kept"] == len(lines)
-    assert f"{summary['candidates_too_similar']} too similar" in printed
+    assert f"{summary['negatives_mined']}  mined" in printed
     assert main(command) == 2
     assert "exists already" in capsys.readouterr().err
 
@@ -50,7 +50,7 @@ def test_flags_reach_the_mining(tmp_path, grid):
     command = [*map(str, pairs), "--model", "some/model", "--out", str(out), "--work-dir"]
     command += [str(work), "--num-negatives", "2", "--rank-range", "1", "9", "--max-relative"]
     command += ["0.9", "--corpus", "shared", "--keep-existing", "--keep", "below", "--margin"]
-    command += ["0.8", "--max-examples", "5", "--min-negatives", "2"]
+    command += ["0.8", "--max-examples", "5", "--min-negatives", "2", "--faiss"]
     assert main(command) == 0
     assert json.loads((out / "summary.json").read_text())["options"] == {
         "num_negatives": 2,
@@ -62,13 +62,14 @@ def test_flags_reach_the_mining(tmp_path, grid):
         "keep": "below",
         "margin": 0.8,
         "max_examples": 5,
+        "faiss": True,
     }
     assert (out / "a.jsonl").is_file()
-    assert (work / "passages.f32").is_file()
+    assert [path.suffixes for path in work.glob("*.passages.f32")]
 
 
 LINES = {
-    "missing column": ('{"query": "q", "neg": ["n"]}', '"pos" or "positive" is missing'),
+    "missing column": ('{"query": "q", "neg": ["n"]}', "none is a column"),
     "empty text": ('{"query": "q", "pos": [" "]}', '"pos[0]" is empty'),
     "ragged negatives": ('{"query": "q", "pos": ["p"], "neg": ["n", 3]}', '"neg[1]" must be'),
     "not UTF-8": (b'{"query": "\xff", "pos": ["p"]}', "not UTF-8 at byte 12"),
@@ -94,10 +95,10 @@ def test_bad_pairs_are_one_line_and_nothing_is_written(case, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--model", "./missing"], "model './missing': no such folder"),
-        (["--keep", "over"], "keep: expected one of below, above; got 'over'"),
+        (["--keep", "over"], "keep: expected one of below, above, got 'over'"),
         (["--margin", "0.5"], "--margin needs --keep below or --keep above"),
-        (["--out", "missing/out.jsonl"], "out: there is no folder"),
-        (["--rank-range", "5", "6"], "rank_range: 5 to 6 holds 1 ranks"),
+        (["--out", "missing/out.jsonl"], "out: expected a folder"),
+        (["--rank-range", "5", "6"], "rank_range: expected ranks for 3 negatives, got 1"),
     ],
 )
 def test_mistakes_in_flags_are_one_line(flags, message, tmp_path, monkeypatch, capsys):

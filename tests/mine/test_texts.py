@@ -13,7 +13,7 @@ def _write(path, *pairs):
     return path
 
 
-def _texts(tmp_path, corpus):
+def _texts(tmp_path):
     first = _write(
         tmp_path / "first.jsonl",
         (["do", "Q one"], ["a", "B"], ["c", "A "]),
@@ -21,43 +21,32 @@ def _texts(tmp_path, corpus):
         ("q two", ["b"], ["q one"]),
     )
     second = _write(tmp_path / "second.jsonl", ("q two", ["a"], ["e", "d"]), ("x", ["e"], []))
-    return PairTexts(read_pairs([first, second]), corpus)
+    return PairTexts(read_pairs([first, second]))
 
 
-def _own(texts, corpus, pair):
-    _, rows = texts.own(corpus, np.array([pair]))
-    return {text for text, _ in texts.passages(corpus.first_passage + rows)}
+def _own(texts, pair):
+    everything = np.arange(texts.num_passages)
+    hidden = everything[texts.are_answers(pair, everything)]
+    return {text for text, _ in texts.read_passages(hidden)}
 
 
 def test_numbers_follow_first_appearance(tmp_path):
-    texts = _texts(tmp_path, "shared")
+    texts = _texts(tmp_path)
     assert len(texts) == 5
     assert texts.read_queries(0, 4) == [("do", "Q one"), ("or", "q  ONE"), "q two", "x"]
     assert texts.query.tolist() == [0, 1, 2, 2, 3]
-    assert texts.read_passages(0, 6) == ["a", "B", "c", "d", "q one", "e"]
+    passages = [text for text, _ in texts.read_passages(range(6))]
+    assert passages == ["a", "B", "c", "d", "q one", "e"]
     assert texts.num_passages == 6
-    positions, positives = texts.positives(np.arange(5))
-    assert positions.tolist() == [0, 0, 1, 2, 3, 4]
-    assert positives.tolist() == [0, 1, 3, 1, 0, 5]
-    assert texts.negatives(np.arange(5))[1].tolist() == [2, 0, 4, 5, 3]
+    assert [texts.positives(n).tolist() for n in range(5)] == [[0, 1], [3], [1], [0], [5]]
+    assert [texts.negatives(n).tolist() for n in range(5)] == [[2, 0], [], [4], [5, 3], []]
 
 
-def test_a_file_is_a_corpus_of_its_own(tmp_path):
-    texts = _texts(tmp_path, "file")
-    assert [(c.first_passage, c.num_passages) for c in texts.corpora] == [(0, 5), (5, 3)]
-    assert texts.read_passages(5, 8) == ["a", "e", "d"]
-    assert texts.positives(np.array([3, 4]))[1].tolist() == [5, 6]
-
-
-def test_own_passages_are_those_of_the_same_query_text_anywhere(tmp_path):
-    texts = _texts(tmp_path, "shared")
-    (corpus,) = texts.corpora
-    assert _own(texts, corpus, 0) == _own(texts, corpus, 1) == {"a", "B", "d", "q one"}
-    assert _own(texts, corpus, 2) == _own(texts, corpus, 3) == {"B", "a"}
-    assert _own(texts, corpus, 4) == {"e"}
-    texts = _texts(tmp_path, "file")
-    assert _own(texts, texts.corpora[0], 2) == {"B", "a"}
-    assert _own(texts, texts.corpora[1], 3) == {"a"}
+def test_answers_are_those_of_the_same_query_text(tmp_path):
+    texts = _texts(tmp_path)
+    assert _own(texts, 0) == _own(texts, 1) == {"a", "B", "d", "q one"}
+    assert _own(texts, 2) == _own(texts, 3) == {"B", "a"}
+    assert _own(texts, 4) == {"e"}
 
 
 def test_digest_changes_with_every_text(tmp_path):
@@ -93,12 +82,11 @@ def test_own_passages_are_all_of_the_documents_that_answer(tmp_path):
         {"query": "z", "pos": ["d"]},
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    texts = PairTexts(read_pairs([path]), "shared")
-    (corpus,) = texts.corpora
-    assert _own(texts, corpus, 0) == _own(texts, corpus, 1) == {"a", "b", "c", "e", "f"}
-    assert _own(texts, corpus, 2) == {"f", "d"}
-    assert _own(texts, corpus, 3) == {"d"}
-    assert list(texts.passages(np.arange(6))) == [
+    texts = PairTexts(read_pairs([path]))
+    assert _own(texts, 0) == _own(texts, 1) == {"a", "b", "c", "e", "f"}
+    assert _own(texts, 2) == {"f", "d"}
+    assert _own(texts, 3) == {"d"}
+    assert texts.read_passages(range(6)) == [
         ("a", "1"), ("b", "2"), ("c", "2"), ("d", "3"), ("e", None), ("f", "1"),
     ]  # fmt: skip
 

@@ -62,6 +62,7 @@ CASES = [
     ("initial", {}),
     ("initial", {"lora": None, "direction": "pull"}),
     ("arm:other", {"direction": "pull"}),
+    ("arm:other", {"direction": "pull", "seeds": dict.fromkeys(ARMS, 1)}),  # on shared batches
     ("model", {}),
 ]
 

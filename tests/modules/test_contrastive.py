@@ -99,8 +99,9 @@ def test_the_regularizer_is_added_with_its_weight_and_the_step(place, tmp_path):
     assert losses[2] - losses[0] == pytest.approx(0.25, abs=1e-4)
 
 
-def test_seeds_make_arms_of_one_backbone_differ(place, tmp_path):
-    module = _module(place)
+@pytest.mark.parametrize("options", [{}, {"lora": None, "dropout": 0.0}])
+def test_seeds_make_arms_of_one_backbone_differ(place, tmp_path, options):
+    module = _module(place, **options)
     fit(module, place / "pairs.jsonl", tmp_path)
     base, other = trained_weights(module, "base"), trained_weights(module, "other")
     assert any(not torch.equal(base[name], other[name]) for name in base)

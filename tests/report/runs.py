@@ -12,10 +12,14 @@ ARMS = {
 COMPARISONS = {"rlvr_vs_base": 0.0, "base_seed2_vs_base": 0.2, "noise_vs_base": 0.01}
 
 
-def value(seed, step, metric, comparison, layer):
+STEADY = {**COMPARISONS, "base_seed2_vs_base": -0.19}
+"""Rates at which comparisons fall, with a seed control that hardly moves."""
+
+
+def value(seed, step, metric, comparison, layer, rates=COMPARISONS):
     """Similarity falls with steps, more in later layers, and a little differently per seed."""
     start = 0.9 if comparison == "rlvr_vs_base" else 1.0
-    fall = step / 100 * (1 + COMPARISONS[comparison] * 5) * (1 + layer / 10)
+    fall = step / 100 * (1 + rates[comparison] * 5) * (1 + layer / 10)
     similarity = start - fall - seed % 7 / 1000 * step - len(metric) / 1e4
     return 1 - similarity if metric == "procrustes_residual" else similarity
 
@@ -39,13 +43,16 @@ def write_run(
     summary=True,
     bands=False,
     details=False,
+    rates=COMPARISONS,
 ):
     """Write a run; returns its folder."""
     folder.mkdir(parents=True)
     lines = []
     for step in steps:
         values = {
-            f"similarity/{metric}/{comparison}/{place}": value(seed, step, metric, comparison, i)
+            f"similarity/{metric}/{comparison}/{place}": value(
+                seed, step, metric, comparison, i, rates
+            )
             for metric in metrics
             for comparison in comparisons
             for i, place in enumerate([*(f"layer_{j}" for j in range(layers)), "output"])

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hrsa_lightning.report import __main__ as report
-from tests.report.runs import value, write_run
+from tests.report.runs import STEADY, value, write_run
 
 PAIR = "rlvr_vs_base"
 
@@ -68,19 +68,17 @@ def three(tmp_path_factory):
 
 
 def test_numbers_of_the_page_are_those_of_the_histories(three):
-    tables = Tables(page_of(three / "out")).tables
-    rows = tables["rlvr vs base: before and after training"]
+    rows = Tables(page_of(three / "out")).tables["similarity at output, before → after"]
     ends = {step: [] for step in (0, 40)}
     for seed in (1016, 1017, 1018):
         history = (three / "runs" / str(seed) / "similarity.jsonl").read_text().splitlines()
         for line in (json.loads(history[0]), json.loads(history[-1])):
             ends[line["step"]].append(line["values"][f"similarity/cka/{PAIR}/output"])
-    for name, step in (("before", 0), ("after", 40)):
-        text, number = column(rows, name)["linear CKA, debiased"]
-        assert number == pytest.approx(sum(ends[step]) / 3, rel=1e-14)
-        assert text.startswith(f"{number:.3f}")
+    text, number = column(rows, "rlvr vs base")["linear CKA, debiased"]
+    assert number == pytest.approx(sum(ends[40]) / 3, rel=1e-14)
+    assert text.startswith(f"{sum(ends[0]) / 3:.3f} → {number:.3f} ± ")
     assert column(rows, "chance")["linear CKA, debiased"][1] == 0.01
-    control = column(rows, "after, base_seed2 vs base")["Procrustes residual"][1]
+    control = column(rows, "base_seed2 vs base")["Procrustes residual"][1]
     expected = [
         value(s, 40, "procrustes_residual", "base_seed2_vs_base", 3) for s in (1016, 1017, 1018)
     ]
@@ -100,14 +98,17 @@ def test_markdown_has_the_same_rows(three):
         assert (three / "out" / picture).with_suffix(".svg").is_file()
 
 
-def test_derived_quantities_follow_from_the_raw_values(three):
-    with (three / "out" / "derived.csv").open() as file:
+def test_derived_quantities_follow_from_the_raw_values(tmp_path):
+    seeds = (1015, 1016, 1017)
+    for seed in seeds:
+        write_run(tmp_path / "runs" / str(seed), seed=seed, rates=STEADY)
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "derived.csv").open() as file:
         (row,) = [r for r in csv.DictReader(file) if r["metric"] == "procrustes_residual"]
-    steps = (0, 10, 20, 40)
     gains, closed, halves, recovered = [], [], [], []
-    for seed in (1016, 1017, 1018):
+    for seed in seeds:
         pair, control = (
-            [-value(seed, step, "procrustes_residual", name, 3) for step in steps]
+            [-value(seed, step, "procrustes_residual", name, 3, STEADY) for step in (0, 40)]
             for name in (PAIR, "base_seed2_vs_base")
         )
         gains.append(pair[-1] - pair[0])
@@ -124,6 +125,16 @@ def test_derived_quantities_follow_from_the_raw_values(three):
     assert float(row["closed_mean"]) == pytest.approx(
         float(row["by_pair_mean"]) + float(row["by_control_mean"])
     )
+
+
+def test_shares_of_what_a_seed_makes_are_not_formed_and_the_words_say_why(three):
+    """The pair begins .1 from identity, and two seeds of its reference end much further apart."""
+    with (three / "out" / "derived.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row[f"{name}_mean"] for row in rows for name in ("recovered", "closed")} == {""}
+    assert all(float(row["gain_mean"]) < 0 for row in rows)
+    words = "No share is formed for linear CKA, debiased, k-NN overlap, k = 10 and Procrustes"
+    assert words in page_of(three / "out")
 
 
 def test_every_place_is_in_the_table_of_values(three):
@@ -149,23 +160,34 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(three):
     assert "Not kept by these runs: every layer against every layer" in text
 
 
-def test_one_seed_claims_nothing_beyond_its_control(tmp_path):
+def test_the_page_opens_with_the_answer_then_pictures_then_folded_tables(three):
+    text = page_of(three / "out")
+    body = text[text.index("<main>") :]
+    order = ["<b>rlvr and base", "<b>Retrieval", "<b>Seed control", "<b>How sure", "<figure>"]
+    order += [">Curves</h3>", ">Layer by layer over steps</h3>", "<table", ">What was run</h2>"]
+    places = [body.index(part) for part in order]
+    assert places == sorted(places)
+    tables = body[: body.index(">What was run</h2>")].split("<table")[1:]
+    before = re.sub(r"<details>.*?</details>", "", body, flags=re.DOTALL)
+    assert len(tables) > 3
+    assert before.index("<table") > before.index(">What was run</h2>"), "all others are folded"
+
+
+def test_one_seed_claims_nothing_beyond_its_control_and_says_so_once(tmp_path):
     run = write_run(tmp_path / "a", bands=True, details=True)
     assert report.main([str(run)]) == 0
     text = page_of(run / "report")
-    assert "no statement beyond the seed control is possible" in text
-    assert "one seed, no interval" in text
+    assert len(re.findall("no interval|one seed", text)) == 2, "both in one sentence"
+    assert "one seed, so no interval" in text
     assert "±" not in "".join(
         c[0] for rows in Tables(text).tables.values() for r in rows for c in r
     )
-    after = column(Tables(text).tables["rlvr vs base: before and after training"], "after")
     low, high = (value(1016, 40, "cka", PAIR, 3) + shift for shift in (-0.02, 0.02))
-    assert after["linear CKA, debiased"][0].endswith(f"[{low:.3f}, {high:.3f}]")
+    assert f"[{low:.3f}, {high:.3f}]" in text
+    assert "95 % bands over probes" in text
     assert "Not kept by these runs" not in text
-    parts = dict(re.findall(r"<h3>(.*?)</h3>\n<(\w+)", text))
-    assert len(parts) == 10
-    assert set(parts.values()) == {"p"}, "every part begins with how to read it"
-    assert "linear CKA, layer by layer: rlvr vs base, step 40" in text
+    for part in ("rlvr vs base, step 40", "rlvr vs base, change from step 0 to 40"):
+        assert f"linear CKA, debiased, layer by layer: {part}" in text
 
 
 def test_a_run_of_a_foreign_project_needs_only_its_history(tmp_path, capsys):
@@ -181,9 +203,9 @@ def test_a_run_of_a_foreign_project_needs_only_its_history(tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     page = page_of(tmp_path / "out")
     assert "config.yaml is missing" in page
-    assert "no control in this run" in page
-    rows = Tables(page).tables["live vs reference: before and after training"]
-    assert column(rows, "after")["my metric"][1] == 0.5
+    assert "No seed control stands beside live vs reference" in page
+    rows = Tables(page).tables["similarity at output, before → after"]
+    assert column(rows, "live vs reference")["my metric"] == ["1.000 → 0.500", 0.5]
 
 
 @pytest.mark.parametrize(
@@ -259,10 +281,11 @@ def test_panels_of_a_vector_sheet_lie_side_by_side(tmp_path):
 
 def test_scores_of_the_arms_are_set_against_the_base(three):
     tables = Tables(page_of(three / "out")).tables
-    rows = tables["Held-out retrieval before and after training"]
-    assert column(rows, "MRR@10 before")["noise"][1] == pytest.approx(-0.101)
-    assert column(rows, "after")["noise"][1] == pytest.approx(0.4 - 0.101)
+    rows = tables["retrieval at held_out, before → after"]
+    assert column(rows, "noise")["MRR@10"] == ["-0.101 → 0.299 ± 0.001", pytest.approx(0.299)]
     rows = tables["Do the arms' scores differ from those of base?"]
     assert column(rows, "noise minus base")["MRR@10"][1] == pytest.approx(-0.101)
     assert column(rows, "rlvr minus base")["MRR@10"][1] == pytest.approx(0.01 / 3)
-    assert column(rows, "reading")["MRR@10"][0] == "noise differs"
+    assert column(rows, "at 95 %")["MRR@10"][0] == "noise differs"
+    text = page_of(three / "out")
+    assert "<b>Retrieval of noise differs from base and of rlvr does not measurably differ" in text

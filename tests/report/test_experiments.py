@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from hrsa_lightning.report.answer import answer_of
 from hrsa_lightning.report.experiments import Key, Pair, Place, group_runs, read_run
 from hrsa_lightning.report.figures import spectra_gallery, styles
-from hrsa_lightning.report.verdict import derive, pair_words, pairs_of, verdicts_of
+from hrsa_lightning.report.verdict import Findings
 from hrsa_lightning.similarity.history import Evaluation, append_record, read_evaluations
 from hrsa_lightning.similarity.measurement import Measurement
 from hrsa_lightning.similarity.metric_info import headline
-from tests.report.runs import value, write_run
+from tests.report.runs import COMPARISONS, STEADY, value, write_run
 
 PAIR = Pair("rlvr", "base")
 SEEDS, NOISE = Pair("base_seed2", "base"), Pair("noise", "base")
@@ -59,74 +60,116 @@ def test_steps_that_differ_between_runs_are_interpolated(tmp_path):
 def test_undefined_and_absent_values_are_nan(tmp_path):
     (found,) = experiment_of(tmp_path, {"seed": 1}, {"seed": 2, "metrics": ("knn_overlap_10",)})
     assert np.isnan(found.curve(KEY).values[1]).all()
-    entropy = found.curve(KEY._replace(metric="inverse_row_entropy"))
-    assert np.isnan(entropy.values).all()
+    assert found.curve(KEY._replace(metric="inverse_row_entropy")) is None
     assert found.curve(KEY._replace(metric="nothing")) is None
+
+
+def sorted_pairs(experiment):
+    findings = Findings(experiment, "similarity")
+    return findings.pairs, findings.controls, findings.drifts
 
 
 def test_controls_are_found_in_the_recipe_or_named(tmp_path):
     (found,) = experiment_of(tmp_path, {})
-    assert pairs_of(found, "similarity") == ([PAIR], CONTROLS, [Pair("rlvr", "initial")])
+    assert sorted_pairs(found) == ([PAIR], CONTROLS, [Pair("rlvr", "initial")])
     (bare,) = experiment_of(
         tmp_path / "bare",
         {"config": False},
         displacement=["noise"],
         seed_controls=["base_seed2_vs_base"],
     )
-    assert pairs_of(bare, "similarity") == pairs_of(found, "similarity")
+    assert sorted_pairs(bare) == sorted_pairs(found)
 
 
 def test_verdicts_weigh_differences_within_runs(tmp_path):
     (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 2, 3)))
-    verdicts = verdicts_of(found, "similarity", PAIR, OUTPUT, CONTROLS)
-    cka, knn, residual = verdicts
+    cka, knn, residual = Findings(found, "similarity").verdicts(PAIR)
     # The control falls twice as fast, by far more than seeds differ; noise falls alike from 0.1
     # above, the same in every run.
     assert cka.relations == {SEEDS: "nearer", NOISE: "farther"}
     assert residual.relations == knn.relations == cka.relations
     assert cka.moved == residual.moved == "farther"
+    assert cka.course == "within", "two seeds move apart by more"
     assert cka.words == "nearer than base_seed2; farther apart than noise"
-    assert "moved" not in cka.words
-    sentences = " ".join(pair_words(verdicts, 3))
-    assert "together in 0 of 3 metrics and apart in 3" in sentences
-    assert "Compared with base_seed2 it ends nearer in 3" in sentences
+    first, *others = answer_of(found)
+    assert first.lead == "rlvr and base moved no further than two seeds of base do"
+    assert first.rest == "; they end nearer than the seed control and farther apart than noise."
+    said = dict(sentence[:2] for sentence in others)
+    assert "base_seed2 is base with another seed" in said["Seed control"]
+    assert said["How sure"].startswith(": 3 seeds.")
+
+
+@pytest.mark.parametrize(
+    ("rate", "lead"),
+    [
+        (0.0, "moved further apart than two seeds of base do"),
+        (-0.4, "moved together"),
+        (-0.2, "did not measurably move"),
+    ],
+)
+def test_the_answer_tells_together_from_apart(tmp_path, rate, lead):
+    rates = {**STEADY, "rlvr_vs_base": rate}
+    (found,) = experiment_of(tmp_path, *({"seed": s, "rates": rates} for s in (7, 8, 9)))
+    sentence = answer_of(found)[0]
+    assert sentence.lead == f"rlvr and base {lead}"
+    before, after = (
+        np.mean([value(s, step, "cka", "rlvr_vs_base", 3, rates) for s in (7, 8, 9)])
+        for step in (0, 40)
+    )
+    assert sentence.numbers[0].startswith(f"linear CKA {before:.3f} → {after:.3f} (")
+
+
+def test_a_control_that_never_differed_is_named_as_none(tmp_path):
+    for step in (0, 5):
+        values = [
+            Measurement("cka", 1.0 if arm == "base_seed2" else 0.5, arm=arm, reference="base",
+                        layer="output", identity=1.0)
+            for arm in ("rlvr", "base_seed2")
+        ]  # fmt: skip
+        append_record(tmp_path / "similarity.jsonl", Evaluation(step, values, "similarity"))
+    (found,) = group_runs([read_run(tmp_path)], seed_controls=["base_seed2_vs_base"])
+    findings = Findings(found, "similarity")
+    assert (findings.controls, findings.void) == ([], [SEEDS])
+    said = "".join(map(str, answer_of(found)))
+    assert "base_seed2 is no control of base: the two never differed" in said
+    assert "No seed control stands beside rlvr vs base" in said
 
 
 def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
     (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 6)))
-    (verdict, *_) = verdicts_of(found, "similarity", PAIR, OUTPUT, [])
+    (verdict, *_) = Findings(found, "similarity").verdicts(PAIR)
     assert verdict.moved == "same", "two seeds leave an interval of 12.7 standard errors"
-    assert verdict.words == "no control in this run; not distinguishable from chance"
-    assert "No control" in pair_words([verdict], 2)[-1]
+    assert verdict.is_chance
+    assert "Not to be told from chance: rlvr vs base (linear CKA)." in answer_of(found)[-1].rest
 
 
 def test_gap_and_recovery_are_taken_run_by_run(tmp_path):
-    settings = ({"seed": seed, "steps": (0, 10, 30, 40)} for seed in (1, 2, 3))
+    settings = ({"seed": seed, "steps": (0, 10, 30, 40), "rates": STEADY} for seed in (7, 8, 9))
     (found,) = experiment_of(tmp_path, *settings)
-    derived = {d.key.metric: d for d in derive(found, "similarity", PAIR, OUTPUT, CONTROLS)}
+    verdicts = {v.key.metric: v for v in Findings(found, "similarity").verdicts(PAIR)}
     gaps = []
-    for seed in (1, 2, 3):
+    for seed in (7, 8, 9):
         pair, control = (
-            [value(seed, step, "cka", name, 3) for step in (0, 40)]
+            [value(seed, step, "cka", name, 3, STEADY) for step in (0, 40)]
             for name in ("rlvr_vs_base", "base_seed2_vs_base")
         )
         gaps.append(1 - (control[1] - pair[1]) / (control[0] - pair[0]))
-    assert derived["cka"].closed.mean == pytest.approx(sum(gaps) / 3)
-    assert derived["cka"].bracket == (10, 30)
-    assert derived["cka"].half_life.mean == pytest.approx(20)
-    assert derived["procrustes_residual"].gain.mean < 0, "a residual that grows is a loss"
-    assert "inverse_row_entropy" not in derived, "it is undefined everywhere"
+    assert verdicts["cka"].closed[0].mean == pytest.approx(sum(gaps) / 3)
+    assert verdicts["cka"].bracket == (10, 30)
+    assert verdicts["cka"].half_life.mean == pytest.approx(20)
+    assert verdicts["procrustes_residual"].gain.mean < 0, "a residual that grows is a loss"
+    assert "inverse_row_entropy" not in verdicts, "it is undefined everywhere"
 
 
-def test_one_run_is_compared_without_an_interval(tmp_path):
-    (found,) = experiment_of(tmp_path, {"bands": True})
-    (verdict, *_) = verdicts_of(found, "similarity", PAIR, OUTPUT, CONTROLS)
-    assert verdict.moved == "unknown"
-    assert verdict.relations[SEEDS] == "nearer"
-    assert verdict.words.endswith("one seed, no interval")
-    low, high = verdict.band
-    assert low < verdict.after.mean < high
-    assert "cannot be said from one" in pair_words([verdict], 1)[0]
+def test_one_run_tells_a_move_from_its_control_only(tmp_path):
+    for rates, course in ((COMPARISONS, "within"), (STEADY, "beyond")):
+        folder = tmp_path / course
+        (found,) = experiment_of(folder, {"bands": True, "rates": rates})
+        (verdict, *_) = Findings(found, "similarity").verdicts(PAIR)
+        assert verdict.course == course
+        low, high = (end[-1] for end in verdict.curve.band)
+        assert low < verdict.after.mean < high
+        assert answer_of(found)[-1].rest.startswith(": one seed, so no interval")
 
 
 def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
@@ -183,8 +226,8 @@ def test_a_model_alone_is_a_pair_with_its_start_and_drifts_beside_another_refere
         return found
 
     initial, trace = Pair("", "initial"), Pair("", "trace")
-    assert pairs_of(experiment("alone", "initial"), "similarity") == ([initial], [], [])
-    assert pairs_of(experiment("two", "initial", "trace"), "similarity") == ([trace], [], [initial])
+    assert sorted_pairs(experiment("alone", "initial")) == ([initial], [], [])
+    assert sorted_pairs(experiment("two", "initial", "trace")) == ([trace], [], [initial])
     assert str(initial) == "live vs initial"
 
 
@@ -197,7 +240,7 @@ def test_names_and_labels_that_look_like_tags_are_names(tmp_path):
     append_record(tmp_path / "similarity.jsonl", Evaluation(3, values, "similarity"))
     (found,) = group_runs([read_run(tmp_path)])
     pairs = [Pair("a_vs_b", "c"), Pair("a", "b_vs_c")]
-    assert pairs_of(found, "similarity")[0] == pairs
+    assert Findings(found, "similarity").pairs == pairs
     keys = [Key("similarity", "cka", pair, OUTPUT) for pair in pairs]
     assert [found.curve(key).last for key in keys] == [[0.25], [0.75]]
     assert not found.is_retrieval("similarity")
@@ -214,9 +257,10 @@ def test_files_of_version_0_1_and_of_today_say_the_same(tmp_path):
     again = read_run(new)
     for name, history in old.histories.items():
         assert again.histories[name].columns == history.columns
-        assert np.array_equal(again.histories[name].values, history.values, equal_nan=True)
-    first, second = (run.histories["similarity"] for run in (old, again))
-    assert np.array_equal(first.bands, second.bands, equal_nan=True)
-    assert first.chance == second.chance
+        assert again.histories[name].fields.keys() == history.fields.keys()
+        for field, values in history.fields.items():
+            assert np.array_equal(again.histories[name].fields[field], values, equal_nan=True)
+    first = old.histories["similarity"]
+    assert {"value", "low", "high", "chance"} <= first.fields.keys()
+    assert first.fields["chance"][0, first.columns[KEY]] == 0.01
     assert [detail.kind for detail in again.details] == [detail.kind for detail in old.details]
-    assert first.chance[KEY] == 0.01

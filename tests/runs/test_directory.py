@@ -42,6 +42,8 @@ def test_a_run_goes_on_where_it_has_something_to_go_on_with(tmp_path):
     run = take_run(config)
     checkpoint = _save(run, 7)
     assert take_run(config) == Run(run.folder, checkpoint)
+    later = _config(tmp_path, "trainer.max_time=00:00:01:00")
+    assert take_run(later) == Run(run.folder, checkpoint)
     for other in (_config(tmp_path, "seed=5"), _config(tmp_path, "resume=false")):
         assert take_run(other).folder != run.folder
 

@@ -1,6 +1,19 @@
 import json
+from types import SimpleNamespace
 
-from hrsa_lightning.runs.summary import summary_lines, write_summary
+import numpy as np
+import pytest
+
+from hrsa_lightning.config import load_config
+from hrsa_lightning.runs.summary import (
+    Control,
+    find_controls,
+    read_controls,
+    summary_lines,
+    write_summary,
+)
+from hrsa_lightning.similarity.history import Evaluation, append_record
+from hrsa_lightning.similarity.measurement import Measurement
 
 
 def _record(step, values, **extras):
@@ -83,3 +96,59 @@ def test_monitors_of_other_names_have_tables_too(tmp_path):
     write_summary(tmp_path, steps=9, seconds=1.0)
     (value,) = json.loads((tmp_path / "summary.json").read_text())["values"]
     assert (value["metric"], value["comparison"]) == ("cka", "base_vs_other")
+
+
+def _controls(folder, overrides=(), *, dropout=False, negatives=(2, 3)):
+    config = load_config(
+        "quickstart",
+        ["arms.rlvr.seed=7", "data.train_group_size=3", *overrides],
+    )
+    sources = [SimpleNamespace(negative_counts=np.array(negatives))]
+    return find_controls(config, sources, dropout=dropout, folder=folder)
+
+
+def _write_control(folder, last):
+    for step, value in enumerate((1.0, last)):
+        record = Measurement(
+            "cka",
+            value,
+            arm="base_seed2",
+            reference="base",
+            layer="output",
+            identity=1.0,
+            step=step,
+        )
+        append_record(folder / "similarity.jsonl", Evaluation(step, [record]))
+
+
+@pytest.mark.parametrize(
+    ("options", "varied"),
+    [
+        ({}, ("order of batches", "drawn negatives", "adapters")),
+        # Two negatives of two, or of one: nothing is drawn.
+        ({"negatives": (2, 1)}, ("order of batches", "adapters")),
+        (
+            {"overrides": ["model.lora=null"], "dropout": True},
+            ("order of batches", "drawn negatives", "dropout"),
+        ),
+    ],
+)
+def test_a_control_says_what_its_seed_varied(tmp_path, options, varied):
+    assert _controls(tmp_path, **options) == [Control("base_seed2", "base", varied)]
+    assert _controls(tmp_path, ["arms.base_seed2.seed=1016"]) == []
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        (0.9999, "base_seed2 differs from base in order of batches, drawn negatives and adapters"),
+        (1 - 1e-15, "base_seed2 is no control: it ends identical to base"),
+    ],
+)
+def test_a_control_that_ends_identical_is_none_in_the_table_and_in_the_file(tmp_path, last, words):
+    _write_control(tmp_path, last)
+    controls = _controls(tmp_path)
+    assert summary_lines(tmp_path, controls)[-2:] == ["", words]
+    write_summary(tmp_path, steps=1, seconds=1.0, controls=controls)
+    assert read_controls(json.loads((tmp_path / "summary.json").read_text())) == controls
+    assert read_controls({"steps": 1}) == []
