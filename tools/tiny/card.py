@@ -116,10 +116,11 @@ reference policy of the KL term (weight {prorl_beta:g}) becomes the policy as it
 optimizer starts anew; within it the learning rate rises over {prorl_warmup} steps to {prorl_lr:g}
 and falls by a cosine to 0. Prompts whose {prorl_generations} completions are all right or all wrong
 are left out of the update. Each step samples for {prorl_prompts} prompts, with one update, so that
-ProRL's clipping has nothing to do. Seed {prorl_seed}. Length and settings were fixed beforehand;
-what ships is the end of the latest period whose sampled accuracy on selection problems lies at most
-one standard error below the best period's, among those with a greedy accuracy of at least the
-base's: period {prorl_accepted}, after {prorl_steps:,} steps. After each period, sampled / greedy:
+ProRL's clipping has nothing to do. Seed {prorl_seed}. Settings were fixed beforehand, with six
+periods; five were trained, for want of time. What ships is the end of the latest period whose
+sampled accuracy on selection problems lies at most one standard error below the best period's, among
+those with a greedy accuracy of at least the base's: period {prorl_accepted}, after {prorl_steps:,}
+steps. Accuracy on selection problems at the end of each period, sampled / greedy:
 
 {prorl_table}
 

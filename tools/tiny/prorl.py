@@ -34,13 +34,12 @@ logger = logging.getLogger(__name__)
 class ProrlConfig:
     """What decides the ProRL backbone, besides the base.
 
-    The period is the longest single GRPO run tried; their number makes the training twelve times
-    as long as that of the short RLVR backbone. Within a period the learning rate falls to 0, as
-    there.
+    A period is the longest single GRPO run tried, and all of them are ten times the short RLVR
+    backbone's training. Within a period the learning rate falls to 0, as there.
     """
 
     seed: int = 1729
-    num_periods: int = 6
+    num_periods: int = 5
     num_steps_per_period: int = 200
     num_prompts: int = 12
     num_generations: int = 16
