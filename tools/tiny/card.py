@@ -118,9 +118,9 @@ and falls by a cosine to 0. Prompts whose {prorl_generations} completions are al
 are left out of the update. Each step samples for {prorl_prompts} prompts, with one update, so that
 ProRL's clipping has nothing to do. Seed {prorl_seed}. Settings were fixed beforehand, with six
 periods; five were trained, for want of time. What ships is the end of the latest period whose
-sampled accuracy on selection problems lies at most one standard error below the best period's, among
-those with a greedy accuracy of at least the base's: period {prorl_accepted}, after {prorl_steps:,}
-steps. Accuracy on selection problems at the end of each period, sampled / greedy:
+sampled accuracy on selection problems lies at most one standard error below the best, among those
+with a greedy accuracy of at least the base's: period {prorl_accepted}, after {prorl_steps:,} steps.
+Accuracy on selection problems at the end of each period, sampled / greedy:
 
 {prorl_table}
 
