@@ -292,9 +292,9 @@ def _train(folder: Path, settings: list[str], dry_run: bool) -> str:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (run,) = folder.glob("*/*")
-    read = EventAccumulator(str(run))
+    read = EventAccumulator(str(run / "base"))
     read.Reload()
-    losses = " ".join(f"{event.value:.5f}" for event in read.Scalars("train/loss/base"))
+    losses = " ".join(f"{event.value:.5f}" for event in read.Scalars("train/loss"))
     return f"{seconds:.0f} s in all, losses {losses}"
 
 

@@ -9,6 +9,8 @@ from latex2mathml.converter import convert
 
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)?)\$", re.DOTALL)
+_MODULE = re.compile(r"^::: (hrsa_lightning\.\w+)$", re.MULTILINE)
+_ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)\s]+)\)")
 
 
@@ -21,15 +23,29 @@ class Readable(griffe.Extension):
             text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
             obj.docstring.value = text.replace(":math:`", "`")
 
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """A function in a module of its own name is what the package means by that name."""
+        for package in pkg.modules.values():
+            for name, module in list(package.modules.items()):
+                if name in (package.exports or ()) and name in module.functions:
+                    function = module.functions[name]
+                    package.members[name] = function
+                    function.parent = package
+
 
 def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
-    """Formulas become MathML, which needs no script; files outside of `docs/` are named by path."""
+    """Formulas become MathML, which needs no script; files outside of `docs/` are named by path.
+
+    Names in the overview of a page of the reference lead to their place on it.
+    """
     folder = posixpath.dirname(page.file.src_uri)
 
     def name_outside(link: re.Match[str]) -> str:
         path = posixpath.normpath(posixpath.join(folder, link[2]))
         return f"{link[1]} (`{path.removeprefix('../')}`)" if path.startswith("../") else link[0]
 
+    if module := _MODULE.search(markdown):
+        markdown = _ROW.sub(rf"| [`\1`][{module[1]}.\1] |", markdown)
     parts = _CODE.split(_LINK.sub(name_outside, markdown))
     parts[::2] = [_FORMULA.sub(_mathml, part) for part in parts[::2]]
     return "".join(parts)

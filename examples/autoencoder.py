@@ -55,7 +55,6 @@ def main(max_epochs: int = 10, folder: str | Path = "runs/autoencoder") -> pl.Tr
     monitor = SimilarityMonitor(references, pixels[1437:], ["output.latent"], log_spaced=2)
     trainer = pl.Trainer(max_epochs=max_epochs, callbacks=[monitor], default_root_dir=folder)
     trainer.fit(Autoencoder(), loader)
-    print(f"history and pictures: {monitor.folder}")
     return trainer
 
 

@@ -61,7 +61,6 @@ def main(max_epochs: int = 5, folder: str | Path = "runs/digits_cnn") -> pl.Trai
     monitor = SimilarityMonitor("initial", "val_dataloader", ["features.*", "output"], log_spaced=2)
     trainer = pl.Trainer(max_epochs=max_epochs, callbacks=[monitor], default_root_dir=folder)
     trainer.fit(DigitsCNN(), datamodule=DigitsData())
-    print(f"history and pictures: {monitor.folder}")
     return trainer
 
 

@@ -75,7 +75,6 @@ def main(max_steps: int = 150, folder: str | Path = "runs/text_classifier") -> p
     monitor = SimilarityMonitor("initial", probes, ["encoder.encoder.layer.*"], log_spaced=2)
     trainer = pl.Trainer(max_steps=max_steps, callbacks=[monitor], default_root_dir=folder)
     trainer.fit(TextClassifier(), loader)
-    print(f"history and pictures: {monitor.folder}")
     return trainer
 
 

@@ -73,6 +73,19 @@ def test_a_chance_level_that_would_flatten_the_curves_is_a_note():
     assert bottom < first.transData.transform((0, lowest))[1], "no curve runs through the note"
 
 
+def test_a_level_beyond_limits_that_a_note_has_fixed_is_not_named():
+    """Its name would lie outside of the panel and leave no room for it."""
+    ends = [1.0, 0.667]
+    found = [
+        Measurement("cka", end, 0.0, reference="initial", step=step, null_95=0.0545)
+        for step, end in enumerate(ends)
+    ]
+    figure = curves_figure([*found, *(m._replace(metric="knn_overlap_10") for m in found)])
+    panel = figure.axes[0]
+    assert panel.get_position().height > 0.4
+    assert "far below" in panel.texts[0].get_text()
+
+
 def test_a_chance_level_that_changes_is_a_curve():
     """The residual of a model whose norms drift is far above 2, and so is its chance level."""
     found = [

@@ -10,15 +10,26 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from hrsa_lightning.callbacks.folder import RunFolder, close_run_folder, open_run_folder
-from hrsa_lightning.callbacks.logging import log_charts, log_values, tag_of, values_by_tag
+from hrsa_lightning.callbacks.logging import log_measurements
 from hrsa_lightning.callbacks.progress import StepProgressBar
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
+from hrsa_lightning.callbacks.tensorboard import close_runs
 from hrsa_lightning.distributed import Ranks
-from hrsa_lightning.errors import ConfigError, DataError, HRSAWarning, shown
+from hrsa_lightning.errors import (
+    ConfigError,
+    DataError,
+    HRSAError,
+    HRSAWarning,
+    cut,
+    first_line,
+    shown,
+)
 from hrsa_lightning.io import NAME_RULE, is_name, is_path_of_file
+from hrsa_lightning.similarity.batches import described
 from hrsa_lightning.similarity.history import (
     Evaluation,
     append_record,
@@ -26,10 +37,10 @@ from hrsa_lightning.similarity.history import (
     has_other_run,
     reserve_history,
 )
-from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.similarity.isolation import lazy_weight_of, preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["Monitor", "OnError", "find_arms", "resolve_probes"]
+__all__ = ["Monitor", "OnError", "find_arms", "receive_batch", "resolve_probes"]
 
 OnError = Literal["warn", "raise"]
 
@@ -40,9 +51,11 @@ _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
 class Monitor(Callback, ABC):
     """A callback that schedules evaluations, restores training state, and logs measurements.
 
-    A subclass says how to prepare (errors there end the run before it starts) and how to measure
-    (errors there are warnings, unless `on_error="raise"`). It is evaluated before the first
-    training step, on schedule, and at the end of the fit. Values go to all loggers, to
+    A subclass says how to prepare and how to measure. It is evaluated before the first training
+    step, on schedule, and at the end of the fit. What cannot ever work (an `HRSAError` of the first
+    evaluation) ends the fit; later errors are warnings, unless `on_error="raise"`. Weights of lazy
+    modules are drawn by the first training step: the first evaluation waits until then, and comes
+    before the optimizer's. Values go to all loggers, to
     `trainer.callback_metrics` and to a file of JSON lines; the training run is bit for bit what it
     would be without it.
 
@@ -100,6 +113,7 @@ class Monitor(Callback, ABC):
         self._restored: dict[str, Any] | None = None
         self._warned: set[str] = set()
         self._preparing = 0.0
+        self._is_attached = self._waits = False
         self._forget()
 
     @abstractmethod
@@ -158,11 +172,9 @@ class Monitor(Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
-
-    def tag(self, m: Measurement) -> str:
-        """The tag of a measurement in loggers and `callback_metrics`."""
-        return tag_of(self.name, m, named=self.names_comparisons)
+        # A trainer refuses equal keys before it calls `setup`, which says what to do about them.
+        own = {} if self._is_attached else {"id": id(self)}
+        return self._generate_state_key(name=self.name, **own)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if any(kind.__name__ == "FSDPStrategy" for kind in type(trainer.strategy).__mro__):
@@ -170,10 +182,19 @@ class Monitor(Callback, ABC):
                 f"{self.name}: FSDPStrategy keeps weights where a call of the module itself does "
                 "not find them; shard with ModelParallelStrategy (FSDP2) instead"
             )
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        names = [each.name for each in callbacks if isinstance(each, Monitor)]
+        if names.count(self.name) > 1:
+            raise ConfigError(
+                f"name: two monitors of the trainer are called {self.name!r}; give one of them "
+                f"another, such as name='{self.name}_2'"
+            )
+        self._is_attached = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         started = time.perf_counter()
         close_run_folder(trainer)
+        close_runs(trainer)
         sampler: dict[str, int] = (
             getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         )
@@ -184,8 +205,13 @@ class Monitor(Callback, ABC):
             sampler.get("rank"),
             pl_module.device,
         )
-        with preserve_training_state(pl_module):
+        with preserve_training_state(*_without_lazy(pl_module)):
             self.prepare(trainer, pl_module)
+        if self.schedule.is_empty:
+            rank_zero_info(
+                f"{self.name}: evaluates before the first step and at the end only; give "
+                "every_n_train_steps=, every_n_epochs=, log_spaced= or max_overhead= for more"
+            )
         self._preparing = time.perf_counter() - started
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -206,11 +232,19 @@ class Monitor(Callback, ABC):
         self._averages = _follow_averaging(trainer, self)
         opening = time.perf_counter() - started
         self.budget.start(step, restored, spent=self._preparing + opening)
-        if self._last_step < 0:
+        self._waits = self._last_step < 0 and lazy_weight_of(pl_module) is not None
+        if self._last_step < 0 and not self._waits:
             self._evaluate(trainer, pl_module, starts=True)
         elif step and trainer.is_last_batch and not trainer.fit_loop.done:
             # An epoch that was left between its last step and its end has no end anymore.
             self._evaluate_epoch(trainer, pl_module, trainer.current_epoch - 1)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if self._waits:
+            self._waits = False
+            self._evaluate(trainer, pl_module, starts=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -373,28 +407,33 @@ class Monitor(Callback, ABC):
                     self._write(trainer, pl_module, seconds)
             except Exception as error:
                 # Before the first step a mistake of the user can still be mended at no loss.
-                if self._on_error == "raise" or (starts and isinstance(error, ConfigError)):
+                if self._on_error == "raise" or (starts and isinstance(error, HRSAError)):
                     raise
-                warnings.warn(
-                    f"{self.name}: no values at step {step}, training goes on "
-                    f"({type(error).__name__}: {error})",
-                    HRSAWarning,
-                    stacklevel=2,
+                self.warn_once(
+                    f"no values, training goes on ({type(error).__name__}: {first_line(error)})",
+                    f", first at step {step}",
                 )
         self._last_step = step
         self.schedule.advance(step)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
-        step, named, measurements = trainer.global_step, self.names_comparisons, self.latest
-        values = values_by_tag(self.name, measurements, named=named)
-        values[f"{self.name}/seconds"] = seconds
-        log_values(trainer, values, step, pl_module.device)
+        step = trainer.global_step
+        log_measurements(
+            trainer,
+            self.name,
+            self.latest,
+            step,
+            named=self.names_comparisons,
+            seconds=seconds,
+            first_step=self.first_step,
+            device=pl_module.device,
+        )
         if not trainer.is_global_zero:
             return
         if self.history_path is not None:
             record = Evaluation(
                 step,
-                measurements,
+                self.latest,
                 self.name,
                 trainer.current_epoch,
                 time.time(),
@@ -402,7 +441,6 @@ class Monitor(Callback, ABC):
                 self.run,
             )
             append_record(self.history_path, record)
-        log_charts(trainer, self.name, measurements, step, named=named)
         self.publish(trainer, step)
 
     def _evaluate_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
@@ -497,24 +535,78 @@ def find_arms(pl_module: LightningModule, holder: str | None) -> dict[str, nn.Mo
 
 
 def resolve_probes(source: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
-    """A loader that the user gave by name, made anew; anything else as it is.
+    """A loader that the user gave by name, found where the trainer has it; anything else as it is.
+
+    `val_dataloader` is that of the fit, the datamodule or the module, any other name a method of
+    the latter two; `NAME:1` or `NAME:key` is one of several.
 
     Raises:
-        DataError: When there is no such loader method, or it gives several.
+        DataError: When there is no such loader, or there are several.
     """
-    if not isinstance(source, str) or Path(source).exists():
-        return source
-    for owner in (getattr(trainer, "datamodule", None), pl_module):
-        make = getattr(owner, source, None)
+    found, name, key = source, "", ""
+    if isinstance(source, str) and not Path(source).exists():
+        name, _, key = source.partition(":")
+        found = _loader(name, trainer, pl_module)
+    if type(found).__name__ == "CombinedLoader":
+        found = found.iterables  # its own batches are tuples with the numbers of batch and loader
+    elif not (name and isinstance(found, (list, tuple, Mapping))):
+        return found
+    pairs = found.items() if isinstance(found, Mapping) else enumerate(found)
+    loaders = {str(which): loader for which, loader in pairs}
+    if key in loaders:
+        return loaders[key]
+    if len(loaders) == 1 and not key:
+        return next(iter(loaders.values()))
+    if not name:
+        raise DataError(
+            f"probes: expected one loader, got a CombinedLoader of {', '.join(loaders)}; "
+            "give a mapping of names to loaders"
+        )
+    choice = ", ".join(f"'{name}:{which}'" for which in loaders)
+    raise DataError(f"probes: {source!r} is one of several loaders; choose one of {choice}")
+
+
+def receive_batch(batch: Any, trainer: Trainer) -> Any:
+    """What the trainer does to a batch before a validation step: the module's transfer hooks.
+
+    Raises:
+        DataError: When a hook cannot take the batch.
+    """
+    stage = trainer.state.stage
+    trainer.validating = True
+    try:
+        return trainer.strategy.batch_to_device(batch)
+    except Exception as error:
+        raise DataError(
+            f"probes: the batch hooks of the project fail ({cut(first_line(error), 100)})\n"
+            f"for the batch {described(batch)}; probes=list(loader) does without them"
+        ) from error
+    finally:
+        trainer.state.stage = stage
+
+
+def _loader(name: str, trainer: Trainer, pl_module: LightningModule) -> Any:
+    """What a loader method gives, or the loaders that were given to the fit in its place."""
+    fit: Any = trainer.fit_loop
+    sources = {
+        "train_dataloader": fit._data_source,
+        "val_dataloader": fit.epoch_loop.val_loop._data_source,
+    }
+    given = sources.get(name) or sources.get(name.removesuffix("s"))
+    owners = (getattr(trainer, "datamodule", None), pl_module)
+    if given is not None and given.is_defined():
+        return given.dataloader()
+    for owner in owners:
+        make = getattr(owner, name, None)
         # The framework's own hooks of these names only say that they are missing.
-        if not callable(make) or make.__module__.startswith(("lightning.", "pytorch_lightning.")):
-            continue
-        loader = make()
-        if isinstance(loader, (list, tuple, Mapping)):
-            raise DataError(
-                f"probes: {source!r} gives several loaders; name them with probes={{...}}"
-            )
-        return loader
+        if callable(make) and not make.__module__.startswith(("lightning.", "pytorch_lightning.")):
+            return make()
+    has = [which for which, known in sources.items() if known.is_defined()]
     raise DataError(
-        f"probes: {source!r} is neither a file nor a loader method of the datamodule or module"
+        f"probes: expected a file, or a loader of fit, datamodule or module, got {name!r};"
+        f" there is {' and '.join(has)}"
     )
+
+
+def _without_lazy(pl_module: LightningModule) -> list[LightningModule]:
+    return [] if lazy_weight_of(pl_module) is not None else [pl_module]

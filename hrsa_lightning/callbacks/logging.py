@@ -3,45 +3,32 @@
 Tags are made here and taken apart nowhere: everything else reads the fields of a `Measurement`.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch import Trainer
 
+from hrsa_lightning.callbacks.tensorboard import Card, cards_of, has_runs, log_cards
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.similarity.extraction import Representations
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 from hrsa_lightning.similarity.probes import ProbeSet
-from hrsa_lightning.similarity.references import INITIAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "chart_layout",
-    "log_charts",
     "log_embeddings",
+    "log_measurements",
     "log_picture",
     "log_projector",
     "log_settings",
     "log_text",
-    "log_values",
     "tag_of",
     "takes_pictures",
     "values_by_tag",
 ]
-
-Layout = dict[str, dict[str, list[Any]]]
-"""Charts of TensorBoard: section to title to kind and patterns of tags."""
-
-# TensorBoard shows the last layout that a run logged, and a trainer may have several monitors.
-_LAYOUTS: WeakKeyDictionary[Any, Layout] = WeakKeyDictionary()
-
-_CHANCE = "floor"
-"""Stands in tags of chance levels in the place of a comparison; older logs have it."""
 
 _LONGEST_TEXT = 100
 
@@ -92,84 +79,44 @@ def values_by_tag(
     return found
 
 
-def log_charts(
-    trainer: Trainer, name: str, measurements: Sequence[Measurement], step: int, *, named: bool
-) -> None:
-    """Keep TensorBoard's custom charts up to date, and log the chance levels that they show.
-
-    Chance levels are scalars, one per metric and place, the highest of all comparisons. Other
-    loggers do not get them: a constant is no result of a run.
-    """
-    writers = _with(trainer, "add_custom_scalars")
-    if not writers:
-        return
-    layout = chart_layout(name, measurements, named=named)
-    levels: dict[str, float] = {}
-    for m in measurements:
-        if m.chance is not None:
-            place = _chance_tag(name, m)
-            levels[place] = max(m.chance, levels.get(place, m.chance))
-    for logger in writers:
-        known = _LAYOUTS.setdefault(logger, {})
-        merged = {title: {**known.get(title, {}), **charts} for title, charts in layout.items()}
-        if layout and merged != {title: known.get(title) for title in merged}:
-            known |= merged
-            logger.experiment.add_custom_scalars(known)
-        logger.log_metrics(levels, step=step)
-
-
-def chart_layout(name: str, measurements: Sequence[Measurement], *, named: bool = True) -> Layout:
-    """One section per place and reference, one chart per metric with all arms and the chance level.
-
-    The output comes first, and comparisons with the start come last.
-
-    Example:
-        >>> m = Measurement("cka", 0.5, 0.0, arm="a", reference="b", layer="output")
-        >>> chart_layout("s", [m])
-        {'s at output, against b': {'cka': ['Multiline', ['s/cka/a_vs_b/output$', \
-'s/cka/floor/output$']]}}
-    """
-    layout: Layout = {}
-    chance: dict[tuple[str, str], str] = {}
-    for m in sorted(measurements, key=lambda m: (m.layer != "output", m.reference == INITIAL)):
-        group = f"{name}.{m.probes}" if m.probes else name
-        where = "/".join(part for part in (m.layer, m.label) if part)
-        title = f"{group} at {where}" if where else f"{group} on held-out pairs"
-        title += f", against {m.reference}" if m.reference and named else ""
-        charts = layout.setdefault(title, {})
-        pattern = _exactly(tag_of(name, m, named=named))
-        charts.setdefault(m.metric, ["Multiline", []])[1].append(pattern)
-        if m.chance is not None:
-            chance[title, m.metric] = _exactly(_chance_tag(name, m))
-    for (title, metric), pattern in chance.items():
-        layout[title][metric][1].append(pattern)
-    return layout
-
-
-def _chance_tag(name: str, m: Measurement) -> str:
-    group = f"{name}.{m.probes}" if m.probes else name
-    parts = (group, m.metric, _CHANCE, m.layer, m.label) if m.layer else (group, _CHANCE, m.metric)
-    return "/".join(part for part in parts if part)
-
-
-def _exactly(tag: str) -> str:
-    """TensorBoard takes a tag for the beginning of a pattern: layer_1 would show layer_10, too."""
-    return f"{re.escape(tag)}$"
-
-
-def log_values(
-    trainer: Trainer, values: Mapping[str, float], step: int, device: torch.device
+def log_measurements(
+    trainer: Trainer,
+    name: str,
+    measurements: Sequence[Measurement],
+    step: int,
+    *,
+    named: bool,
+    seconds: float,
+    first_step: int,
+    device: torch.device,
 ) -> None:
     """Hand values to every logger at exactly this step, and to callbacks that monitor them.
 
     `LightningModule.log` would drop values at steps that are no multiple of `log_every_n_steps`.
     All ranks have to call it: `EarlyStopping` and `ModelCheckpoint` decide on each of them.
+
+    Args:
+        trainer: Whose loggers.
+        name: Of the monitor.
+        measurements: Of one evaluation.
+        step: Optimizer step.
+        named: See `tag_of`.
+        seconds: Duration of the evaluation.
+        first_step: Step at which the fit began.
+        device: Of the values for callbacks.
     """
+    values = values_by_tag(name, measurements, named=named)
+    duration = {f"{name}/seconds": seconds}
     trainer.callback_metrics.update(
-        {tag: torch.tensor(value, device=device) for tag, value in values.items()}
+        {tag: torch.tensor(v, device=device) for tag, v in (values | duration).items()}
     )
     for logger in trainer.loggers if trainer.is_global_zero else ():
-        logger.log_metrics(dict(values), step=step)
+        if has_runs(trainer, logger):
+            cards = cards_of(name, measurements, named=named)
+            log_cards(logger, cards, step, first_step)
+            logger.log_metrics(duration, step=step)
+        else:
+            logger.log_metrics(values | duration, step=step)
 
 
 def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
@@ -255,7 +202,7 @@ def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
         logger.experiment.flush()
 
 
-def log_settings(trainer: Trainer, settings: Mapping[str, Any], tags: Sequence[str]) -> None:
+def log_settings(trainer: Trainer, settings: Mapping[str, Any], cards: Iterable[Card]) -> None:
     """Give TensorBoard's HParams page a row: the settings of this run and its final values.
 
     It goes into the run's own events. `SummaryWriter.add_hparams` would make a second run of it,
@@ -265,8 +212,9 @@ def log_settings(trainer: Trainer, settings: Mapping[str, Any], tags: Sequence[s
         trainer: Whose loggers.
         settings: Flat; what is no number, truth value or string is written as text, and what is
             unset (`None`, empty) is left out.
-        tags: Scalars that the run has logged; the page shows the last value of each.
+        cards: Scalars that the run has logged; the page shows the last value of each.
     """
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard.summary import hparams
 
     plain = {
@@ -274,9 +222,15 @@ def log_settings(trainer: Trainer, settings: Mapping[str, Any], tags: Sequence[s
         for name, value in settings.items()
         if value not in (None, "", [], ())
     }
+    experiment, *session = hparams(plain, {})  # type: ignore[no-untyped-call]
+    about = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(about.content)
+    for run, tag in cards:
+        content.experiment.metric_infos.add(name={"group": run, "tag": tag})
+    about.content = content.SerializeToString()
     for logger in _with(trainer, "add_hparams"):
         writer = logger.experiment._get_file_writer()
-        for part in hparams(plain, dict.fromkeys(tags, 0.0)):  # type: ignore[no-untyped-call]
+        for part in (experiment, *session):
             writer.add_summary(part)
         logger.experiment.flush()
 

@@ -1,18 +1,25 @@
 """`RepresentationRecorder`: writes a run's representations, as a reference for other runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, resolve_probes
+from hrsa_lightning.callbacks.base import (
+    Monitor,
+    OnError,
+    find_arms,
+    receive_batch,
+    resolve_probes,
+)
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.io import numbered
 from hrsa_lightning.similarity.extraction import Extractor, Forward
+from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.similarity.pooling import PoolingMethod
+from hrsa_lightning.similarity.pooling import Pooling
 from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.trace import TraceWriter, can_record
 
@@ -41,11 +48,11 @@ class RepresentationRecorder(Monitor):
         self,
         folder: str | Path = "trace",
         probes: Any = None,
-        layers: Sequence[str] = ("output",),
+        layers: Layers = None,
         arms: str | None = None,
         *,
         forward: Forward | None = None,
-        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        pooling: Pooling = "mean",
         mask: str | Callable[[Any], Tensor] | None = None,
         exclude_first_token: bool = False,
         every_n_train_steps: int | None = None,
@@ -85,6 +92,8 @@ class RepresentationRecorder(Monitor):
             device=pl_module.device,
             context=trainer.precision_plugin.forward_context,
             resolve=lambda source: resolve_probes(source, trainer, pl_module),
+            receive=lambda batch: receive_batch(batch, trainer),
+            warn=self.warn_once,
         )
 
     def begin(self, restored: dict[str, Any]) -> None:

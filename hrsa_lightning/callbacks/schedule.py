@@ -62,6 +62,11 @@ class Schedule:
             self._ignores_steps = False
         self.next_step = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no evaluation is asked for but the first and the last."""
+        return self._ignores_steps and self.every_n_epochs is None
+
     def is_due(self, step: int) -> bool:
         """Whether an evaluation is due at `step`."""
         return not self._ignores_steps and step >= self.next_step

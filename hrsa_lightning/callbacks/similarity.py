@@ -1,14 +1,21 @@
 """`SimilarityMonitor`: logs how similar a model in training is to its start or to other models."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms, is_last_step, resolve_probes
+from hrsa_lightning.callbacks.base import (
+    Monitor,
+    OnError,
+    find_arms,
+    is_last_step,
+    receive_batch,
+    resolve_probes,
+)
 from hrsa_lightning.callbacks.figures import Figures
 from hrsa_lightning.callbacks.logging import log_projector
 from hrsa_lightning.callbacks.schedule import Schedule
@@ -18,8 +25,9 @@ from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity.evaluator import SimilarityEvaluator
 from hrsa_lightning.similarity.extraction import Forward, Representations
 from hrsa_lightning.similarity.history import cut_history, details_path
+from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.similarity.pooling import PoolingMethod
+from hrsa_lightning.similarity.pooling import Pooling
 from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import INITIAL
 
@@ -51,15 +59,16 @@ class SimilarityMonitor(Monitor):
 
     Args:
         reference: See `SimilarityEvaluator`; `"initial"` is the module before its first step.
-        probes: See `SimilarityEvaluator`; also the name of a loader method of the datamodule or
-            module.
+        probes: See `SimilarityEvaluator`; also the name of a loader that the fit, the datamodule or
+            the module has, `"val_dataloader"`, or `"val_dataloader:1"` where there are several.
+            Batches of a loader pass the module's transfer hooks, as before a validation step.
         layers: See `SimilarityEvaluator`, as for all up to `num_jackknife_groups` but `arms`.
         arms: Attribute of the LightningModule that holds an `nn.ModuleDict` of models to compare.
         forward: Forward call.
-        pooling: From activations to rows. Three dimensions are read as (samples, tokens, features),
-            four and more as images with channels first; signals with channels first need a
-            function.
-        mask: Which tokens count.
+        pooling: From activations to rows. Where channels come first or last is read off the layers;
+            where nothing tells, three dimensions are (samples, tokens, features), and more are
+            images with channels first.
+        mask: Which tokens count, or the graph of each node.
         exclude_first_token: Leave out each sample's first token, which in LLMs often outweighs all.
         metrics: Names of HRSA metrics, or torchmetrics metrics.
         by_label: Also compare within each label of the probes.
@@ -93,7 +102,7 @@ class SimilarityMonitor(Monitor):
         label_key: Where batches hold labels.
         limit_probe_batches: At most so many batches of each probe set.
         progress_bar: Show the first metric at the output in the progress bar.
-        on_error: `"warn"` goes on training when an evaluation fails, `"raise"` does not.
+        on_error: `"warn"` goes on training when a later evaluation fails, `"raise"` does not.
         name: First part of all tags and file names; needed where a trainer has two monitors.
 
     Raises:
@@ -105,11 +114,11 @@ class SimilarityMonitor(Monitor):
         self,
         reference: Any = INITIAL,
         probes: Any = None,
-        layers: Sequence[str] = ("output",),
+        layers: Layers = None,
         arms: str | None = None,
         *,
         forward: Forward | None = None,
-        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        pooling: Pooling = "mean",
         mask: str | Callable[[Any], Tensor] | None = None,
         exclude_first_token: bool = False,
         metrics: Any = None,
@@ -188,6 +197,7 @@ class SimilarityMonitor(Monitor):
             device=pl_module.device,
             context=trainer.precision_plugin.forward_context,
             resolve=lambda source: resolve_probes(source, trainer, pl_module),
+            receive=lambda batch: receive_batch(batch, trainer),
             holder=self._arms or "",
             warn=self.warn_once,
         )

@@ -151,7 +151,7 @@ class ModelRunner:
             DataError: At token level, when two models split the texts into different tokens.
         """
         if self._options.level == "sentence":
-            return self._probes.num_samples
+            return len(self._texts)
         first, *others = models
         ids, counts = self._tokens(first.tokenizer)
         for other in (other for other in others if other.tokenizer != first.tokenizer):

@@ -16,11 +16,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 from hrsa_lightning.callbacks import Monitor, StepProgressBar
+from hrsa_lightning.callbacks.tensorboard import ArmsLogger
 from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
 from hrsa_lightning.data import ContrastiveDataModule, PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
@@ -313,16 +313,13 @@ def build_trainer(
     adapters = TrainedAdapters(folder / "adapters")
     if config.trainer.max_steps > 0:
         arguments["max_epochs"] = None  # steps decide; epochs would cut them short
-    logger = TensorBoardLogger(
-        save_dir=folder, name="", version="", purge_step=resumed_step + 1 if resumed_step else None
-    )
     shown = [StepProgressBar()] if config.trainer.enable_progress_bar else []
     arguments["strategy"] = _strategy(config.trainer.strategy)
     try:
         trainer = Trainer(
             **arguments,
             callbacks=[*callbacks, *shown, checkpoint, LearningRateMonitor("step"), adapters],
-            logger=logger,
+            logger=ArmsLogger(folder, config.arms, resumed_step),
             plugins=[SafetensorsCheckpointIO()],
             use_distributed_sampler=False,  # our sampler already gives each rank its own slice
             enable_model_summary=False,

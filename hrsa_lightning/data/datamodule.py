@@ -195,6 +195,8 @@ class ContrastiveDataModule(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+        # A trainer that is to overfit a few batches stops the shuffling of a `DataLoader`.
+        sampler.repeats_epoch = getattr(trainer, "overfit_batches", 0) > 0
         self._loader = ContrastiveLoader(
             self.dataset,
             sampler,

@@ -163,6 +163,9 @@ class GlobalBatchSampler:
             anew in another order, and of one that has too many other examples come in each epoch.
             No batch is mixed.
 
+    Attributes:
+        repeats_epoch: Whether each epoch has the batches of the first.
+
     Raises:
         DataError: If `batch_size` cannot be split evenly over the ranks, if there are fewer
             examples than one batch takes, also in a single source with a weight, or if `weights`
@@ -204,10 +207,11 @@ class GlobalBatchSampler:
         self.drop_last = drop_last
         self.epoch = 0
         self.first_batch = 0
+        self.repeats_epoch = False
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows; Lightning calls this."""
-        self.epoch = epoch
+        self.epoch = 0 if self.repeats_epoch else epoch
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch."""

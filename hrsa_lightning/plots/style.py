@@ -108,4 +108,5 @@ def draw_chance(
         ha="right" if far else "left",
         fontsize=7,
         color=MUTED,
+        annotation_clip=True,  # a note has fixed the limits; what is beyond them is not named
     )

@@ -4,21 +4,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from hrsa_lightning.report.experiments import Curve, Experiment, Key, Pair, Place
+from hrsa_lightning.report.experiments import Curve, Experiment, Pair
 from hrsa_lightning.report.statistics import Spread, spread
-from hrsa_lightning.report.verdict import FARTHER, NEARER, SAME, Findings, Verdict, joined, side_of
+from hrsa_lightning.report.verdict import (
+    FARTHER,
+    NEARER,
+    SAME,
+    Findings,
+    Verdict,
+    findings_of,
+    side_of,
+)
 from hrsa_lightning.similarity.measurement import listed
 from hrsa_lightning.similarity.metric_info import KINDS, MetricInfo, info_of
 
-__all__ = [
-    "Sentence",
-    "answer_of",
-    "base_arm",
-    "number",
-    "numbers",
-    "question",
-    "score_differences",
-]
+__all__ = ["Sentence", "answer_of", "base_of", "joined", "number", "numbers", "question"]
+__all__ += ["score_differences"]
 
 _NEAR = 0.005
 """Distances from identity below this are shown to their second digit."""
@@ -54,23 +55,21 @@ def question(experiment: Experiment) -> str:
     runs = experiment.runs
     seeds = ", ".join(str(run.seed) for run in runs if run.seed is not None)
     what = f"{len(runs)} runs" if len(runs) > 1 else "one run"
-    what += f" of {runs[0].last_step:g} steps" + (
-        f", seed{'s' * (len(runs) > 1)} {seeds}" if seeds else ""
-    )
-    found = [Findings(experiment, group) for group in experiment.groups()]
-    pairs = [pair for findings in found for pair in findings.pairs if pair.arm]
+    what += f" of {runs[0].last_step:g} steps"
+    what += f", seed{'s' * (len(runs) > 1)} {seeds}" if seeds else ""
+    pairs = [pair for each in findings_of(experiment) for pair in each.pairs if pair.arm]
     if not pairs:
         return f"How far does training move the representations? From {what}."
-    arms = joined(list(dict.fromkeys(pair.arm for pair in pairs)))
+    arms = list(dict.fromkeys(pair.arm for pair in pairs))
     others = joined(list(dict.fromkeys(_its(pair.reference) for pair in pairs)))
-    verb = "Does" if len({pair.arm for pair in pairs}) == 1 else "Do"
-    return f"{verb} {arms} realign with {others}? From {what}."
+    verb = "Do" if arms[1:] else "Does"
+    return f"{verb} {joined(arms)} realign with {others}? From {what}."
 
 
 def answer_of(experiment: Experiment) -> list[Sentence]:
     """Every pair of every monitor, the scores, the controls, and how sure all that is."""
-    groups = experiment.groups()
-    monitors = [Findings(experiment, g) for g in groups if not experiment.is_retrieval(g)]
+    found = findings_of(experiment)
+    monitors = [each for each in found if not each.is_retrieval]
     said, beside = [], []
     for findings in monitors:
         name = f"{findings.group}: " if len(monitors) > 1 else ""
@@ -83,18 +82,15 @@ def answer_of(experiment: Experiment) -> list[Sentence]:
             *_dominated_sentence(findings),
         ]
         beside += [each._replace(lead=name + each.lead) for each in others]
-    scores = [
-        sentence
-        for group in filter(experiment.is_retrieval, groups)
-        for sentence in _score_sentence(experiment, group)
-    ]
-    said += [*scores, *beside]
+    for findings in found[len(monitors) :]:
+        said += _score_sentence(findings)
+    said += beside
     return [*said, _certainty(experiment, monitors)] if said else []
 
 
 def _pair_sentence(findings: Findings, pair: Pair) -> Sentence:
     """How far the pair moved, and where it ends beside the controls."""
-    verdicts = findings.main_verdicts(pair)
+    verdicts = findings.verdicts(pair, findings.main_metrics)
     subject = f"{pair.arm or 'the model'} and {_its(pair.reference)}"
     if not verdicts:
         return Sentence(f"{subject} cannot be compared", ": no metric is defined at any step.")
@@ -103,8 +99,8 @@ def _pair_sentence(findings: Findings, pair: Pair) -> Sentence:
         by_course.setdefault(v.course, []).append(v)
     courses = [
         _COURSES[course].format(pair.reference)
-        + (f" in {_kinds(found)}" if len(by_course) > 1 else "")
-        for course, found in by_course.items()
+        + (f" in {_kinds(those)}" if len(by_course) > 1 else "")
+        for course, those in by_course.items()
     ]
     ends = [_beside(findings, control, verdicts) for control in verdicts[0].relations]
     beside = f"; they end {joined(ends)}." if ends else "."
@@ -124,13 +120,16 @@ def _move(v: Verdict) -> str:
     ends = numbers([v.before.mean, v.after.mean], v.info)
     words = f"{v.info.short()} {ends[0]} → {ends[1]}"
     if v.gain.num_values > 1:
-        digits = len(ends[0].partition(".")[2])
         low, high = sorted(v.info.similarity(end) for end in (v.gain.low, v.gain.high))
-        return f"{words} ({low:+.{digits}f} to {high:+.{digits}f})"
+        return words + _interval(low, high, digits=len(ends[0].partition(".")[2]))
     if v.curve.band is not None and not math.isnan(v.curve.band[0][-1]):
         band = numbers([float(end[-1]) for end in v.curve.band], v.info)
         return f"{words} [{', '.join(band)}]"
     return words
+
+
+def _interval(low: float, high: float, digits: int = 3) -> str:
+    return f" ({low:+.{digits}f} to {high:+.{digits}f})".replace("-", "−")
 
 
 def _beside(findings: Findings, control: Pair, verdicts: Sequence[Verdict]) -> str:
@@ -138,27 +137,22 @@ def _beside(findings: Findings, control: Pair, verdicts: Sequence[Verdict]) -> s
     for v in verdicts:
         if control in v.relations:
             sides.setdefault(v.relations[control], []).append(v)
-    is_seed = findings.experiment.is_seed_control(control)
-    name = "the seed control" if is_seed and findings.num_seeds == 1 else control.arm
-    num_runs = verdicts[0].gain.num_values
-    words = {
-        NEARER: f"nearer than {name}",
-        FARTHER: f"farther apart than {name}",
-        SAME: f"as near as {name}" + (f", as far as {num_runs} seeds tell" * (num_runs > 1)),
-    }
-    if len(sides) == 1:
-        return words[next(iter(sides))]
-    # the second time, the name goes without saying
+    name = "the seed control" if findings.seeds == [control] else control.arm
     short = {NEARER: "nearer", FARTHER: "farther apart", SAME: "as near"}
-    first, *others = sides
-    parts = [f"{words[first].partition(',')[0]} in {_kinds(sides[first])}"]
-    return joined([*parts, *(f"{short[side]} in {_kinds(sides[side])}" for side in others)])
+    words = [f"{short[side]} {'as' if side == SAME else 'than'} {name}" for side in sides]
+    if len(sides) == 1:
+        count = verdicts[0].gain.num_values
+        unsure = f", as far as {count} seeds tell" if SAME in sides and count > 1 else ""
+        return words[0] + unsure
+    # the second time, the name goes without saying
+    words = [words[0], *(short[side] for side in list(sides)[1:])]
+    return joined([f"{w} in {_kinds(v)}" for w, v in zip(words, sides.values(), strict=True)])
 
 
 def _control_sentence(findings: Findings, pair: Pair) -> Sentence:
-    verdicts = findings.main_verdicts(pair)
+    verdicts = findings.verdicts(pair, findings.main_metrics)
     ends = [f"{v.info.short()} {numbers([v.after.mean], v.info)[0]}" for v in verdicts]
-    if not findings.experiment.is_seed_control(pair):
+    if pair not in findings.seeds:
         words = f": {pair.arm}, only displaced, ends beside {pair.reference} at"
         return Sentence("Displacement control", words, ends)
     varied = findings.experiment.varied_by_seed(pair)
@@ -174,10 +168,10 @@ def _void_sentence(pair: Pair) -> Sentence:
 
 def _drift_sentence(findings: Findings) -> list[Sentence]:
     """How far training took the arms, for scale."""
-    curves = [findings.curves(pair) for pair in findings.drifts]
     found = []
     for metric in findings.main_metrics:
-        ends = [spread(each[metric].last).mean for each in curves if metric in each]
+        curves = [findings.curve(metric, pair) for pair in findings.drifts]
+        ends = [spread(curve.last).mean for curve in curves if curve]
         if ends:
             low, high = numbers([min(ends), max(ends)], info_of(metric))
             found.append(f"{info_of(metric).short()} {low if low == high else f'{low} to {high}'}")
@@ -195,29 +189,25 @@ def _dominated_sentence(findings: Findings) -> list[Sentence]:
     return [Sentence("One dimension dominates", words)] if found else []
 
 
-def _score_sentence(experiment: Experiment, group: str) -> list[Sentence]:
+def _score_sentence(findings: Findings) -> list[Sentence]:
     """Whether the arms' retrieval differs: the null effect, or none."""
-    metrics = experiment.metrics(group)
-    metric = next((m for m in metrics if m.startswith("mrr@")), metrics[0])
-    arms = [key.pair for key in experiment.keys if (key.group, key.metric) == (group, metric)]
-    found = {arm: experiment.curve(Key(group, metric, arm, Place())) for arm in arms}
+    metric = next((m for m in findings.metrics if m.startswith("mrr@")), findings.metrics[0])
+    found = {arm: findings.curve(metric, arm) for arm in findings.arms}
     curves = {arm: curve for arm, curve in found.items() if curve}
     if not curves:
         return []
-    scores = [
-        f"{arm} {number(spread(c.first).mean)} → {number(spread(c.last).mean)}"
-        for arm, c in curves.items()
-    ]
-    title = info_of(metric).title
-    base = base_arm(experiment, list(curves))
+    title, scores = info_of(metric).title, []
+    base = base_of(findings, list(curves))
     differences = score_differences(curves, base) if base else {}
-    if not base or not differences:
+    for arm, curve in curves.items():
+        before, after = (number(spread(ends).mean) for ends in (curve.first, curve.last))
+        change = differences.get(arm)
+        interval = _interval(change.low, change.high) if change and change.num_values > 1 else ""
+        scores.append(f"{arm} {before} → {after}{interval}")
+    if base is None or not differences:
         return [Sentence("Retrieval", f": {title} before and after training", scores)]
-    lead, rest = _null_effect(experiment, differences, base)
-    for index, arm in enumerate(curves):
-        if (each := differences.get(arm)) and each.num_values > 1:
-            scores[index] += f" ({each.low:+.3f} to {each.high:+.3f})"
-    return [Sentence(lead, f"{rest}: {title}", scores)]
+    lead, rest = _null_effect(findings.experiment, differences, base)
+    return [Sentence(f"Retrieval {lead}", f"{rest}: {title}", scores)]
 
 
 def _null_effect(
@@ -231,16 +221,16 @@ def _null_effect(
         alike = [str(arm) for arm in arms if str(arm) not in apart]
         said = [f"of {joined(apart)} differs from {base}"] if apart else []
         said += [f"of {joined(alike)} does not measurably differ from {base}"] if alike else []
-        return f"Retrieval {joined(said)}", " (differences in brackets)"
+        return joined(said), " (differences in brackets)"
     largest = max((abs(each.mean) for each in arms.values()), default=0.0)
     noise = max((abs(differences[arm].mean) for arm in controls), default=math.nan)
     beside = "" if math.isnan(noise) else f", the seed control by {noise:.3f}"
-    return f"Retrieval differs from that of {base} by at most {largest:.3f}", beside
+    return f"differs from that of {base} by at most {largest:.3f}", beside
 
 
-def base_arm(experiment: Experiment, arms: Sequence[Pair]) -> Pair | None:
+def base_of(findings: Findings, arms: Sequence[Pair]) -> Pair | None:
     """The arm that the others are compared with."""
-    references = dict.fromkeys(Pair(key.pair.reference) for key in experiment.keys)
+    references = dict.fromkeys(Pair(key.pair.reference) for key in findings.experiment.keys)
     return next((arm for arm in references if arm in arms), None)
 
 
@@ -263,26 +253,27 @@ def _certainty(experiment: Experiment, monitors: Sequence[Findings]) -> Sentence
             f": {count} seeds. Ranges of changes and differences are 95 % t intervals, taken "
             "within runs and not corrected for their number."
         )
-    pairs = [(findings, pair) for findings in monitors for pair in findings.pairs]
-    verdicts = [v for findings, pair in pairs for v in findings.main_verdicts(pair)]
+    verdicts = [
+        v
+        for each in monitors
+        for pair in each.pairs
+        for v in each.verdicts(pair, each.main_metrics)
+    ]
     if any(v.curve.band for v in verdicts):
         words += " Square brackets are 95 % bands over probes."
-    lacking = [str(pair) for findings, pair in pairs if not _is_controlled(findings, pair)]
+    compared = [v for v in verdicts if v.key.pair.reference != "initial"]
+    lacking = dict.fromkeys(str(v.key.pair) for v in compared if not v.drift)
     if lacking:
-        words += f" No seed control stands beside {joined(lacking)}: nothing tells a move from "
-        words += "what a seed alone does."
+        words += f" No seed control stands beside {joined(list(lacking))}: nothing tells a move "
+        words += "from what a seed alone does."
     unlike = [f"{v.key.pair} ({v.info.short()})" for v in verdicts if v.is_chance]
     if unlike:
         words += f" Not to be told from chance: {joined(unlike)}."
     levels = [v.curve.last_level("p_value") for v in verdicts]
-    if not unlike and any(map(math.isfinite, levels)):
-        largest = max(filter(math.isfinite, levels))
-        words += f" Every pair is more alike than permuted pairings (p ≤ {largest:.3f})."
+    known = list(filter(math.isfinite, levels))
+    if known and not unlike:
+        words += f" Every pair is more alike than permuted pairings (p ≤ {max(known):.3f})."
     return Sentence("How sure", words)
-
-
-def _is_controlled(findings: Findings, pair: Pair) -> bool:
-    return pair.reference == "initial" or any(v.drift for v in findings.main_verdicts(pair))
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -294,7 +285,6 @@ def numbers(values: Sequence[float], info: MetricInfo) -> list[str]:
     """Values with three digits, or with so many that distances from identity show two.
 
     Example:
-        >>> from hrsa_lightning.similarity.metric_info import info_of
         >>> numbers([0.9969, 0.99903], info_of("cka"))
         ['0.99690', '0.99903']
         >>> numbers([0.5, 0.75], info_of("cka"))
@@ -304,3 +294,13 @@ def numbers(values: Sequence[float], info: MetricInfo) -> list[str]:
     near = [d for d in distances if 10**-_MOST_DIGITS < d < _NEAR]
     digits = min(_MOST_DIGITS, 1 - math.floor(math.log10(min(near)))) if near else 3
     return [number(value, digits) for value in values]
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    Example:
+        >>> joined(["a", "b", "c"])
+        'a, b and c'
+    """
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

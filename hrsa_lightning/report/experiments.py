@@ -281,6 +281,11 @@ class Experiment:
         """Whether two seeds of one backbone are compared."""
         return pair.name in self.seed_controls
 
+    @cached_property
+    def seed_arms(self) -> set[str]:
+        """Arms that are seed controls of another."""
+        return {key.pair.arm for key in self.keys if self.is_seed_control(key.pair)}
+
     def varied_by_seed(self, pair: Pair) -> list[str]:
         """What the seed of a seed control decides apart from its reference; empty where unknown."""
         model = self.runs[0].config.get("model", {})
@@ -288,34 +293,6 @@ class Experiment:
         if not isinstance(lora, Mapping) or pair.arm not in self.arms():
             return []
         return ["adapters", *(["dropout"] if lora.get("lora_dropout") else [])]
-
-    def groups(self) -> list[str]:
-        """Monitors, with probe sets apart; those of retrieval last."""
-        return sorted(dict.fromkeys(key.group for key in self.keys), key=self.is_retrieval)
-
-    def is_retrieval(self, group: str) -> bool:
-        """Whether a monitor's values have no layers."""
-        return not self.verdict_place(group).layer
-
-    def places(self, group: str) -> list[Place]:
-        """Layers and output; labels of the probe set only where there is nothing else."""
-        found = dict.fromkeys(key.place for key in self.keys if key.group == group)
-        return [place for place in found if not place.label] or list(found)
-
-    def verdict_place(self, group: str) -> Place:
-        """Where verdicts are given: at the output, or else at the last layer."""
-        places = self.places(group)
-        return Place("output") if Place("output") in places else places[-1]
-
-    def metrics(self, group: str) -> list[str]:
-        """Metrics of comparisons, and scores; diagnostics of single arms are not among them."""
-        return list(
-            dict.fromkeys(
-                key.metric
-                for key in self.keys
-                if key.group == group and (key.pair.reference or not key.place.layer)
-            )
-        )
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:

@@ -4,21 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import repeat
 
 from hrsa_lightning.report.experiments import Curve, Experiment, Key, Pair, Place
 from hrsa_lightning.report.statistics import (
-    ClosedGap,
     Spread,
     closed_gap,
     half_life,
-    realignment_gain,
     recovered_share,
     spread,
 )
 from hrsa_lightning.similarity.metric_info import MetricInfo, info_of, main_metrics
 
-__all__ = ["FARTHER", "NEARER", "SAME", "Findings", "Verdict", "gains_of", "side_of"]
+__all__ = ["FARTHER", "NEARER", "SAME", "Findings", "Verdict", "ends_of", "findings_of", "side_of"]
 
 NEARER, FARTHER, SAME = "nearer", "farther", "same"
 
@@ -37,8 +34,7 @@ class Verdict:
         before: At the first evaluation, over runs.
         after: At the last.
         gain: Similarity after minus before, over runs.
-        controls: Curves of the controls with the pair's reference, seed controls first.
-        relations: Where the pair ends beside each control: nearer, farther or same.
+        relations: Where the pair ends beside each control with its reference, seed controls first.
         drift: Its gain beside that of the seed control: `farther` where it moved apart by more.
             Empty without a seed control.
         half_life: Steps to half of the change.
@@ -55,20 +51,14 @@ class Verdict:
     before: Spread
     after: Spread
     gain: Spread
-    controls: Mapping[Pair, Curve]
     relations: Mapping[Pair, str]
     drift: str
     half_life: Spread
     bracket: tuple[float, float]
     recovered: Spread
-    closed: tuple[Spread, Spread, Spread]
+    closed: Sequence[Spread]
     noise: float
     is_withheld: bool
-
-    @property
-    def moved(self) -> str:
-        """`nearer`, `farther` or `same`, beyond the spread over runs; of one run, as it went."""
-        return side_of(self.gain)
 
     @property
     def course(self) -> str:
@@ -76,11 +66,12 @@ class Verdict:
 
         Several runs tell a direction by their interval, one run only beyond its seed control.
         """
-        if self.moved == SAME:
+        moved = side_of(self.gain)
+        if moved == SAME:
             return "same"
         if self.gain.num_values == 1 and abs(self.gain.mean) <= self.noise:
             return "within"
-        if self.moved == NEARER:
+        if moved == NEARER:
             return "together"
         return "apart" if not self.drift else "beyond" if self.drift == FARTHER else "within"
 
@@ -89,24 +80,10 @@ class Verdict:
         """Whether the end cannot be told from unrelated representations."""
         if self.curve.last_level("p_value") >= 0.05:
             return True
-        ends = (self.after.low, self.after.high)
+        low, high = self.after.low, self.after.high
         if self.after.num_values < 2 and self.curve.band is not None:
-            ends = tuple(float(end[-1]) for end in self.curve.band)  # type: ignore[assignment]
-        return ends[0] <= self.curve.last_level("chance") <= ends[1]
-
-    @property
-    def words(self) -> str:
-        """What the numbers support, in one phrase."""
-        said = [
-            f"{phrase} {joined([pair.arm for pair in found])}"
-            for side, phrase in (
-                (NEARER, "nearer than"),
-                (FARTHER, "farther apart than"),
-                (SAME, "not distinguishable from"),
-            )
-            if (found := [pair for pair, relation in self.relations.items() if relation == side])
-        ]
-        return "; ".join([*said, *(["not distinguishable from chance"] if self.is_chance else [])])
+            low, high = (float(end[-1]) for end in self.curve.band)
+        return low <= self.curve.last_level("chance") <= high
 
 
 class Findings:
@@ -114,12 +91,16 @@ class Findings:
 
     Attributes:
         experiment: Whose.
-        group: Name of the monitor.
-        place: Where verdicts are given.
-        metrics: Metrics of comparisons, or scores.
+        group: Name of the monitor, with that of the probe set where there are several.
+        metrics: Metrics of comparisons, and scores; diagnostics of single arms are not among them.
+        places: Layers, the output last; labels of the probe set only where there is nothing else.
+        place: Where verdicts are given: at the output, or else at the last layer.
+        is_retrieval: Its values have no layers.
+        arms: What is scored.
         pairs: Comparisons that may be a finding; the only one of a single model, whatever it is
             compared with.
-        controls: Comparisons that are none, seed controls first.
+        seeds: Seed controls.
+        controls: All comparisons that are no finding, seed controls first.
         drifts: Comparisons of arms with their own start.
         void: Seed controls that are none, since the two never differed.
     """
@@ -127,28 +108,25 @@ class Findings:
     def __init__(self, experiment: Experiment, group: str) -> None:
         self.experiment = experiment
         self.group = group
-        self.place = experiment.verdict_place(group)
-        self.metrics = experiment.metrics(group)
-        keys = [key for key in experiment.keys if key.group == group and key.pair.reference]
-        compared = list(dict.fromkeys(key.pair for key in keys))
-        self.drifts = [
-            pair
-            for pair in compared
-            if pair.reference == "initial" and (pair.arm or len(compared) > 1)
-        ]
+        keys = [key for key in experiment.keys if key.group == group]
+        shown = [key for key in keys if key.pair.reference or not key.place.layer]
+        self.metrics = list(dict.fromkeys(key.metric for key in shown))
+        places = dict.fromkeys(key.place for key in keys)
+        self.places = [place for place in places if not place.label] or list(places)
+        self.places.sort(key=Place("output").__eq__)
+        self.place = self.places[-1]
+        self.is_retrieval = not self.place.layer
+        self.arms = list(dict.fromkeys(key.pair for key in keys if self.is_retrieval))
+        compared = list(dict.fromkeys(key.pair for key in keys if key.pair.reference))
+        self.drifts = [p for p in compared if p.reference == "initial" and (p.arm or compared[1:])]
         others = [pair for pair in compared if pair not in self.drifts]
         seeds = [pair for pair in others if experiment.is_seed_control(pair)]
         self.void = [pair for pair in seeds if self._is_identical(pair)]
-        self._seeds = [pair for pair in seeds if pair not in self.void]
+        self.seeds = [pair for pair in seeds if pair not in self.void]
         moved = {*experiment.displacement}
         others = [pair for pair in others if pair not in seeds]
-        self.controls = [*self._seeds, *(pair for pair in others if moved & {*pair})]
+        self.controls = [*self.seeds, *(pair for pair in others if moved & {*pair})]
         self.pairs = [pair for pair in others if not moved & {*pair}]
-
-    @property
-    def num_seeds(self) -> int:
-        """Number of seed controls."""
-        return len(self._seeds)
 
     @cached_property
     def dominated(self) -> dict[str, float]:
@@ -167,108 +145,78 @@ class Findings:
         """Those that the answer is given in."""
         return main_metrics(self.metrics, is_dominated=self.place.layer in self.dominated)
 
-    def curves(self, pair: Pair, place: Place | None = None) -> dict[str, Curve]:
-        """Defined curves of a pair by metric."""
-        keys = [Key(self.group, metric, pair, place or self.place) for metric in self.metrics]
-        found = {key.metric: self.experiment.curve(key) for key in keys}
-        return {metric: curve for metric, curve in found.items() if curve is not None}
+    def curve(self, metric: str, pair: Pair, place: Place | None = None) -> Curve | None:
+        """Values of a pair, at the place of verdicts or another; `None` where undefined."""
+        return self.experiment.curve(Key(self.group, metric, pair, place or self.place))
 
-    def main_verdicts(self, pair: Pair) -> list[Verdict]:
-        """Verdicts of the metrics that the answer is given in."""
-        return [v for v in self.verdicts(pair) if v.key.metric in self.main_metrics]
+    def verdicts(self, pair: Pair, metrics: Sequence[str] | None = None) -> list[Verdict]:
+        """Every metric of a pair, or some, beside the controls that share its reference."""
+        found = {m: self.curve(m, pair) for m in (self.metrics if metrics is None else metrics)}
+        return [self._verdict(metric, pair, curve) for metric, curve in found.items() if curve]
 
-    def verdicts(self, pair: Pair) -> list[Verdict]:
-        """Every metric of a pair, beside the controls that share its reference."""
-        beside = [each for each in self.controls if each.reference == pair.reference != ""]
-        theirs = {each: self.curves(each) for each in beside if each != pair}
-        return [
-            self._verdict(
-                Key(self.group, metric, pair, self.place),
-                curve,
-                {each: found[metric] for each, found in theirs.items() if metric in found},
-            )
-            for metric, curve in self.curves(pair).items()
-        ]
-
-    def _verdict(self, key: Key, curve: Curve, controls: Mapping[Pair, Curve]) -> Verdict:
-        info = info_of(key.metric)
-        ends = _ends(curve, info)
-        seed = next((controls[each] for each in self._seeds if each in controls), None)
-        theirs = _ends(seed, info) if seed else []
+    def _verdict(self, metric: str, pair: Pair, curve: Curve) -> Verdict:
+        info = info_of(metric)
+        ends = ends_of(curve, info)
+        controls = {
+            other: ends_of(theirs, info)
+            for other in self.controls
+            if other != pair
+            and other.reference == pair.reference
+            and (theirs := self.curve(metric, other))
+        }
+        seed = next((controls[other] for other in self.seeds if other in controls), [])
         measured = curve.last_level("identity")
         itself = info.similarity(info.identity if math.isnan(measured) else measured)
-        noise = spread([itself - last for _, last in theirs]).mean
+        noise = spread([itself - last for _, last in seed]).mean
         distance = spread([itself - first for first, _ in ends]).mean
         # Without a seed control nothing says what is noise, and shares stand as they are.
         is_withheld = not info.sign or math.isnan(itself) or distance <= noise
-        shares = [] if is_withheld else [recovered_share(*own, itself) for own in ends]
-        gaps = zip(ends, theirs, strict=True) if theirs and not is_withheld else ()
-        closed = [closed_gap(*own, *other) for own, other in gaps]
+        both = list(zip(ends, seed, strict=True)) if seed else []
+        gaps = [] if is_withheld else [closed_gap(*own, *theirs) for own, theirs in both]
         halves = [
             half_life(curve.steps.tolist(), [info.similarity(v) for v in row])
             for row in curve.values.tolist()
         ]
         reached = [half for half in halves if math.isfinite(half.step)]
-        drift = [
-            realignment_gain(*own) - realignment_gain(*other)
-            for own, other in zip(ends, theirs, strict=bool(theirs))
-        ]
+        drift = spread([own[1] - own[0] - (theirs[1] - theirs[0]) for own, theirs in both])
         return Verdict(
-            key,
+            Key(self.group, metric, pair, self.place),
             info,
             curve,
             spread(curve.first),
             spread(curve.last),
-            spread(gains_of(curve, info)),
-            controls,
-            {each: _relation(ends, _ends(other, info)) for each, other in controls.items()},
-            side_of(spread(drift)) if drift else "",
+            spread([last - first for first, last in ends]),
+            {other: _side_of_ends(ends, theirs) for other, theirs in controls.items()},
+            side_of(drift) if both else "",
             spread([half.step for half in halves]),
             (
                 min((half.low for half in reached), default=math.nan),
                 max((half.high for half in reached), default=math.nan),
             ),
-            spread(shares),
-            _by_part(closed),
+            spread([] if is_withheld else [recovered_share(*own, itself) for own in ends]),
+            [spread([gap[part] for gap in gaps]) for part in range(3)],
             noise,
             is_withheld,
         )
 
     def _is_identical(self, pair: Pair) -> bool:
         """Whether every metric always had the value of a model compared with itself."""
-        found = [
+        found = {metric: self.curve(metric, pair) for metric in self.metrics}
+        same = [
             abs(curve.values - identity) <= _NOTHING
-            for metric, curve in self.curves(pair).items()
-            if math.isfinite(identity := info_of(metric).identity)
+            for metric, curve in found.items()
+            if curve and math.isfinite(identity := info_of(metric).identity)
         ]
-        return bool(found) and all(bool(same.all()) for same in found)
+        return bool(same) and all(bool(each.all()) for each in same)
 
 
-def gains_of(curve: Curve, info: MetricInfo) -> list[float]:
-    """Realignment gain of each run."""
-    return [realignment_gain(*own) for own in _ends(curve, info)]
+def findings_of(experiment: Experiment) -> list[Findings]:
+    """All monitors, with probe sets apart; those of retrieval last."""
+    groups = dict.fromkeys(key.group for key in experiment.keys)
+    return sorted((Findings(experiment, g) for g in groups), key=lambda each: each.is_retrieval)
 
 
-def side_of(found: Spread) -> str:
-    """The side of 0 on which a difference of similarities lies: its 95 % interval, or one value."""
-    if found.num_values == 1:
-        low = high = found.mean if abs(found.mean) > _NOTHING else 0.0
-    else:
-        low, high = found.low, found.high
-    return NEARER if low > 0 else FARTHER if high < 0 else SAME
-
-
-def joined(names: Sequence[str]) -> str:
-    """Names in a sentence.
-
-    Example:
-        >>> joined(["a", "b", "c"])
-        'a, b and c'
-    """
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
-def _ends(curve: Curve, info: MetricInfo) -> list[tuple[float, float]]:
+def ends_of(curve: Curve, info: MetricInfo) -> list[tuple[float, float]]:
     """Similarity of each run before and after."""
     return [
         (info.similarity(first), info.similarity(last))
@@ -276,13 +224,16 @@ def _ends(curve: Curve, info: MetricInfo) -> list[tuple[float, float]]:
     ]
 
 
-def _relation(ends: Sequence[tuple[float, float]], controls: Sequence[tuple[float, float]]) -> str:
+def side_of(found: Spread) -> str:
+    """The side of 0 on which a difference of similarities lies: its 95 % interval, or one value."""
+    low, high = found.low, found.high
+    if found.num_values == 1:
+        low = high = found.mean if abs(found.mean) > _NOTHING else 0.0
+    return NEARER if low > 0 else FARTHER if high < 0 else SAME
+
+
+def _side_of_ends(
+    ends: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]
+) -> str:
     """Side on which the pair ends, from differences within each run, which shares its draws."""
-    return side_of(
-        spread([own - other for (_, own), (_, other) in zip(ends, controls, strict=True)])
-    )
-
-
-def _by_part(closed: Sequence[ClosedGap]) -> tuple[Spread, Spread, Spread]:
-    total, by_pair, by_control = zip(*closed, strict=True) if closed else repeat((), 3)
-    return spread(total), spread(by_pair), spread(by_control)
+    return side_of(spread([own[1] - other[1] for own, other in zip(ends, others, strict=True)]))

@@ -17,7 +17,7 @@ from hrsa_lightning.report.experiments import (
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
 from hrsa_lightning.report.sections import report_blocks
 from hrsa_lightning.report.statistics import spread
-from hrsa_lightning.report.verdict import Findings, gains_of
+from hrsa_lightning.report.verdict import ends_of, findings_of
 from hrsa_lightning.similarity.metric_info import info_of
 
 __all__ = ["write_report"]
@@ -97,7 +97,7 @@ def _values(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
             if curve is None:
                 yield (*_names(experiment, key), 0, *[math.nan] * (len(ends) + 1))
                 continue
-            gains = gains_of(curve, info_of(key.metric))
+            gains = [last - first for first, last in ends_of(curve, info_of(key.metric))]
             found = [spread(values) for values in (curve.first, curve.last, gains)]
             yield (
                 *_names(experiment, key),
@@ -111,7 +111,7 @@ def _curves(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     """What the curves show: mean and standard deviation at every step, and chance."""
     yield (*_NAMES, "step", "mean", "std", "runs", "chance")
     for experiment in experiments:
-        places = {group: experiment.verdict_place(group) for group in experiment.groups()}
+        places = {findings.group: findings.place for findings in findings_of(experiment)}
         for key in experiment.keys:
             curve = experiment.curve(key) if key.place == places[key.group] else None
             if curve is None:
@@ -130,8 +130,7 @@ def _derived(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
     quantities = ("gain", "half_life", "recovered", "closed", "by_pair", "by_control")
     yield (*_NAMES, *(f"{name}_{end}" for name in quantities for end in ("mean", "std")))
     for experiment in experiments:
-        for group in experiment.groups():
-            findings = Findings(experiment, group)
+        for findings in findings_of(experiment):
             verdicts = (v for pair in findings.pairs for v in findings.verdicts(pair))
             for v in (v for v in verdicts if v.info.sign):
                 spreads = (v.gain, v.half_life, v.recovered, *v.closed)

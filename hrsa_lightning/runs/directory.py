@@ -4,7 +4,7 @@
 runs/<recipe>/<time>/
   config.yaml            the resolved recipe
   environment.json       versions, git state, command line, hardware
-  events.out.tfevents…   TensorBoard
+  events.out.tfevents…   TensorBoard; its runs of arms and comparisons in folders of their names
   similarity.jsonl …     histories, details (layer maps, spectra) and pictures of the callbacks
   checkpoints/step_N/    what resuming needs
   adapters/<arm>/        the trained LoRA weights, in peft's format

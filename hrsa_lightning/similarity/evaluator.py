@@ -21,8 +21,9 @@ from hrsa_lightning.similarity.comparer import (
 )
 from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement, listed
-from hrsa_lightning.similarity.pooling import PoolingMethod
+from hrsa_lightning.similarity.pooling import Pooling
 from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import (
     INITIAL,
@@ -30,6 +31,7 @@ from hrsa_lightning.similarity.references import (
     InitialReference,
     Reference,
     comparisons_of,
+    no_common_layer,
     parse_references,
 )
 
@@ -92,12 +94,15 @@ class SimilarityEvaluator:
     pass over the probes per evaluation; references that do not train are run once.
 
     Args:
-        models: One module, or several by name; `None` where `prepare` will get them.
+        models: One module, or several by name, also as `DistributedDataParallel` or Fabric wraps
+            them; `None` where `prepare` will get them.
         probes: The fixed inputs: a `DataLoader` or list of batches (read once), a tensor, texts,
             records with `text` and `label`, the path of a JSONL file of these, or a mapping from
             names to any of these.
         layers: Names or globs over `named_modules()`, and `"output"` (or `"output.KEY"`) for what
-            the forward call returns. `*` stays between dots, `**` crosses them.
+            the forward call returns. `*` stays between dots, `**` crosses them. A mapping gives
+            them short names of your own. The default is the output and, of the largest stack of
+            equal layers, at most eight evenly spread.
         reference: What to compare with: `"initial"` (the models at the first evaluation), an
             `nn.Module`, a folder or hub id that transformers' `AutoModel` loads, a checkpoint file,
             a folder that `RepresentationRecorder` wrote (compared step for step), and with several
@@ -115,8 +120,8 @@ class SimilarityEvaluator:
             keys, or with the first entries of a tuple, as many as `forward` requires.
         pooling: `"mean"`, `"first"` (`"cls"`), `"last"`, `"flatten"`, `"none"` (tokens as rows), a
             function of activation and mask, or a mapping from layer names to these.
-        mask: Key of the token mask in a batch, or a function of the batch; the default takes
-            `pool_mask` or `attention_mask` where there is one.
+        mask: Key or attribute of a batch, or a function of it, for the mask of the tokens or the
+            graph of each node; the default takes `pool_mask`, `attention_mask` or `batch`.
         exclude_first_token: Leave out each sample's first token.
         tokenizer: `tokenizer(texts) -> batch`, for text probes; the default is the models' own
             method `probe_batch(texts, max_length)`.
@@ -129,6 +134,7 @@ class SimilarityEvaluator:
     Attributes:
         extractor: Models, layers and probe sets.
         comparisons: What is compared with what.
+        history: All that `evaluate` has found.
 
     Raises:
         ConfigError: When an argument has no meaning, or a layer, arm or reference does not exist.
@@ -139,7 +145,7 @@ class SimilarityEvaluator:
         self,
         models: nn.Module | Mapping[str, nn.Module] | None,
         probes: Any,
-        layers: Sequence[str] = ("output",),
+        layers: Layers = None,
         reference: Any = INITIAL,
         metrics: Any = None,
         *,
@@ -148,7 +154,7 @@ class SimilarityEvaluator:
         null: int = NUM_PERMUTATIONS,
         reference_layers: Sequence[str] | None = None,
         forward: Forward | None = None,
-        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        pooling: Pooling = "mean",
         mask: str | Callable[[Any], Tensor] | None = None,
         exclude_first_token: bool = False,
         tokenizer: Tokenizer | None = None,
@@ -173,6 +179,7 @@ class SimilarityEvaluator:
             keep_on_device=keep_on_device,
         )
         self.comparisons: list[Comparison] = []
+        self.history: list[Measurement] = []
         self._given = parse_references(reference, reference_layers)
         self._references: list[Reference] = []
         self._metrics = metrics
@@ -207,6 +214,7 @@ class SimilarityEvaluator:
         device: torch.device | None = None,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         resolve: Callable[[Any], Any] = lambda source: source,
+        receive: Callable[[Any], Any] | None = None,
         holder: str = "",
         warn: Callable[[str, str], None] | None = None,
     ) -> None:
@@ -218,6 +226,7 @@ class SimilarityEvaluator:
             device: Where the models are; the default is that of their first parameter.
             context: Makes the context of each forward pass, such as a trainer's autocast.
             resolve: Turns what was given as a probe set into something that can be read.
+            receive: What a trainer does to a batch of a loader before its step.
             holder: Attribute that holds the models in the module whose checkpoints may be
                 references.
             warn: Called with what a reader has to know and its details; the default warns once.
@@ -227,6 +236,7 @@ class SimilarityEvaluator:
             DataError: See the class.
         """
         named = models if isinstance(models, Mapping) else {"": models}
+        named = {name: _unwrapped(model) for name, model in named.items()}
         if device is None:
             parameters = (p for model in named.values() for p in model.parameters())
             device = next((p.device for p in parameters), torch.device("cpu"))
@@ -236,7 +246,9 @@ class SimilarityEvaluator:
             device=device,
             context=context,
             resolve=resolve,
+            receive=receive,
             holder=holder,
+            warn=warn or self._warn_once,
         )
         self._warn = warn or self._warn_once
         self._has_checked_tokens = False
@@ -313,7 +325,9 @@ class SimilarityEvaluator:
             DataError: When two sides have different numbers of rows, or too few.
         """
         with preserve_training_state(*self.extractor.models.values()):
-            return self.run(step, calibrate=calibrate).measurements
+            found = self.run(step, calibrate=calibrate).measurements
+        self.history += found
+        return found
 
     def run(self, step: int, *, calibrate: bool | None = None) -> SimilarityEvaluation:
         """`evaluate` for callers who preserve the training state; with the representations."""
@@ -370,6 +384,8 @@ class SimilarityEvaluator:
                     self._warn(*reference.absence)
                     continue
                 missing = [layer for layer in left if layer not in right]
+                if len(missing) == len(left):
+                    raise ConfigError(no_common_layer(reference.name, left, right))
                 if missing:
                     self._warn(f"{reference.name!r} has no {', '.join(missing)}; left out", "")
                 pairs.append(ComparedPair(probes, arm, reference.name, left, right))
@@ -422,6 +438,13 @@ class SimilarityEvaluator:
         if message not in self._warned and self.extractor.ranks.rank == 0:
             self._warned.add(message)
             warnings.warn(f"similarity: {message}{details}", HRSAWarning, stacklevel=2)
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside wrappers whose forward passes would need all ranks, or hide its layers."""
+    while type(model).__name__ in ("DistributedDataParallel", "DataParallel", "_FabricModule"):
+        model = model.module
+    return model
 
 
 def _words(place: Measurement, *, named: bool) -> str:

@@ -1,29 +1,34 @@
 """Forward passes over the probe sets: from models to pooled representations.
 
-Shapes: an activation is (samples, features), (samples, tokens, features) or (samples, channels,
-*spatial); a representation is (rows, features), where a row is a sample or, unpooled, a token.
+A representation is (rows, features), where a row is a sample or, unpooled, a token.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from hrsa_lightning.distributed import Ranks
-from hrsa_lightning.errors import ConfigError, DataError, check_counts
+from hrsa_lightning.errors import ConfigError, DataError, HRSAError, check_counts, cut, first_line
 from hrsa_lightning.io import is_file
-from hrsa_lightning.similarity.layers import LayerSelection, select_layers
-from hrsa_lightning.similarity.pooling import LayerPooling, PoolingMethod
+from hrsa_lightning.similarity.batches import (
+    activation_of,
+    call_module,
+    copied,
+    described,
+    sizes_of,
+)
+from hrsa_lightning.similarity.layers import Layers, LayerSelection, default_layers, select_layers
+from hrsa_lightning.similarity.pooling import LayerPooling, Pooling, has_channels_first
 from hrsa_lightning.similarity.probes import (
     ProbeSet,
     Tokenizer,
-    batch_size,
     load_probes,
     read_texts,
     tokenizer_of,
@@ -35,7 +40,6 @@ __all__ = [
     "Representations",
     "Shares",
     "Snapshot",
-    "call_module",
     "dtype_of",
     "is_sharded",
 ]
@@ -48,8 +52,8 @@ Representations = dict[str, dict[str, Snapshot]]
 Shares = dict[str, dict[str, dict[int, Tensor]]]
 """Probe set to layer to number of a batch to the rows of that batch."""
 
-# Entries of a returned mapping that may be the model's result, in order of preference.
-_RESULT_KEYS = ("embeddings", "sentence_embedding", "last_hidden_state", "logits")
+
+_POSITIONS = re.compile(r"(^|\.|_)(positions?|wpe)(_|\.|$)")
 
 
 class Extractor:
@@ -72,10 +76,10 @@ class Extractor:
     def __init__(
         self,
         probes: Any,
-        layers: Sequence[str],
+        layers: Layers = None,
         *,
         forward: Forward | None = None,
-        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        pooling: Pooling = "mean",
         mask: str | Callable[[Any], Tensor] | None = None,
         exclude_first_token: bool = False,
         tokenizer: Tokenizer | None = None,
@@ -87,12 +91,13 @@ class Extractor:
     ) -> None:
         if probes is None:
             raise ConfigError("probes: expected the inputs that models are compared on, got none")
-        if isinstance(layers, str) or not layers:
+        if isinstance(layers, str) or (layers is not None and not layers):
             raise ConfigError(f"layers: expected a list of names or globs, got {layers!r}")
         check_counts(
             max_length=max_length, batch_size=batch_size, limit_probe_batches=limit_batches
         )
-        self.patterns = list(layers)
+        self.patterns: Sequence[str] | Mapping[str, str] = layers or ()
+        self.are_default = layers is None
         self.max_length = max_length
         self.models: dict[str, nn.Module] = {}
         self.layers: dict[str, LayerSelection] = {}
@@ -109,6 +114,7 @@ class Extractor:
         self._limit = limit_batches
         self._keep_on_device = keep_on_device
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._warn: Callable[[str, str], None] = lambda message, details: None
 
     def check(self) -> None:
         """Read probes of a recipe, and refuse bad ones before there is a model.
@@ -135,7 +141,9 @@ class Extractor:
         device: torch.device,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         resolve: Callable[[Any], Any] = lambda source: source,
+        receive: Callable[[Any], Any] | None = None,
         holder: str = "",
+        warn: Callable[[str, str], None] = lambda message, details: None,
     ) -> None:
         """Find layers and read the probes.
 
@@ -145,14 +153,20 @@ class Extractor:
             device: Where the models are.
             context: Makes the context of each forward pass.
             resolve: Turns what was given as a probe set into something that can be read.
+            receive: See `load_probes`.
             holder: Attribute that holds the models in a larger module.
+            warn: Called with what a reader has to know.
 
         Raises:
             ConfigError: When a layer is wrong, or texts cannot be tokenized.
             DataError: When a probe set holds no samples.
         """
         self.models, self.ranks, self.device = dict(models), ranks, device
-        self.holder, self._context = holder, context
+        self.holder, self._context, self._warn = holder, context, warn
+        if self.are_default:
+            self.patterns, left_out = default_layers(next(iter(self.models.values())))
+            if left_out:
+                warn(left_out, "")
         self.layers = {
             name: select_layers(model, self.patterns, owner=_called(name))
             for name, model in self.models.items()
@@ -165,6 +179,7 @@ class Extractor:
                 limit=self._limit,
                 shard=ranks.shard,
                 shards=ranks.num_shards,
+                receive=receive,
             )
             for name, source in self._sources.items()
         }
@@ -194,6 +209,7 @@ class Extractor:
             with self.ranks.raise_on_all_ranks():
                 shares[name] = self.share(model, self.layers[name], name, self.tokenizer_for(model))
         gathered = {name: self.gather(share) for name, share in shares.items()}
+        self._check_labels(next(iter(gathered.values())))
         return {
             probes: {name: snapshots[probes] for name, snapshots in gathered.items()}
             for probes in self.probes
@@ -232,6 +248,8 @@ class Extractor:
                 for layer, rows in snapshot.items() if turn < len(own) else ():
                     share[layer][own[turn]] = rows
             shares[name] = share
+            if failure is None:
+                _check_widths(share)
         if failure is not None:
             raise failure
         return shares
@@ -259,23 +277,26 @@ class Extractor:
         Raises:
             DataError: When a layer was not called or returned nothing that can be compared.
         """
-        batch = _to_module(batch, self.device, dtype_of(module))
-        num_samples = cache(lambda: batch_size(batch))
+        batch = copied(batch, self.device, dtype_of(module))
+        sizes = sizes_of(batch)
         mask = cache(lambda: self._pooling.mask_of(batch))
         found: dict[str, Tensor | Exception] = {}
 
-        def keep(name: str, result: Any, key: str | None = None) -> None:
+        def keep(name: str, part: nn.Module, result: Any, key: str | None = None) -> None:
             try:
-                activation = _output(result, key)
-                with torch.autocast(activation.device.type, enabled=False):
-                    found[name] = self._pooling.rows(name, activation, num_samples(), mask())
+                activation = activation_of(result, key, sizes)
+                channels_first = None
+                if isinstance(activation, Tensor):
+                    channels_first = has_channels_first(module, part, activation.shape)
+                with torch.autocast(self.device.type, enabled=False):
+                    found[name] = self._pooling.rows(name, activation, mask(), channels_first)
             except Exception as error:
                 found[name] = error
 
         with _hooked(layers.modules, keep), self._context():
-            result = self._forward(module, batch)
+            result = self._call(module, batch)
         for name, key in layers.outputs.items():
-            keep(name, result, key)
+            keep(name, module, result, key)
         missing = [name for name in layers.modules if name not in found]
         if missing:
             raise DataError(
@@ -289,11 +310,83 @@ class Extractor:
             if isinstance(rows, Exception):
                 raise rows
             snapshot[name] = rows.to(store_on)
+        self._check_rows({name: len(rows) for name, rows in snapshot.items()}, sizes)
         return snapshot
 
-    def tokenizer_for(self, module: nn.Module) -> Tokenizer | None:
-        """The user's tokenizer, or the module's own."""
-        return self._tokenizer or tokenizer_of(module, self.max_length)
+    def _call(self, module: nn.Module, batch: Any) -> Any:
+        """The forward call; its errors say what the batch is, and how to call otherwise."""
+        described_batch = described(batch)
+        try:
+            return self._forward(module, batch)
+        except (HRSAError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            cause = error
+        reason = f"{type(cause).__name__}: {cut(first_line(cause), 120)}"
+        cure = "give forward=lambda module, batch: ... with a call that the module understands"
+        if self._forward is not call_module:
+            cure = "mend the function that was given as forward="
+        raise DataError(
+            f"forward: {reason}\nfor the probe batch {described_batch}; {cure}"
+        ) from cause
+
+    def _check_labels(self, gathered: Mapping[str, Snapshot]) -> None:
+        for name, snapshot in gathered.items():
+            labels = self.probes[name].labels
+            for layer, rows in snapshot.items():
+                if labels and self._pooling.counts_samples(layer) and len(rows) != len(labels):
+                    raise DataError(
+                        f"label_key: expected a label for each of {len(rows)} samples, "
+                        f"got {len(labels)}"
+                    )
+
+    def _check_rows(self, rows: Mapping[str, int], sizes: set[int] | None) -> None:
+        """Ask what a sample is where the layers, or a layer and the batch, do not agree on it.
+
+        Rows of a pooling function, and tokens as rows, are taken as they are.
+        """
+        own = {n: count for n, count in rows.items() if self._pooling.counts_samples(n)}
+        if not own:
+            return
+        (first, expected), *others = own.items()
+        other = next((name for name, count in others if count != expected), None)
+        if other is not None:
+            question = f"got {expected} of {first} and {own[other]} of {other} for one batch"
+        elif sizes is not None and expected not in sizes:
+            question = f"got {expected} of {first} for a batch with {_numbers(sizes)}"
+        else:
+            return
+        raise DataError(
+            f"pooling: expected a row for each sample, {question}; for those that are none, give "
+            f"pooling={{{other or first!r}: lambda activation, mask: ...}}"
+        )
+
+    def tokenizer_for(self, module: nn.Module, own: Tokenizer | None = None) -> Tokenizer | None:
+        """What turns texts into batches of a module: `own`, or else the user's, or its method.
+
+        Padding on the left shifts the positions of a model with a table of them: it gets the
+        positions of the tokens themselves where it takes them.
+        """
+        tokenize = own or self._tokenizer or tokenizer_of(module, self.max_length)
+        table = position_table(module)
+        if tokenize is None or table is None:
+            return tokenize
+
+        def positioned(texts: list[str]) -> Mapping[str, Any]:
+            batch = dict(tokenize(texts))
+            mask = batch.get("attention_mask")
+            if mask is None or "position_ids" in batch or bool(mask[:, 0].all()):
+                return batch
+            if "position_ids" in inspect.signature(module.forward).parameters:
+                return {**batch, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+            self._warn(
+                "probes: padding on the left shifts the positions of a model with a table of them "
+                f"({table}); set tokenizer.padding_side = 'right'",
+                "",
+            )
+            return batch
+
+        return positioned
 
     def text_split_differently(self, owner: str, other: str) -> str | None:
         """A text of which two owners have other tokens, where rows are tokens; else `None`."""
@@ -316,31 +409,18 @@ class Extractor:
         return own + [0] * (-(-len(probes.order) // self.ranks.num_shards) - len(own))
 
 
-def call_module(module: nn.Module, batch: Any) -> Any:
-    """Call a module with a batch in the way that its `forward` can take it.
-
-    A mapping is passed by keyword, without the keys that `forward` does not name (or as one
-    argument when `forward` names none of them); a tuple or list fills the parameters that have no
-    default, so that the labels of `(inputs, labels)` are left out; anything else is the argument.
-    """
-    parameters = inspect.signature(module.forward).parameters.values()
-    if isinstance(batch, Mapping):
-        if any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return module(**batch)
-        known = {p.name for p in parameters} & set(batch)
-        return (
-            module(**{key: batch[key] for key in batch if key in known}) if known else module(batch)
-        )
-    if isinstance(batch, (tuple, list)):
-        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        required = [p for p in parameters if p.kind in positional and p.default is p.empty]
-        return module(*batch[: max(1, len(required))])
-    return module(batch)
-
-
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The dtype of a module's first floating-point weight; float32 where it has none."""
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def position_table(module: nn.Module) -> str | None:
+    """Name of a table of absolute positions, unless it finds a token's own under any padding."""
+    for name, part in module.named_modules():
+        # Where one number means padding, as in RoBERTa, positions are counted from the tokens.
+        if type(part) is nn.Embedding and part.padding_idx is None and _POSITIONS.search(name):
+            return str(name)
+    return None
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -350,25 +430,31 @@ def is_sharded(module: nn.Module) -> bool:
     )
 
 
+def _check_widths(share: Mapping[str, Mapping[int, Tensor]]) -> None:
+    for layer, batches in share.items():
+        widths = sorted({rows.shape[1] for rows in batches.values()})
+        if len(widths) > 1:
+            raise DataError(
+                f"pooling: rows of layer {layer} are {widths[0]} wide in one batch and {widths[1]} "
+                f"in another; give a function, pooling={{{layer!r}: lambda activation, mask: ...}}"
+            )
+
+
+def _numbers(sizes: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(sizes)))
+
+
 def _called(name: str) -> str:
     return f"arm {name!r}" if name else "the module"
 
 
-def _to_module(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    def move(value: Tensor) -> Tensor:
-        # Under true half precision the weights are cast, and the inputs have to follow.
-        if value.is_floating_point() and dtype in (torch.float16, torch.bfloat16, torch.float64):
-            return value.to(device, dtype)
-        return value.to(device)
-
-    return apply_to_collection(batch, Tensor, move)
-
-
 @contextmanager
-def _hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
+def _hooked(
+    modules: Mapping[str, nn.Module], keep: Callable[[str, nn.Module, Any], None]
+) -> Iterator[None]:
     def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            keep(name, output)
+        def hook(part: nn.Module, _inputs: Any, output: Any) -> None:
+            keep(name, part, output)
 
         return hook
 
@@ -378,24 +464,3 @@ def _hooked(modules: Mapping[str, nn.Module], keep: Callable[[str, Any], None]) 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _output(result: Any, key: str | None) -> Tensor:
-    if key is not None:
-        if not isinstance(result, Mapping) or key not in result:
-            has = list(result) if isinstance(result, Mapping) else f"a {type(result).__name__}"
-            raise DataError(f"layers: 'output.{key}' is not in what forward returned ({has})")
-        result = result[key]
-    if isinstance(result, Mapping):
-        named = [result[name] for name in _RESULT_KEYS if name in result]
-        candidates: Sequence[Any] = [*named, *result.values()]
-    else:
-        candidates = result if isinstance(result, (tuple, list)) else [result]
-    for value in candidates:
-        # A zero-dimensional first entry is a loss, not a representation.
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0:
-            return value.detach()
-    raise DataError(
-        f"layers: expected a floating-point tensor, or a tuple or mapping with one, "
-        f"got {type(result).__name__}"
-    )

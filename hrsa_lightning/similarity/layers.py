@@ -2,14 +2,19 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from hrsa_lightning.errors import ConfigError
 
-__all__ = ["LayerSelection", "clean_name", "select_layers"]
+__all__ = ["LayerSelection", "Layers", "clean_name", "default_layers", "select_layers"]
+
+Layers = Sequence[str] | Mapping[str, str] | None
+"""Names or globs, also by a short name of one's own; `None` for `default_layers`."""
+
+NUM_DEFAULT_LAYERS = 8
 
 # Name parts that wrappers slip in between a module and its children.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -43,19 +48,62 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def default_layers(module: nn.Module) -> tuple[list[str], str]:
+    """The output and, of the largest stack of equal layers, at most eight evenly spread.
+
+    Returns:
+        Patterns for `select_layers`, and a sentence where layers of the stack are left out.
+
+    Example:
+        >>> default_layers(nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)]))
+        (['*', 'output'], '')
+        >>> default_layers(nn.ModuleDict({"h": nn.ModuleList([nn.ReLU()] * 20)}))[0][-3:]
+        ['h.[1][6]', 'h.[1][9]', 'output']
+    """
+    stacks = [
+        (sum(p.numel() for p in part.parameters()), len(part), clean_name(name))
+        for name, part in module.named_modules()
+        if isinstance(part, (nn.ModuleList, nn.Sequential))
+        and len(part) > 1
+        and len({type(layer) for layer in part}) == 1
+    ]
+    if not stacks:
+        return ["output"], ""
+    _, depth, name = max(stacks, key=lambda stack: stack[:2])
+    prefix = f"{name}." if name else ""
+    if depth <= NUM_DEFAULT_LAYERS:
+        return [f"{prefix}*", "output"], ""
+    last = NUM_DEFAULT_LAYERS - 1
+    numbers = [round(place * (depth - 1) / last) for place in range(NUM_DEFAULT_LAYERS)]
+    # As a glob a number gets the short name that it has among all layers of the stack.
+    globs = ["".join(f"[{digit}]" for digit in str(number)) for number in numbers]
+    note = (
+        f"layers: the output and {NUM_DEFAULT_LAYERS} of the {depth} layers of {name!r} are "
+        f"compared; for all, give layers=['{prefix}*', 'output']"
+    )
+    return [*(f"{prefix}{glob}" for glob in globs), "output"], note
+
+
 def select_layers(
-    module: nn.Module, patterns: Sequence[str], *, relative: bool = False, owner: str = "the module"
+    module: nn.Module,
+    patterns: Sequence[str] | Mapping[str, str],
+    *,
+    relative: bool = False,
+    owner: str = "the module",
 ) -> LayerSelection:
     """Resolve layer patterns against the submodules of `module`.
 
     A pattern is compared part by part: `*`, `?` and `[...]` stay within one part between dots, and
     `**` stands for any number of parts. `output` is what the forward call returns, `output.KEY`
-    one entry of a returned mapping. Matches of a wildcard get a short name: `encoder.layers.*`
-    names its matches `layer_0`, `layer_1`, …; a pattern without wildcards keeps its own name.
+    one entry of a returned mapping. A short name is what the wildcards stand for: `backbone.*`
+    names a child `stem` `stem`, and the children `0`, `1`, … of `encoder.layers.*` get the word
+    before them, `layer_0`, `layer_1`, …. A pattern without wildcards keeps its own name, as do
+    matches whose short names are equal. A mapping gives short names of one's own.
 
     Args:
         module: The module whose submodules are searched.
-        patterns: Names or globs.
+        patterns: Names or globs, or a mapping from short names to these; several matches of one
+            are numbered `NAME_0`, `NAME_1`, ….
         relative: When a pattern matches nothing, try it without its first parts as well, so that
             `backbone.layers.*` finds `layers.*` in a bare backbone.
         owner: What to call `module` in an error.
@@ -70,7 +118,11 @@ def select_layers(
         >>> net = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
         >>> select_layers(net, ["blocks.*", "output"]).names
         ['block_0', 'block_1', 'output']
+        >>> select_layers(net, {"start": "blocks.0", "end": "output"}).names
+        ['start', 'end']
     """
+    if isinstance(patterns, Mapping):
+        return _named_layers(module, patterns, relative=relative, owner=owner)
     submodules = {clean_name(name): part for name, part in module.named_modules() if name}
     found: dict[str, str] = {}  # full name -> short name
     outputs: dict[str, str | None] = {}
@@ -92,6 +144,20 @@ def select_layers(
         for full, short in found.items()
     }
     return LayerSelection(modules, outputs)
+
+
+def _named_layers(
+    module: nn.Module, patterns: Mapping[str, str], *, relative: bool, owner: str
+) -> LayerSelection:
+    chosen = LayerSelection()
+    for name, pattern in patterns.items():
+        found = select_layers(module, [pattern], relative=relative, owner=owner)
+        parts = [*found.modules.values()]
+        for number, part in enumerate(parts):
+            chosen.modules[name if len(parts) == 1 else f"{name}_{number}"] = part
+        if found.outputs:
+            (chosen.outputs[name],) = found.outputs.values()
+    return chosen
 
 
 def _matches(pattern: str, names: dict[str, nn.Module]) -> dict[str, str]:

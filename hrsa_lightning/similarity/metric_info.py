@@ -22,12 +22,16 @@ HEADLINE = (
     "cka",
     "cka_standardized",
     "knn_overlap_10",
-    "procrustes_residual",
+    "procrustes_global_cosine",
     "inverse_row_entropy",
     "dimension_correlation",
     "probe_transfer_accuracy",
 )
-"""One metric of each kind, where there is no room for all."""
+"""One metric of each kind, where there is no room for all.
+
+Of the values of a rotation the cosine, which does not depend on the norms of either side: the
+residual and its chance level grow with those of the live model.
+"""
 
 KINDS = {"global": "global geometry", "local": "local geometry", "basis": "basis"}
 """What training can and cannot take back, in the paper's words."""
@@ -70,8 +74,10 @@ _KNOWN = {
     "cka_standardized": MetricInfo("linear CKA, standardized", "geometry", 1.0, kind="global"),
     "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
     "cknna": MetricInfo("CKNNA", "geometry", 1.0, kind="local"),
-    "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1, "basis"),
-    "procrustes_global_cosine": MetricInfo("Procrustes cosine, global", "representation", 1.0),
+    "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1),
+    "procrustes_global_cosine": MetricInfo(
+        "Procrustes cosine, global", "representation", 1.0, kind="basis"
+    ),
     "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "representation", 1.0),
     "inverse_row_entropy": MetricInfo("inverse row entropy of O*", "representation", 1.0),
     "dimension_correlation": MetricInfo("dimension correlation", "representation", 1.0),

@@ -1,22 +1,39 @@
 """From a layer's activation to a (samples, features) matrix, for tokens, images and vectors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrsa_lightning.errors import ConfigError, DataError
+from hrsa_lightning.errors import ConfigError, DataError, first_line
+from hrsa_lightning.similarity.batches import Activation, described, entry_of
 
-__all__ = ["POOLINGS", "LayerPooling", "PoolingMethod", "drop_first_token", "pool"]
+__all__ = [
+    "POOLINGS",
+    "LayerPooling",
+    "Pooling",
+    "PoolingMethod",
+    "drop_first_token",
+    "has_channels_first",
+    "pool",
+]
 
 POOLINGS = ("none", "mean", "cls", "first", "last", "flatten")
+
+# Attributes that say how wide a layer's result is: convolutions and their norms, and all others.
+_WIDTHS_FIRST = ("out_channels", "num_features", "num_channels")
+_WIDTHS_LAST = ("out_features", "normalized_shape", "embedding_dim", "hidden_size")
 
 PoolingMethod = (
     Literal["none", "mean", "cls", "first", "last", "flatten"]
     | Callable[[Tensor, Tensor | None], Tensor]
 )
+
+
+Pooling = Mapping[str, PoolingMethod] | PoolingMethod
+"""For all layers, or by short name; the mapping first, as jsonargparse takes what fits first."""
 
 
 class LayerPooling:
@@ -25,8 +42,8 @@ class LayerPooling:
     Args:
         pooling: One method for all layers, or a mapping from short names (globs allowed) to
             methods; layers that the mapping does not name are averaged.
-        mask: Key of the mask in a batch, a function `mask(batch) -> Tensor`, or `None` to use
-            `pool_mask` or `attention_mask` where the batch is a mapping that has one.
+        mask: Key or attribute of the mask in a batch, a function `mask(batch) -> Tensor`, or `None`
+            for its `pool_mask` or `attention_mask`, or else its `batch`, the graph of each node.
         exclude_first_token: Leave each sample's first counted token out.
 
     Raises:
@@ -35,7 +52,7 @@ class LayerPooling:
 
     def __init__(
         self,
-        pooling: PoolingMethod | Mapping[str, PoolingMethod] = "mean",
+        pooling: Pooling = "mean",
         mask: str | Callable[[Any], Tensor] | None = None,
         exclude_first_token: bool = False,
     ) -> None:
@@ -57,43 +74,72 @@ class LayerPooling:
                 return method
         return "mean"
 
+    def counts_samples(self, layer: str) -> bool:
+        """Whether rows of a layer have to be as many as there are samples."""
+        method = self.method_of(layer)
+        return not callable(method) and method != "none"
+
     def mask_of(self, batch: Any) -> Tensor | None:
-        """The (samples, tokens) mask of a batch, `None` where there is none."""
+        """The (samples, tokens) mask of a batch, the graph of each node, or `None`."""
         if callable(self._mask):
             mask: Tensor | None = self._mask(batch)
-        elif not isinstance(batch, Mapping):
-            mask = None
         elif self._mask is not None:
-            if self._mask not in batch:
+            mask = entry_of(batch, self._mask)
+            if mask is None:
                 raise DataError(
-                    f"mask: expected a key of the batch, got {self._mask!r}; it has {list(batch)}"
+                    f"mask: {self._mask!r} is not in the probe batch {described(batch)}; give a "
+                    "function of the batch"
                 )
-            mask = batch[self._mask]
         else:
             mask = _token_mask(batch)
-        if mask is not None and self._exclude_first_token:
+        if mask is not None and mask.ndim > 1 and self._exclude_first_token:
             return drop_first_token(mask)
         return mask
 
-    def rows(self, name: str, activation: Tensor, num_samples: int, mask: Tensor | None) -> Tensor:
+    def rows(
+        self,
+        name: str,
+        activation: Activation,
+        mask: Tensor | None,
+        channels_first: bool | None = None,
+    ) -> Tensor:
         """(rows, features) of a layer, which the next layer cannot change.
 
+        Args:
+            name: Of the layer.
+            activation: Its activation.
+            mask: See `mask_of`.
+            channels_first: See `pool`.
+
         Raises:
-            DataError: The activation cannot be pooled, or gives another number of rows.
+            DataError: The activation cannot be pooled.
         """
+        if isinstance(activation, list):
+            if len({part.shape for part in activation}) == 1 and activation[0].ndim == 1:
+                return self.rows(name, torch.stack(activation), None)
+            try:
+                return torch.cat([self.rows(name, _one_sample(p), None) for p in activation])
+            except RuntimeError as error:
+                raise DataError(
+                    f"pooling: samples of layer {name} have rows of different widths; give a "
+                    f"function, pooling={{{name!r}: lambda activation, mask: ...}}"
+                ) from error
         full_tensor = getattr(activation, "full_tensor", None)
         activation = full_tensor() if full_tensor is not None else activation
         method = self.method_of(name)
         if mask is None and self._exclude_first_token and activation.ndim == 3:
             mask = drop_first_token(activation.new_ones(activation.shape[:2], dtype=torch.bool))
         try:
-            rows = pool(activation, method, mask)
+            rows = pool(activation, method, mask, channels_first)
         except ValueError as error:
-            raise DataError(f"layer {name}: {error}") from None
-        if method != "none" and len(rows) != num_samples:
+            raise DataError(f"{error} (layer {name})") from error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"pooling: {reason} (layer {name})") from error
+        if rows.ndim != 2:
             raise DataError(
-                f"layer {name}: expected a row for each of {num_samples} samples, got {len(rows)} "
-                "rows; choose pooling='none' or a function for this layer"
+                f"pooling: expected (rows, features) of the function, got {tuple(rows.shape)} "
+                f"(layer {name})"
             )
         if rows.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
             # The next layer may work in place, and a view would keep the whole activation alive.
@@ -101,18 +147,24 @@ class LayerPooling:
         return rows
 
 
-def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None = None) -> Tensor:
+def pool(
+    activation: Tensor,
+    method: PoolingMethod = "mean",
+    mask: Tensor | None = None,
+    channels_first: bool | None = None,
+) -> Tensor:
     """Reduce an activation to one row per sample, or per token, in float32.
 
     Args:
-        activation: (samples,), (samples, features), (samples, tokens, features) or
-            (samples, channels, *spatial); the last form, with two or more spatial dimensions, is
-            read as an image with channels first. For signals, (samples, channels, time), and
-            images with channels last give a function: `lambda signal, mask: signal.mean(2)`.
-        method: `mean` over tokens or positions, `first` (also called `cls`) or `last` token,
-            `flatten` to one long row, `none` for one row per token or position, or a function of
-            the activation and the mask. Vectors are left as they are.
-        mask: (samples, tokens), true where a token counts; honoured by all but `flatten`.
+        activation: (samples,), (samples, features), (samples, tokens, features),
+            (samples, channels, *spatial), or (nodes, features) where `mask` has the graph of each.
+        method: `mean` over tokens, positions or nodes, `first` (also called `cls`) or `last` token,
+            `flatten` to one long row, `none` for one row per token, position or node, or a function
+            of the activation and the mask. Vectors are left as they are.
+        mask: (samples, tokens), true where a token counts, honoured by all but `flatten`; or
+            (nodes,), the number of the graph that a node belongs to.
+        channels_first: Whether channels come before positions; `None` reads three dimensions as
+            tokens, with features last, and more as an image, with channels first.
 
     Returns:
         (rows, features), float32 (float64 stays float64).
@@ -124,6 +176,9 @@ def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None
         >>> tokens = torch.tensor([[[1.0], [3.0], [100.0]]])
         >>> pool(tokens, "mean", torch.tensor([[1, 1, 0]]))
         tensor([[2.]])
+        >>> pool(torch.tensor([[1.0], [3.0], [5.0]]), "mean", torch.tensor([0, 0, 1]))
+        tensor([[2.],
+                [5.]])
     """
     if callable(method):
         return _as_float(method(activation, mask))
@@ -131,11 +186,20 @@ def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None
         raise ValueError(
             f"pooling: expected none, mean, cls, first, last, flatten or a function, got {method!r}"
         )
+    if mask is not None and mask.ndim == 1:
+        # Layers after a readout have a row for each graph already.
+        is_of_nodes = activation.ndim == 2 and len(activation) == len(mask)
+        if is_of_nodes and method != "none":
+            return _pool_graphs(_as_float(activation), method, mask)
+        mask = None
     if activation.ndim <= 2 or method == "flatten":
         return _as_float(activation.reshape(len(activation), -1))
-    if activation.ndim > 3:  # channels first: positions become tokens
+    is_image = activation.ndim > 3
+    if is_image if channels_first is None else channels_first:  # positions become tokens
         activation = activation.flatten(2).transpose(1, 2)
-        mask = None
+    else:
+        activation = activation.flatten(1, -2)
+    mask = None if is_image else mask
     if mask is None:
         return _pool_all(activation, method)
     if mask.shape != activation.shape[:2]:
@@ -144,6 +208,37 @@ def pool(activation: Tensor, method: PoolingMethod = "mean", mask: Tensor | None
             f"layer, got {tuple(mask.shape)}; pool this layer with a function"
         )
     return _pool_masked(activation, method, mask.bool())
+
+
+def has_channels_first(root: nn.Module, part: nn.Module, shape: Sequence[int]) -> bool | None:
+    """Where a layer puts its channels: as the last part of it, or before it, that fits the shape.
+
+    Args:
+        root: The model.
+        part: The layer, or the model itself.
+        shape: Of the layer's activation.
+
+    Returns:
+        Whether channels come before positions; `None` where nothing tells.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv1d(1, 8, 3), nn.ReLU(), nn.Linear(30, 16))
+        >>> has_channels_first(net, net[1], (4, 8, 30)), has_channels_first(net, net, (4, 8, 16))
+        (True, False)
+    """
+    if len(shape) < 3:
+        return None
+    parts = [*root.modules()]
+    own = {id(each) for each in part.modules()}
+    end = max((n for n, each in enumerate(parts) if id(each) in own), default=len(parts) - 1)
+    for each in reversed(parts[: end + 1]):
+        first = next((v for name in _WIDTHS_FIRST if (v := getattr(each, name, None))), None)
+        last = next((v for name in _WIDTHS_LAST if (v := getattr(each, name, None))), None)
+        if first == shape[1]:
+            return True
+        if (last[-1] if isinstance(last, tuple) else last) == shape[-1]:
+            return False
+    return None
 
 
 def drop_first_token(mask: Tensor) -> Tensor:
@@ -167,12 +262,38 @@ def drop_first_token(mask: Tensor) -> Tensor:
     return mask & ~(is_first & (mask.sum(1, keepdim=True) > 1))
 
 
-def _token_mask(batch: Mapping[str, Any]) -> Tensor | None:
-    attention, pooled = batch.get("attention_mask"), batch.get("pool_mask")
+def _one_sample(part: Tensor) -> Tensor:
+    """A tensor of one sample as a batch, with a row of zeros where it is empty."""
+    part = part.unsqueeze(-1) if part.ndim == 1 else part
+    return (part if len(part) else part.new_zeros(1, *part.shape[1:])).unsqueeze(0)
+
+
+def _token_mask(batch: Any) -> Tensor | None:
+    attention, pooled = entry_of(batch, "attention_mask"), entry_of(batch, "pool_mask")
+    if attention is None and pooled is None:
+        graphs = entry_of(batch, "batch")
+        if isinstance(graphs, Tensor) and graphs.dtype == torch.int64 and graphs.ndim == 1:
+            return graphs
+        return None
     if pooled is None or attention is None:
-        return attention if pooled is None else pooled
+        found: Tensor = attention if pooled is None else pooled
+        return found
     # A text without any token to pool (an instruction that fills it) is pooled over all it has.
     return torch.where(pooled.bool().any(1, keepdim=True), pooled.bool(), attention.bool())
+
+
+def _pool_graphs(nodes: Tensor, method: str, graphs: Tensor) -> Tensor:
+    """(graphs, features) of (nodes, features)."""
+    counts = torch.bincount(graphs)
+    if method == "mean":
+        sums = nodes.new_zeros(len(counts), nodes.shape[1]).index_add(0, graphs, nodes)
+        return sums / counts.clamp(min=1).unsqueeze(1)
+    if method == "flatten":
+        raise ValueError("pooling: graphs have different numbers of nodes; choose 'mean'")
+    numbers = torch.arange(len(graphs), device=graphs.device)
+    reduce = "amax" if method == "last" else "amin"
+    places = torch.zeros_like(counts).scatter_reduce(0, graphs, numbers, reduce, include_self=False)
+    return nodes[places]
 
 
 def _pool_all(activation: Tensor, method: str) -> Tensor:

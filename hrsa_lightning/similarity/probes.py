@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import Problems, check_text, read_text_records
+from hrsa_lightning.similarity.batches import content_of, copied, described, entry_of, sizes_of
 from hrsa_lightning.similarity.isolation import preserve_training_state
 
 __all__ = [
     "ProbeSet",
     "Tokenizer",
     "batch_probes",
-    "batch_size",
     "load_probes",
     "read_texts",
     "text_probes",
@@ -37,7 +37,6 @@ class ProbeSet:
 
     Attributes:
         order: Numbers of all batches, in the order of the samples.
-        num_samples: Number of samples over all shards.
         fingerprint: Hash of the content, equal for equal probes.
         labels: One label per sample, or `None`.
         texts: All texts in the order of the samples, for probes given as texts.
@@ -46,7 +45,6 @@ class ProbeSet:
     """
 
     order: list[int]
-    num_samples: int
     fingerprint: str
     labels: list[str] | None = None
     texts: list[str] | None = None
@@ -112,6 +110,7 @@ def load_probes(
     limit: int | None,
     shard: int,
     shards: int,
+    receive: Callable[[Any], Any] | None = None,
 ) -> ProbeSet:
     """Make a probe set of texts, tensors or batches.
 
@@ -124,6 +123,8 @@ def load_probes(
         limit: At most so many batches.
         shard: Which shard this process holds.
         shards: Number of shards.
+        receive: What a trainer does to a batch before its step; for loaders, while a list of
+            batches is taken as it is.
 
     Raises:
         DataError: When there are no samples or a form is not understood.
@@ -132,6 +133,13 @@ def load_probes(
         source = read_texts(source)
     if isinstance(source, Tensor):
         source = torch.split(source, size)
+    if isinstance(source, Dataset) and not (
+        isinstance(source, IterableDataset) or _holds_texts(source)
+    ):
+        raise DataError(
+            f"probes: expected batches, got the samples of a {type(source).__name__}; give "
+            "DataLoader(dataset, batch_size=32)"
+        )
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(
             "probes: expected texts, a path, a tensor, or an iterable of batches, "
@@ -139,7 +147,14 @@ def load_probes(
         )
     if _holds_texts(source):
         return text_probes(list(source), size=size, limit=limit)
-    return batch_probes(source, label_key=label_key, limit=limit, shard=shard, shards=shards)
+    return batch_probes(
+        source,
+        label_key=label_key,
+        limit=limit,
+        shard=shard,
+        shards=shards,
+        receive=None if isinstance(source, Sequence) else receive,
+    )
 
 
 def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = None) -> ProbeSet:
@@ -165,7 +180,6 @@ def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = Non
     labels = [str(record["label"]) for record in records if record.get("label") is not None]
     return ProbeSet(
         order=list(range(-(-len(texts) // size))),
-        num_samples=len(texts),
         fingerprint=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         labels=labels if len(labels) == len(texts) else None,
         texts=texts,
@@ -180,6 +194,7 @@ def batch_probes(
     limit: int | None = None,
     shard: int = 0,
     shards: int = 1,
+    receive: Callable[[Any], Any] | None = None,
 ) -> ProbeSet:
     """A probe set of ready batches; each shard keeps its own and the first.
 
@@ -192,6 +207,7 @@ def batch_probes(
         limit: At most so many batches.
         shard: Which shard this process holds.
         shards: Number of shards.
+        receive: See `load_probes`.
 
     Raises:
         DataError: When there are no samples.
@@ -199,38 +215,30 @@ def batch_probes(
     digest = hashlib.sha256()
     held: dict[int, Any] = {}
     labels: list[str] = []
-    total = count = 0
+    count = 0
+    holds_any, own_device = False, torch.device("cpu")
     with preserve_training_state(generators=_generators(source)), _workers_released(source):
         for count, batch in enumerate(islice(source, limit), start=1):
             if (count - 1) % shards == shard or count == 1:
-                held[count - 1] = apply_to_collection(batch, Tensor, _keep)
-            total += batch_size(batch)
-            apply_to_collection(batch, Tensor, lambda tensor: digest.update(_bytes(tensor)))
+                # A copy: loaders may reuse their memory, and users may change a list in place.
+                own = copied(batch, own_device)
+                held[count - 1] = own if receive is None else copied(receive(own), own_device)
+            holds_any = holds_any or sizes_of(batch) not in (set(), {0})
+            for content in content_of(batch):
+                digest.update(content)
             if label_key is not None:
                 labels.extend(_labels(batch, label_key))
-    if total == 0:
-        raise DataError("probes: expected at least one batch of samples, got none")
+    if not holds_any:
+        raise DataError(
+            "probes: expected at least one batch of samples, got "
+            f"{described(batch) if count else 'none'}"
+        )
     return ProbeSet(
         order=list(range(count)),
-        num_samples=total,
         fingerprint=digest.hexdigest(),
         labels=labels if label_key is not None else None,
         held=held,
     )
-
-
-def batch_size(batch: Any) -> int:
-    """Number of samples of a batch: the first dimension of its first tensor.
-
-    Raises:
-        DataError: When the batch holds no tensor with a first dimension.
-    """
-    found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
-    for tensor in found:
-        if tensor.ndim > 0:
-            return len(tensor)
-    raise DataError(f"probes: expected batches of tensors, got {type(batch).__name__} without any")
 
 
 def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
@@ -295,15 +303,6 @@ def _is_record(item: Any) -> bool:
     return isinstance(item, Mapping) and isinstance(item.get("text"), str)
 
 
-def _keep(tensor: Tensor) -> Tensor:
-    # A copy: loaders may reuse their memory, and users may change a list of batches in place.
-    return tensor.detach().to("cpu", copy=True)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def _generators(source: Any) -> list[torch.Generator]:
     """Random generators of a loader, which training may share."""
     holders = (source, getattr(source, "sampler", None))
@@ -323,10 +322,10 @@ def _workers_released(source: Any) -> Iterator[None]:
 
 def _labels(batch: Any, key: str | int) -> list[str]:
     try:
-        values = batch[key]
-    except (KeyError, IndexError, TypeError):
-        raise DataError(f"label_key: the probe batches have no {key!r}") from None
+        values = entry_of(batch, key) if isinstance(key, str) else batch[key]
+    except (IndexError, TypeError, KeyError):
+        values = None
+    if values is None:
+        raise DataError(f"label_key: {key!r} is not in the probe batch {described(batch)}")
     values = values.tolist() if isinstance(values, Tensor) else list(values)
-    if len(values) != batch_size(batch):
-        raise DataError(f"label_key: {key!r} does not hold one label per sample")
     return [str(value) for value in values]

@@ -1,8 +1,9 @@
 """What live models are compared with; each kind of reference has the rows of its layers."""
 
+import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,7 +25,7 @@ from hrsa_lightning.similarity.extraction import (
 )
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.layers import LayerSelection, clean_name, select_layers
-from hrsa_lightning.similarity.measurement import comparison_name
+from hrsa_lightning.similarity.measurement import comparison_name, listed
 from hrsa_lightning.similarity.probes import Tokenizer, tokenizer_of
 from hrsa_lightning.similarity.trace import (
     RepresentationTrace,
@@ -46,6 +47,7 @@ __all__ = [
     "Reference",
     "TraceReference",
     "comparisons_of",
+    "no_common_layer",
     "parse_references",
 ]
 
@@ -314,7 +316,7 @@ class ModelReference(_KeptReference):
                 layers = self._layers_of(module, extractor.layers[arm])
                 own = self.tokenizer(extractor.max_length)
                 owner = self.owner() if own else arm
-                tokenize = own or extractor.tokenizer_for(live)
+                tokenize = extractor.tokenizer_for(module if own else live, own)
                 shares = extractor.share(module, layers, owner, tokenize)
             found[arm if self.per_arm else ""] = extractor.gather(shares)
         return {
@@ -326,8 +328,12 @@ class ModelReference(_KeptReference):
         """Its layers, under the names that they have in the live model."""
         owner = f"reference {self.name!r}"
         if self._layers is None:
-            patterns = self._extractor.patterns
-            return select_layers(module, patterns, relative=True, owner=owner)
+            try:
+                return select_layers(module, self._extractor.patterns, relative=True, owner=owner)
+            except ConfigError:
+                if not self._extractor.are_default:
+                    raise
+                return LayerSelection(outputs=live.outputs)
         found = select_layers(module, self._layers, owner=owner)
         if len(found.modules) != len(live.modules) or len(found.outputs) != len(live.outputs):
             raise ConfigError(
@@ -372,6 +378,9 @@ class PretrainedReference(ModelReference):
     It runs in the dtype of the live model, whatever its file has, so that rounding is no difference
     between the two.
 
+    Attributes:
+        source: The folder or hub id.
+
     Raises:
         ConfigError: When `path` looks like a folder and is none with a `config.json`, or later,
             when there is no such model.
@@ -386,7 +395,7 @@ class PretrainedReference(ModelReference):
                 "reference: expected a folder with a config.json, a checkpoint file or a trace, "
                 f"got {path!r}"
             )
-        self._source = str(local) if local.exists() else path
+        self.source = str(local) if local.exists() else path
 
     @contextmanager
     def opened(self, live: nn.Module, device: torch.device, prefix: str) -> Iterator[nn.Module]:
@@ -394,15 +403,15 @@ class PretrainedReference(ModelReference):
 
         try:
             model = AutoModel.from_pretrained(
-                self._source, use_safetensors=True, dtype=dtype_of(live)
+                self.source, use_safetensors=True, dtype=dtype_of(live)
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"reference: {self._source!r} cannot be loaded: {reason}") from error
+            raise ConfigError(f"reference: {self.source!r} cannot be loaded: {reason}") from error
         yield model.to(device)
 
     def tokenizer(self, max_length: int) -> Tokenizer | None:
-        tokenizer = read_tokenizer(self._source)
+        tokenizer = read_tokenizer(self.source)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return lambda texts: dict(
@@ -483,7 +492,10 @@ class TraceReference(Reference):
         super().prepare(extractor)
         self._trace.check_probes(extractor.fingerprints)
         for arm in extractor.models:
-            self._trace.arm_for(arm)
+            own = extractor.layers[arm].names
+            recorded = self._trace.layers(self._trace.arm_for(arm))
+            if recorded and not set(own) & set(recorded):
+                raise ConfigError(no_common_layer(self.name, own, recorded))
 
     def update(self, live: Representations, step: int, *, first: bool) -> None:
         with self._extractor.ranks.raise_on_all_ranks():
@@ -576,6 +588,11 @@ def comparisons_of(references: Sequence[Reference | str], arms: Sequence[str]) -
             ):
                 continue  # the same two arms, seen from the other side
             found.append(Comparison(arm, reference))
+        source = reference.source if isinstance(reference, PretrainedReference) else ""
+        if source in arms and not Path(source).exists():
+            raise ConfigError(
+                f"reference: {source!r} is a model in training; 'arm:{source}' compares with it"
+            )
     names = [comparison.name for comparison in found]
     for name in names:
         if names.count(name) > 1:
@@ -584,6 +601,14 @@ def comparisons_of(references: Sequence[Reference | str], arms: Sequence[str]) -
                 "references with a mapping of names to references"
             )
     return found
+
+
+def no_common_layer(name: str, own: Iterable[str], other: Iterable[str]) -> str:
+    """The message where nothing can be compared."""
+    return (
+        f"layers: expected one that {name!r} has, such as {listed(other)}; got {listed(own)}; "
+        "layers={'name there': 'name here'} gives them one name"
+    )
 
 
 def _parse(name: str | None, item: Any, layers: Sequence[str] | None) -> Reference:
@@ -604,9 +629,19 @@ def _parse(name: str | None, item: Any, layers: Sequence[str] | None) -> Referen
     path = Path(text.removeprefix("trace:")).expanduser()
     if text.startswith("trace:") or (path / "trace.json").is_file():
         return TraceReference(name or _plain(path.name), RepresentationTrace(path))
+    if not path.exists() and (meant := _meant(text)):
+        raise ConfigError(f"reference: expected a folder, file, hub id or {meant!r}, got {text!r}")
     if path.suffix in _CHECKPOINT_SUFFIXES:
         return CheckpointReference(name or _plain(path.stem), text)
     return PretrainedReference(name or _plain(path.name), text, layers)
+
+
+def _meant(text: str) -> str:
+    """The word that a text is but for its letters' case or an ending; else an empty string."""
+    word, colon, rest = text.partition(":")
+    known = ("arm", "trace") if colon else (INITIAL, PAIRS)
+    near = difflib.get_close_matches(word.strip().lower(), known, n=1, cutoff=0.75)
+    return f"{near[0]}{colon}{rest.strip()}" if near else ""
 
 
 def _new_name(name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -88,6 +89,15 @@ class RepresentationTrace:
                     f"the trace {str(self.folder)!r} was recorded on other probes"
                     + (f" (set {name!r})" if name else "")
                 )
+
+    def layers(self, arm: str) -> list[str]:
+        """Layers of a recorded arm; none where no step was recorded."""
+        if not self.steps:
+            return []
+        step = self.steps[0] if self.step is None else self.step
+        with safe_open(self.folder / _file_name(step), framework="pt") as file:
+            keys = [key.split(_SEPARATOR, 2) for key in file.keys()]  # noqa: SIM118
+        return list(dict.fromkeys(layer for _, owner, layer in keys if owner == arm))
 
     def at(self, step: int) -> Representations | None:
         """The representations to compare with at a step, `None` when none were recorded then."""

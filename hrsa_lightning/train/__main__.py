@@ -271,6 +271,7 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
     """Add the summary as a card of text, and the run as a row of the HParams page."""
     from hrsa_lightning.callbacks import Monitor
     from hrsa_lightning.callbacks.logging import log_settings, log_text
+    from hrsa_lightning.callbacks.tensorboard import CHANCE, cards_of
     from hrsa_lightning.similarity.metric_info import headline
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
@@ -278,7 +279,14 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
         key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
     }
     monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
-    shown = [monitor.tag(m) for monitor in monitors for m in headline(monitor.latest)]
+    shown = [
+        card
+        for monitor in monitors
+        for card in cards_of(
+            monitor.name, headline(monitor.latest), named=monitor.names_comparisons
+        )
+        if card.run != CHANCE
+    ]
     log_settings(trainer, settings, shown)
 
 

@@ -84,10 +84,13 @@ def test_lightning_cli(tmp_path, monkeypatch):
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     config["trainer"] |= dict.fromkeys(quiet, False)
     config["trainer"] |= {"max_steps": 1, "accelerator": "cpu", "default_root_dir": str(tmp_path)}
+    config["trainer"]["callbacks"][0]["init_args"]["pooling"] = {"output": "flatten"}
     cli = LightningCLI(Project, args=config, run=False, save_config_callback=None)
     cli.trainer.fit(cli.model)
     (watch,) = (found for found in cli.trainer.callbacks if isinstance(found, SimilarityMonitor))
     assert watch.schedule.every_n_train_steps == 50
+    assert watch.evaluator.extractor._pooling.method_of("output") == "flatten"
+    assert watch.evaluator.extractor._pooling.method_of("layer_0") == "mean"
     assert {"similarity/cka/layer_1", "similarity/cka/output"} <= tags(watch)
 
 

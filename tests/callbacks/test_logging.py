@@ -1,28 +1,26 @@
 """Loggers are told apart by what they can do, in either flavor."""
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from hrsa_lightning.callbacks import RetrievalMonitor, SimilarityMonitor
 from hrsa_lightning.callbacks.logging import (
-    chart_layout,
     log_embeddings,
     log_settings,
     log_text,
-    tag_of,
     values_by_tag,
 )
+from hrsa_lightning.callbacks.tensorboard import ArmsLogger, Card, cards_of, log_cards
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.similarity import Measurement
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
+from tests.callbacks.test_similarity import arms_module
 
 
 def monitor(**options):
@@ -37,46 +35,138 @@ def monitor(**options):
     return SimilarityMonitor("initial", **{**defaults, **options})
 
 
+def steps_in(folder):
+    """Tag to steps of the scalars of a run, its sub folders left out."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [e.step for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 @pytest.mark.parametrize("name", FLAVORS)
-def test_tensorboard_shows_scalars_pictures_and_a_layout(tmp_path, name):
+def test_tensorboard_shows_scalars_pictures_and_chance(tmp_path, name):
     pl = flavor(name)
     logger = pl.loggers.TensorBoardLogger(tmp_path)
     fit([monitor()], tmp_path, pl=pl, logger=logger)
     logger.experiment.flush()
     events = EventAccumulator(logger.log_dir).Reload()
     assert [e.step for e in events.Scalars("similarity/cka/output")] == [0, 2, 4, 6]
+    assert "similarity_layers/cka/layer_0" in events.Tags()["scalars"]
     heatmaps = [e.step for e in events.Images("similarity/heatmap")]
     assert heatmaps == [0, 4, 6], "every second evaluation and the end"
     for metric in ("cka", "knn_overlap_10"):
         assert [e.step for e in events.Images(f"similarity/curves/{metric}")] == [6]
-    layout = events.SummaryMetadata("custom_scalars__config__").plugin_data
-    assert layout.plugin_name == "custom_scalars"
-    floor = [e.value for e in events.Scalars("similarity/knn_overlap_10/floor/output")]
-    assert floor == pytest.approx([floor[0]] * 4)
-    assert 0 < floor[0] < 0.3
+    chance = EventAccumulator(f"{logger.log_dir}/chance").Reload()
+    levels = [e.value for e in chance.Scalars("similarity/knn_overlap_10/output")]
+    assert levels == pytest.approx([levels[0]] * 4)
+    assert 0 < levels[0] < 0.3
 
 
-def charts(folder):
-    """Section to chart to patterns, as TensorBoard would show them: the last layout of a run."""
-    events = EventAccumulator(str(folder)).Reload()
-    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
-    return {
-        section.title: {chart.title: list(chart.multiline.tag) for chart in section.chart}
-        for section in Layout.FromString(content).category
+def test_each_comparison_is_a_run_and_an_arm_is_one(tmp_path):
+    """In all TensorBoard loggers; others have the comparison in the tag."""
+    pl = flavor()
+    boards = [pl.loggers.TensorBoardLogger(tmp_path / each) for each in "ab"]
+    csv = pl.loggers.CSVLogger(tmp_path)
+    pairs = [{"query": f"q{n}", "pos": [f"right {n}"], "neg": [f"wrong {n}"]} for n in range(4)]
+    ranking = RetrievalMonitor(pairs, "arms", encode=lambda _, texts: torch.ones(len(texts), 2))
+    watch = SimilarityMonitor(
+        ["initial", "arm:x"],
+        projects.probe_batches(),
+        ["0", "output"],
+        "arms",
+        metrics=["cka", "cka_plain"],
+        every_n_train_steps=1,
+    )
+    loggers = [*boards, csv]
+    trainer = fit([watch, ranking], tmp_path, logger=loggers, make=arms_module, max_steps=2)
+    for board in boards:
+        folder = Path(board.log_dir)
+        runs = {path.parent.name for path in folder.glob("*/events*")}
+        assert runs == {"x", "y", "z", "y_vs_x", "z_vs_x", "chance"}
+        assert len([*folder.glob("*/events*")]) == len(runs), "one file for each"
+        assert steps_in(folder / "y_vs_x") == {
+            f"similarity{rest}": [0, 1, 2]
+            for rest in ("/cka/output", *(f"_layers/{m}/0" for m in ("cka", "cka_plain")))
+        } | {"similarity_layers/cka_plain/output": [0, 1, 2]}
+        for run in ("x", "chance"):
+            found = steps_in(folder / run)
+            assert found["similarity_initial/cka/output"] == [0, 1, 2]
+            assert found["task/retrieval/mrr@10"] == [0, 2]
+        assert steps_in(folder).keys() == {"similarity/seconds", "retrieval/seconds"}
+    names = {"similarity/cka/y_vs_x/output", "similarity/cka/x_vs_initial/0", "retrieval/x/mrr@10"}
+    header = Path(csv.log_dir, "metrics.csv").read_text().splitlines()[0]
+    assert names <= {*header.split(",")}
+    assert names <= trainer.callback_metrics.keys()
+
+
+def test_a_resumed_run_goes_on_without_doubles(tmp_path):
+    pl = flavor()
+
+    class KilledError(Exception):
+        pass
+
+    class Kill(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 9:
+                raise KilledError
+
+    def run(*callbacks, **options):
+        save = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="{step}")
+        logger = pl.loggers.TensorBoardLogger(tmp_path, "", "")
+        watch = monitor(heatmap_every_n_evaluations=0)
+        options |= {"logger": logger, "enable_checkpointing": True, "max_steps": 10}
+        fit([watch, *callbacks, save], tmp_path, **options)
+
+    with pytest.raises(KilledError):
+        run(Kill())
+    (first,) = (tmp_path / "chance").iterdir()
+    first.write_bytes(first.read_bytes()[:-3])  # a kill may come in the middle of a record
+    run(ckpt_path=tmp_path / "step=6.ckpt")
+    assert steps_in(tmp_path / "chance")["similarity/cka/output"] == [0, 2, 4, 6, 8, 10]
+
+
+def test_names_of_arms_become_folders_that_exist_everywhere(tmp_path):
+    logger = flavor().loggers.TensorBoardLogger(tmp_path, prefix="mine")
+    odd = ["../../up", "org/model:7b", "org/model?7b", "chance", "ä" * 300, "..", "fine-1.5b"]
+    found = [Measurement("mrr@10", 0.5, 0.1, arm=arm) for arm in odd]
+    log_cards(logger, cards_of("retrieval", found), 3)
+    runs = {path.parent for path in tmp_path.rglob("events*")}
+    assert {path.parent for path in runs} == {Path(logger.log_dir)}
+    assert len(runs) == len(odd) + 1
+    assert all(len(path.name.encode()) < 200 for path in runs)
+    assert {"fine-1.5b", "chance"} < {path.name for path in runs}
+    assert steps_in(Path(logger.log_dir) / "chance") == {"mine-task/retrieval/mrr@10": [3]}
+
+
+def test_chance_is_the_level_that_is_hardest_to_tell_from_likeness():
+    def two(metric, *levels):
+        found = [
+            Measurement(metric, 0.5, level, arm=arm, reference="r", layer="output")
+            for arm, level in zip("ab", levels, strict=True)
+        ]
+        return {card: v for card, v in cards_of("s", found).items() if v != 0.5}
+
+    assert two("cka", 0.1, 0.11) == {Card("chance", "s/cka/output"): 0.11}
+    tag = "s_layers/procrustes_residual_chance/output"
+    assert two("procrustes_residual", 2.0, 4400.0) == {
+        Card("chance", "s/procrustes_residual/output"): 2.0,
+        Card("a_vs_r", tag): 2.0,
+        Card("b_vs_r", tag): 4400.0,
     }
 
 
-def test_monitors_of_one_trainer_share_a_layout(tmp_path):
-    pairs = [{"query": f"q{n}", "pos": [f"right {n}"], "neg": [f"wrong {n}"]} for n in range(4)]
-    ranking = RetrievalMonitor(pairs, encode=lambda module, texts: torch.ones(len(texts), 2))
-    logger = flavor().loggers.TensorBoardLogger(tmp_path)
-    fit([monitor(), monitor(name="other"), ranking], tmp_path, logger=logger, max_steps=2)
-    found = charts(logger.log_dir)
-    knn = found["similarity at output"]["knn_overlap_10"]
-    assert knn == ["similarity/knn_overlap_10/output$", "similarity/knn_overlap_10/floor/output$"]
-    assert "cka" in found["other at layer_0"]
-    ranks = found["retrieval on held-out pairs"]["recall@1"]
-    assert ranks == ["retrieval/recall@1$", "retrieval/floor/recall@1$"]
+def test_values_that_are_no_comparison_keep_their_group():
+    found = [Measurement("norm", 0.5, layer="first"), Measurement("norm", 0.5, layer="second")]
+    assert [*cards_of("norms", found)] == [("", "norms/norm/first"), ("", "norms/norm/second")]
+
+
+def test_losses_of_arms_share_a_card_and_the_epoch_is_not_the_first_one(tmp_path):
+    logger = ArmsLogger(tmp_path, ["a", "b"])
+    for step in (0, 1):
+        losses = {"train/loss/a": torch.tensor(1.0), "train/loss/b": 2.0, "train/tokens": 3.0}
+        logger.log_metrics({**losses, "epoch": 0}, step=step)
+    logger.finalize("success")
+    for arm in "ab":
+        assert steps_in(tmp_path / arm) == {"train/loss": [0, 1]}
+    assert steps_in(tmp_path) == {"train/tokens": [0, 1], "train/epoch": [0, 1]}
 
 
 def test_two_values_of_one_tag_are_refused():
@@ -90,14 +180,6 @@ def test_two_values_of_one_tag_are_refused():
     for other in (m._replace(layer="x/y", label=""), m._replace(metric="cka_low", low=None)):
         with pytest.raises(ConfigError, match="two values have the tag"):
             values_by_tag("similarity", [m, other])
-
-
-def test_a_chart_shows_its_own_place_only():
-    found = [Measurement("cka", 0.5, arm="a", reference="b", layer=f"layer_{n}") for n in (1, 10)]
-    tags = [tag_of("similarity", m) for m in found]
-    layout = chart_layout("similarity", found)
-    (pattern,) = layout["similarity at layer_1, against b"]["cka"][1]
-    assert [bool(re.match(pattern, tag)) for tag in tags] == [True, False]
 
 
 def test_the_projector_holds_the_last_representations_with_labels(tmp_path):
@@ -125,9 +207,9 @@ def test_settings_and_a_card_go_into_the_run_itself(tmp_path):
     logger = flavor().loggers.TensorBoardLogger(tmp_path)
     trainer = fit([monitor()], tmp_path, logger=logger)
     settings = {"optimizer.lr": 0.1, "arms": ["a", "b"], "model.lora": None, "data.weights": []}
-    log_settings(trainer, settings, ["similarity/cka/output"])
+    log_settings(trainer, settings, [Card("", "similarity/cka/output"), Card("a", "task/mrr@10")])
     log_text(trainer, "summary", "cka   0.5\nknn  0.25", 6)
-    assert [path for path in Path(logger.log_dir).iterdir() if path.is_dir()] == []
+    assert [path.name for path in Path(logger.log_dir).iterdir() if path.is_dir()] == ["chance"]
     events = EventAccumulator(logger.log_dir).Reload()
     assert [e.step for e in events.Scalars("similarity/cka/output")] == [0, 2, 4, 6], "no more"
     start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -136,8 +218,9 @@ def test_settings_and_a_card_go_into_the_run_itself(tmp_path):
     assert settings["optimizer.lr"].number_value == 0.1
     assert settings["arms"].string_value == "['a', 'b']"
     experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    (metric,) = HParamsPluginData.FromString(experiment).experiment.metric_infos
-    assert metric.name.tag == "similarity/cka/output"
+    metrics = HParamsPluginData.FromString(experiment).experiment.metric_infos
+    names = [(metric.name.group, metric.name.tag) for metric in metrics]
+    assert names == [("", "similarity/cka/output"), ("a", "task/mrr@10")]
     (card,) = events.Tensors("summary/text_summary")
     assert card.tensor_proto.string_val[0] == b"    cka   0.5\n    knn  0.25"
 

@@ -243,5 +243,5 @@ def test_token_rows_of_different_tokenizers_are_refused(tmp_path):
     watch = monitor(
         Shorter(), probes=INPUTS.view(-1, 3, 2), layers=["output"], pooling="none", on_error="warn"
     )
-    with pytest.warns(HRSAWarning, match="144 rows against 96.*same tokenizer"):
+    with pytest.raises(DataError, match=r"144 rows against 96.*same tokenizer"):
         fit([watch], tmp_path, make=lambda pl: Sequences(), max_steps=1)

@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,10 +80,10 @@ class Halves(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.tokenized = 0
+        self.calls = SimpleNamespace(tokenized=0)  # which no evaluation puts back
 
     def tokenize(self, texts, max_length):
-        self.tokenized += 1
+        self.calls.tokenized += 1
         return self.model.tokenize(texts, max_length)
 
     def encode_texts(self, tokens, max_tokens):
@@ -118,7 +119,7 @@ def test_texts_are_tokenized_once_and_scores_are_those_of_embed(tmp_path):
     ]
     fit([monitors[0]], tmp_path / "a", make=project(halves), max_steps=2)
     fit([monitors[1]], tmp_path / "b", make=project(model), max_steps=2)
-    assert halves.tokenized == 2, "queries and corpus, in three evaluations"
+    assert halves.calls.tokenized == 2, "queries and corpus, in three evaluations"
     once, each_time = (
         [{t: v for t, v in r["values"].items() if "/b/" in t} for r in read_tags(m.history_path)]
         for m in monitors

@@ -123,7 +123,7 @@ class Failing(nn.Module):
             random.random()
             np.random.rand()
             torch.rand(3)
-            raise RuntimeError("broken on purpose")
+            raise torch.OutOfMemoryError("broken on purpose")
         return x
 
 

@@ -220,3 +220,20 @@ def test_ranks_together_have_the_batches_of_one_process(tmp_path, whole_run, wor
     ):
         assert torch.cat([batch.query_ids for batch in batches]).tolist() == query_ids
         assert torch.cat([batch.passage_ids for batch in batches]).tolist() == passage_ids
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_a_few_batches_sees_the_same_ones_in_each_epoch(tmp_path):
+    module = Recorder()
+    trainer = Trainer(
+        overfit_batches=2,
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=make_data(tmp_path))
+    assert module.seen[:2] == module.seen[2:4] == module.seen[4:]
+    assert module.seen[0] != module.seen[1]

@@ -1,50 +1,213 @@
-"""The programs in examples/ run as they stand, and what they watch makes sense."""
+"""The programs in examples/ run as they stand; watching them changes no weight."""
 
-import importlib.util
+import importlib
+import re
+import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
 
+from hrsa_lightning.callbacks import SimilarityMonitor
+from hrsa_lightning.resources import resource_folder
 from tests.histories import read_tags
 
+QUICK = {"heatmap_every_n_evaluations": 0, "null": 0}
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::hrsa_lightning.errors.HRSAWarning"),
     # What Lightning says of a run without settings: no logger chosen, a GPU that is not used.
     pytest.mark.filterwarnings("ignore:.*TensorBoard.*"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Lightning's calls of jsonargparse
 ]
 
 
-def run(name, folder, **options):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    trainer = module.main(folder=folder, **options)
-    (watch,) = (c for c in trainer.callbacks if type(c).__name__ == "SimilarityMonitor")
-    return trainer, read_tags(watch.history_path)
+class Nothing(pl.Callback):
+    """Takes the place of the monitor."""
+
+    def __init__(self, *args, **options):
+        pass
 
 
-def test_digits_cnn(tmp_path):
-    trainer, history = run("digits_cnn", tmp_path, max_epochs=2)
-    last = history[-1]["values"]
-    assert trainer.callback_metrics["val/accuracy"] > 0.8
-    assert history[0]["values"]["similarity/cka/feature_0"] == pytest.approx(1.0)
-    assert last["similarity/cka/output"] < last["similarity/cka/feature_0"] < 1.0
-    assert [record["step"] for record in history][:5] == [0, 1, 2, 3, 5]
+def example(name):
+    return importlib.import_module(f"examples.{name}")
 
 
-def test_text_classifier(tmp_path):
-    _, history = run("text_classifier", tmp_path, max_steps=10)
-    last = history[-1]["values"]
-    assert {f"similarity/cka/layer_{n}" for n in range(3)} <= set(last)
-    assert last["similarity/cka/layer_2"] < 0.9999
+def weights(trainer):
+    return {k: v.clone() for k, v in trainer.lightning_module.state_dict().items()}
 
 
-def test_autoencoder(tmp_path):
-    _, history = run("autoencoder", tmp_path, max_epochs=2)
-    first, last = history[0]["values"], history[-1]["values"]
-    start, pca = (f"similarity/cka/live_vs_{name}/output.latent" for name in ("initial", "pca"))
-    assert first[start] == pytest.approx(1.0)
-    assert last[start] < 1.0
-    assert 0.0 < last[pca] < 1.0
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def histories(trainer):
+    monitors = [c for c in trainer.callbacks if isinstance(c, SimilarityMonitor)]
+    return {watch.name: read_tags(watch.history_path) for watch in monitors}
+
+
+def run(name, folder, monkeypatch, **options):
+    """Histories of an example's monitors; its weights are as they are without them."""
+    module = example(name)
+    quick = partial(SimilarityMonitor, **QUICK)
+    monkeypatch.setattr(module, "SimilarityMonitor", quick)
+    watched = module.main(folder=folder / "with", **options)
+    monkeypatch.setattr(module, "SimilarityMonitor", Nothing)
+    alone = module.main(folder=folder / "without", **options)
+    assert same(weights(watched), weights(alone))
+    return histories(watched)
+
+
+GALLERY = {
+    # Options, and the series that move from 1.
+    "digits_cnn": ({"max_epochs": 1}, ["similarity/cka/feature_2", "similarity/cka/output"]),
+    "graph_network": ({"max_steps": 20}, ["similarity/cka/conv_0", "similarity/cka/output"]),
+    "audio_tagger": ({"max_steps": 20}, ["similarity/cka/encoder_0", "similarity/cka/output"]),
+    "text_classifier": ({"max_steps": 10}, ["similarity/cka/layer_0", "similarity/cka/layer_2"]),
+    "language_model": ({"max_steps": 10}, ["similarity/cka/layer_11", "similarity/cka/output"]),
+    "gan": ({"max_epochs": 1}, ["generator/cka/output", "discriminator/cka/discriminator.1"]),
+    "detector": ({"max_steps": 20}, ["similarity/cka/backbone_0", "similarity/cka/objectness"]),
+    "autoencoder": ({"max_epochs": 1}, ["similarity/cka/live_vs_initial/output.latent"]),
+}
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_an_example_is_watched_and_unchanged(name, tmp_path, monkeypatch):
+    options, series = GALLERY[name]
+    found = run(name, tmp_path, monkeypatch, **options)
+    for tag in series:
+        values = [record["values"][tag] for record in found[tag.partition("/")[0]]]
+        assert values[0] == pytest.approx(1.0, abs=1e-5)
+        assert values[-1] < 0.99999
+
+
+def test_the_gallery_is_complete():
+    programs = {path.stem for path in EXAMPLES.glob("*.py")}
+    loops = {"own_loop", "fabric_loop", "transformers_trainer"}
+    assert programs == GALLERY.keys() | loops
+    readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([\w/]+?)(?:\.py|/)?` \|", readme, re.MULTILINE))
+    assert listed == programs | {"lightning_cli", "hydra_template"}
+
+
+def test_lightning_cli(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+    monkeypatch.setattr("sys.argv", ["main.py"])  # it warns of arguments beside `args`
+    config = yaml.safe_load((EXAMPLES / "lightning_cli/config.yaml").read_text(encoding="utf-8"))
+    config["trainer"] |= {"max_steps": 10, "enable_progress_bar": False}
+    config["trainer"]["callbacks"][0]["init_args"] |= QUICK
+
+    def trained(**trainer):
+        return example("lightning_cli.main").main(
+            {"fit": {**config, "trainer": {**config["trainer"], **trainer}}, "subcommand": "fit"}
+        )
+
+    watched = trained(default_root_dir=str(tmp_path / "with"))
+    alone = trained(default_root_dir=str(tmp_path / "without"), callbacks=[])
+    assert same(weights(watched), weights(alone))
+    assert histories(watched)["similarity"][-1]["values"]["similarity/cka/net_2"] < 0.99999
+
+
+def composed(folder, name):
+    """What Hydra makes of a file: `group: option` and `file@package` of its defaults, in order."""
+    content = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+    merged = OmegaConf.create()
+    for entry in [*content.pop("defaults", []), "_self_"]:
+        if entry == "_self_":
+            merged = OmegaConf.merge(merged, content)
+        elif isinstance(entry, dict):
+            ((group, option),) = entry.items()
+            merged = OmegaConf.merge(merged, {group: composed(folder / group, f"{option}.yaml")})
+        else:
+            file, _, package = entry.partition("@")
+            part = composed(folder, f"{file}.yaml")
+            merged = OmegaConf.merge(merged, {package: part} if package else part)
+    return merged
+
+
+def instantiate(config, **arguments):
+    module, _, name = config["_target_"].rpartition(".")
+    given = {key: config[key] for key in config if key != "_target_"}
+    return getattr(importlib.import_module(module), name)(**given, **arguments)
+
+
+def test_hydra_template(tmp_path, monkeypatch):
+    utils = SimpleNamespace(instantiate=instantiate)
+    stub = SimpleNamespace(utils=utils, main=lambda **_: lambda function: function)
+    monkeypatch.setitem(sys.modules, "hydra", stub)
+    folder = EXAMPLES / "hydra_template/configs"
+    trained = {}
+    for name in ("with", "without"):
+        config = composed(folder, "train.yaml")
+        config.trainer |= {
+            "max_steps": 24,  # an epoch: the checkpoint wants a validation loss
+            "default_root_dir": str(tmp_path / name),
+            "enable_progress_bar": False,
+        }
+        config.callbacks.similarity |= QUICK
+        if name == "without":
+            del config.callbacks["similarity"]
+        trained[name] = example("hydra_template.main").train(config)
+    assert same(*map(weights, trained.values()))
+    found = histories(trained["with"])["similarity"]
+    assert found[-1]["values"]["similarity/cka/net_2"] < 0.99999
+    preset = (resource_folder("callbacks") / "drift_from_start.yaml").read_text(encoding="utf-8")
+    assert (folder / "callbacks/drift_from_start.yaml").read_text(encoding="utf-8") == preset
+
+
+def test_the_names_of_callbacks_are_those_that_hydra_gives():
+    hydra = pytest.importorskip("hydra", reason="the real one, where it is installed")
+    with hydra.initialize_config_dir(str(EXAMPLES / "hydra_template/configs"), version_base="1.3"):
+        config = hydra.compose("train.yaml")
+    assert config == composed(EXAMPLES / "hydra_template/configs", "train.yaml")
+
+
+def drift(history, layer="output"):
+    return [m.value for m in history if (m.metric, m.layer) == ("cka", layer)]
+
+
+@pytest.mark.parametrize("name", ["own_loop", "fabric_loop"])
+def test_own_loops(name):
+    module = example(name)
+    options = {"steps": 20, "every": 10} if name == "own_loop" else {"epochs": 1}
+    train = module.train if name == "own_loop" else module.main
+    model, history = train(**options)
+    assert drift(history)[0] == pytest.approx(1.0, abs=1e-4)
+    assert drift(history)[-1] < 0.999
+    assert same(model.state_dict(), train(**options, watch=False)[0].state_dict())
+
+
+def _on_a_rank(rank, world_size):
+    module = example("own_loop")
+    model, history = module.train(steps=6, every=3)
+    alone, _ = module.train(steps=6, watch=False)
+    assert same(model.state_dict(), alone.state_dict())
+    return drift(history)
+
+
+@pytest.mark.ddp
+def test_an_own_loop_on_two_ranks(ddp_pool):
+    first, second = ddp_pool.run(_on_a_rank)
+    assert first == second
+    assert first[0] == pytest.approx(1.0)
+    assert first[-1] < 0.9999
+
+
+def test_the_trainer_of_transformers(tmp_path):
+    module = example("transformers_trainer")
+    trainer = module.main(max_steps=20, folder=tmp_path / "with")
+    alone = module.main(max_steps=20, folder=tmp_path / "without", watch=False)
+    assert same(trainer.model.state_dict(), alone.model.state_dict())
+    (callback,) = (
+        c for c in trainer.callback_handler.callbacks if isinstance(c, module.SimilarityCallback)
+    )
+    assert [m.step for m in callback.history if m.metric == "cka"][::3] == [0, 10, 20]
+    assert drift(callback.history)[-1] < 0.9999
+    assert any("similarity/cka/layer_0" in record for record in trainer.state.log_history)

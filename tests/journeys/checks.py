@@ -45,10 +45,8 @@ def check_files(run: Path) -> None:
 
 def losses(run: Path) -> dict[str, list[float]]:
     """The loss of each arm at every step, from TensorBoard."""
-    events = EventAccumulator(str(run))
-    events.Reload()
     return {
-        arm: [event.value for event in events.Scalars(f"train/loss/{arm}")]
+        arm: [e.value for e in EventAccumulator(str(run / arm)).Reload().Scalars("train/loss")]
         for arm in ("base", "rlvr")
     }
 

@@ -176,6 +176,7 @@ def test_the_monitor_sees_a_pull_and_a_push(place, tmp_path, reference):
         monitor = SimilarityMonitor(
             reference,
             texts,
+            ["output"],
             arms="arms",
             metrics=["cka"],
             every_n_train_steps=20,

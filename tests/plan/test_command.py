@@ -18,7 +18,7 @@ def test_every_part_is_printed(capsys):
         "kept graphs",
         "gradients",
         "monitor",
-        "50 steps",
+        "100 steps",
         "550 probes, 5 layers",
         "of 80 GB",
     ):

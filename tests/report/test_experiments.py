@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 from hrsa_lightning.report.answer import answer_of
 from hrsa_lightning.report.experiments import Key, Pair, Place, group_runs, read_run
-from hrsa_lightning.report.figures import spectra_gallery, styles
+from hrsa_lightning.report.figures import Pictures, styles
 from hrsa_lightning.report.verdict import Findings
 from hrsa_lightning.similarity.history import Evaluation, append_record, read_evaluations
 from hrsa_lightning.similarity.measurement import Measurement
@@ -88,9 +88,9 @@ def test_verdicts_weigh_differences_within_runs(tmp_path):
     # above, the same in every run.
     assert cka.relations == {SEEDS: "nearer", NOISE: "farther"}
     assert residual.relations == knn.relations == cka.relations
-    assert cka.moved == residual.moved == "farther"
+    assert cka.gain.high < 0, "it moved apart"
+    assert residual.gain.high < 0
     assert cka.course == "within", "two seeds move apart by more"
-    assert cka.words == "nearer than base_seed2; farther apart than noise"
     first, *others = answer_of(found)
     assert first.lead == "rlvr and base moved no further than two seeds of base do"
     assert first.rest == "; they end nearer than the seed control and farther apart than noise."
@@ -138,7 +138,7 @@ def test_a_control_that_never_differed_is_named_as_none(tmp_path):
 def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
     (found,) = experiment_of(tmp_path, *({"seed": seed} for seed in (1, 6)))
     (verdict, *_) = Findings(found, "similarity").verdicts(PAIR)
-    assert verdict.moved == "same", "two seeds leave an interval of 12.7 standard errors"
+    assert verdict.course == "same", "two seeds leave an interval of 12.7 standard errors"
     assert verdict.is_chance
     assert "Not to be told from chance: rlvr vs base (linear CKA)." in answer_of(found)[-1].rest
 
@@ -176,15 +176,8 @@ def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
     (found,) = experiment_of(tmp_path, {"details": True})
     drawn = {}
     for kind in ("singular_values", "row_entropy"):
-        gallery = spectra_gallery(
-            found,
-            "similarity",
-            styles(found, [PAIR]),
-            "output",
-            kind,
-            name="x",
-            title="x",
-        )
+        pictures = Pictures(Findings(found, "similarity"), "x", log_x=False)
+        gallery = pictures.spectra([PAIR], kind, "x")
         assert [panel.title[-6:] for panel in gallery.panels] == ["step 0", "tep 10", "tep 40"]
         ax = Figure().subplots()
         gallery.panels[0].draw(ax)
@@ -243,7 +236,7 @@ def test_names_and_labels_that_look_like_tags_are_names(tmp_path):
     assert Findings(found, "similarity").pairs == pairs
     keys = [Key("similarity", "cka", pair, OUTPUT) for pair in pairs]
     assert [found.curve(key).last for key in keys] == [[0.25], [0.75]]
-    assert not found.is_retrieval("similarity")
+    assert not Findings(found, "similarity").is_retrieval
 
 
 def test_files_of_version_0_1_and_of_today_say_the_same(tmp_path):

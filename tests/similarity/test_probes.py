@@ -37,7 +37,6 @@ def rows(probes):
 )
 def test_sources_of_batches(source):
     probes = load(source())
-    assert probes.num_samples == 10
     assert torch.equal(rows(probes), DATA)
 
 
@@ -45,7 +44,6 @@ def test_shards_hold_every_batch_once_and_the_first_too():
     parts = [load(list(DATA.split(2)), shard=shard, shards=2) for shard in range(2)]
     assert [sorted(part.held) for part in parts] == [[0, 2, 4], [0, 1, 3]]
     assert parts[0].fingerprint == parts[1].fingerprint
-    assert [part.num_samples for part in parts] == [10, 10]
 
 
 def test_a_shuffled_loader_gives_the_same_probes_each_time_and_on_each_rank():
@@ -68,7 +66,7 @@ def test_labels_of_batches():
     batches = [{"x": DATA[:4], "y": torch.tensor([1, 0, 1, 0])}]
     assert load(batches, label_key="y").labels == ["1", "0", "1", "0"]
     assert load([(DATA[:2], ["a", "b"])], label_key=1).labels == ["a", "b"]
-    with pytest.raises(DataError, match="no 'z'"):
+    with pytest.raises(DataError, match="'z' is not in the probe batch"):
         load(batches, label_key="z")
 
 
@@ -80,8 +78,8 @@ def test_the_fingerprint_tells_content():
 
 
 def test_limit():
-    assert load(DATA, limit=2).num_samples == 8
-    assert load(list("abcdefghijk"), limit=2).num_samples == 8
+    assert len(rows(load(DATA, limit=2))) == 8
+    assert len(load(list("abcdefghijk"), limit=2).texts) == 8
 
 
 def test_texts_are_ordered_by_length_with_their_labels():
@@ -190,5 +188,4 @@ def test_mistakes_are_named(source, message):
 
 def test_batches_may_hold_any_dtype():
     batches = [{"a": torch.ones(2, dtype=d)} for d in (torch.bfloat16, torch.bool, torch.int64)]
-    assert batch_probes(batches).num_samples == 6
     assert json.dumps(batch_probes(batches).fingerprint)
