@@ -3,10 +3,13 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHROMIUM = next(
@@ -28,6 +31,20 @@ _WORDS = """(() => {
       + words(child)).join(" ");
   return words(document.body);
 })()"""
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[str]:
+    """The address of a TensorBoard over the runs in a folder."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = (re.search(r"http://\S+?(?=/? )", line) for line in process.stderr)
+        yield next(found for found in lines if found)[0]
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+        process.stderr.close()
 
 
 class Browser:

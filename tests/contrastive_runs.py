@@ -51,6 +51,30 @@ def write_pairs(path: Path, num_pairs: int = 24, seed: int = 0) -> Path:
     return path
 
 
+def write_recipe(folder: Path, arms: int = 2) -> Path:
+    """A recipe of six steps on microscopic backbones, watched by both monitors."""
+    pairs = write_pairs(folder / "pairs.jsonl", 16)
+    probes = folder / "probes.txt"
+    probes.write_text("".join(f"probe {number} of {number % 5} things\n" for number in range(16)))
+    names = ("base", "other")[:arms]
+    for seed, name in enumerate(names):
+        make_backbone(folder / name, hidden=16, layers=1, seed=seed)
+    recipe = folder / "micro.yaml"
+    recipe.write_text(
+        f"arms: {{{', '.join(f'{name}: {{backbone: {folder / name}}}' for name in names)}}}\n"
+        f"data: {{train: [{pairs}], batch_size: 8, train_group_size: 2}}\n"
+        "optimizer: {lr: 0.05}\n"
+        "trainer: {accelerator: cpu, max_steps: 6, enable_progress_bar: false,"
+        " log_every_n_steps: 1}\n"
+        "checkpoint: {every_n_train_steps: 2}\n"
+        "callbacks:\n"
+        f"  similarity: {{preset: realignment, probes: {probes}, metrics: [cka], null: 20,"
+        " log_spaced: null, every_n_train_steps: 3}\n"
+        f"  retrieval: {{preset: retrieval_quality, pairs: {pairs}, every_n_train_steps: 6}}\n"
+    )
+    return recipe
+
+
 def make_arm(folder: Path, seed: int = 0, dropout: float = 0.2, **options: Any) -> EmbeddingModel:
     """An embedding model with LoRA on a random backbone; weights depend on `seed` alone."""
     if not (folder / "config.json").exists():

@@ -102,6 +102,8 @@ def test_commands_are_understood(page, words, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 0
+    elif fetched := re.search(r"recipe=(/data/\S+)/recipe\.yaml", " ".join(arguments)):
+        assert re.search(rf"fetch .* --(out|root) {fetched[1]}\b", PAGES[page]), "not fetched"
     elif module == "hrsa_lightning.train":
         assert main([*arguments, "--print-config"]) == 0, capsys.readouterr().err
     else:

@@ -262,11 +262,11 @@ class Monitor(Callback, ABC):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.is_ending = True
         step = trainer.global_step
-        # Evaluated before another callback ended the fit, it was without the average.
-        repeats = self._averages and step == self._last_step > self.first_step
-        if repeats and self.history_path is not None and trainer.is_global_zero:
-            cut_history(self.history_path, self.history_path, step - 1, self.run)
-        if repeats or step != self._last_step:
+        # One before the end was without the average, one before a resume has left no pictures.
+        if step != self._evaluated_at or self._averages:
+            if step == self._last_step and trainer.is_global_zero and self.history_path is not None:
+                cut_history(self.history_path, self.history_path, step - 1, self.run)
+                self.resume(self.history_path, step - 1)
             self._evaluate(trainer, pl_module)
         self._finish(trainer)
         if not self.budget.affords():
@@ -311,7 +311,7 @@ class Monitor(Callback, ABC):
         self.is_ending = False
         self._averages = False
         self.latest: list[Measurement] = []
-        self._last_step = -1
+        self._last_step = self._evaluated_at = -1
         self.schedule.put_off(0)
         self.begin({})
 
@@ -413,7 +413,7 @@ class Monitor(Callback, ABC):
                     f"no values, training goes on ({type(error).__name__}: {first_line(error)})",
                     f", first at step {step}",
                 )
-        self._last_step = step
+        self._last_step = self._evaluated_at = step
         self.schedule.advance(step)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
@@ -466,7 +466,8 @@ class Monitor(Callback, ABC):
             return
         try:
             with self.budget.spending():
-                self.conclude()
+                if self.is_ending and self._evaluated_at == trainer.global_step:
+                    self.conclude()
                 if self.budget.affords(self.budget.drawing):
                     self.finish(trainer)
                 else:

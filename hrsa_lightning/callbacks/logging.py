@@ -105,26 +105,29 @@ def log_measurements(
         first_step: Step at which the fit began.
         device: Of the values for callbacks.
     """
-    values = values_by_tag(name, measurements, named=named)
-    duration = {f"{name}/seconds": seconds}
+    values = values_by_tag(name, measurements, named=named) | {f"{name}/seconds": seconds}
     trainer.callback_metrics.update(
-        {tag: torch.tensor(v, device=device) for tag, v in (values | duration).items()}
+        {tag: torch.tensor(value, device=device) for tag, value in values.items()}
     )
     for logger in trainer.loggers if trainer.is_global_zero else ():
         if has_runs(trainer, logger):
-            cards = cards_of(name, measurements, named=named)
+            cards = cards_of(name, measurements, named=named, seconds=seconds)
             log_cards(logger, cards, step, first_step)
-            logger.log_metrics(duration, step=step)
         else:
-            logger.log_metrics(values | duration, step=step)
+            logger.log_metrics(dict(values), step=step)
 
 
 def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
-    """Send a figure to the loggers that take pictures: TensorBoard, W&B, MLflow."""
+    """Send a figure to the loggers that take pictures: TensorBoard, W&B, MLflow.
+
+    TensorBoard shows them in a group of their own, or they would stand between the curves.
+    """
     for logger in trainer.loggers if takes_pictures(trainer) else ():
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):
-            experiment.add_image(tag, _pixels(figure), step, dataformats="HWC")
+            group, _, name = tag.partition("/")
+            tag_there = f"{group}_pictures/{name}"
+            experiment.add_image(tag_there, _pixels(figure), step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
             logger.log_image(key=tag, images=[_pixels(figure)], step=step)
         elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):

@@ -69,7 +69,11 @@ class Card(NamedTuple):
 
 
 def cards_of(
-    name: str, measurements: Sequence[Measurement], *, named: bool = True
+    name: str,
+    measurements: Sequence[Measurement],
+    *,
+    named: bool = True,
+    seconds: float | None = None,
 ) -> dict[Card, float]:
     """Values, ends of bands and chance levels, by place.
 
@@ -77,6 +81,7 @@ def cards_of(
         name: Of the monitor.
         measurements: Of one evaluation.
         named: See `tag_of`.
+        seconds: Duration of the evaluation.
 
     Returns:
         Arms first, then chance, then comparisons: the order in which runs get colors.
@@ -128,7 +133,11 @@ def cards_of(
         chance[Card(CHANCE, tag)] = lowest if info_of(known[0][1].metric).sign < 0 else highest
         if highest - lowest > _DIFFERS * max(1.0, abs(highest)):
             pairs |= {own: m.chance for own, m in known if m.chance is not None}
-    return arms | chance | pairs
+    cards = arms | chance | pairs
+    if seconds is not None:
+        group = name if any(m.layer or m.reference for m in measurements) else f"{_TASK}/{name}"
+        cards[Card("", f"{group}/seconds")] = seconds
+    return cards
 
 
 def _headline_metrics(metrics: Iterable[str]) -> set[str]:

@@ -17,9 +17,9 @@ from hrsa_lightning.io import write_json
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
+from hrsa_lightning.report import summary_lines
 from hrsa_lightning.runs.directory import histories_of
 from hrsa_lightning.runs.resolve import EXPORT_SETTINGS, EXPORTED_ADAPTER, Arm
-from hrsa_lightning.runs.summary import summary_lines
 
 __all__ = ["Form", "write_card", "write_description", "write_model", "write_tokenizer"]
 
@@ -284,7 +284,7 @@ def _training(arm: Arm) -> str:
 
 def _measurements(folder: Path, arm: Arm) -> list[str]:
     tables = "\n".join(summary_lines(arm.run)).strip("\n")
-    parts = [f"```text\n{tables}\n```"] if tables else ["The run measured nothing."]
+    parts = [tables] if tables else ["The run measured nothing."]
     if arm.step is not None and tables:
         parts.insert(0, "These are of the whole run, not of this checkpoint alone.")
     for history in histories_of(arm.run):

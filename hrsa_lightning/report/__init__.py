@@ -14,7 +14,7 @@ from hrsa_lightning.report.statistics import (
 )
 
 if TYPE_CHECKING:
-    from hrsa_lightning.report.writing import write_report
+    from hrsa_lightning.report.writing import summary_lines, write_report
 
 __all__ = [
     "ClosedGap",
@@ -25,13 +25,14 @@ __all__ = [
     "realignment_gain",
     "recovered_share",
     "spread",
+    "summary_lines",
     "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "write_report":  # loads matplotlib, which the formulas and `--help` do without
-        from hrsa_lightning.report.writing import write_report
+    if name in ("summary_lines", "write_report"):  # load matplotlib, which formulas do without
+        from hrsa_lightning.report import writing
 
-        return write_report
+        return getattr(writing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -176,7 +176,7 @@ def _drift_sentence(findings: Findings) -> list[Sentence]:
             low, high = numbers([min(ends), max(ends)], info_of(metric))
             found.append(f"{info_of(metric).short()} {low if low == high else f'{low} to {high}'}")
     arms = joined([pair.arm or "the model" for pair in findings.drifts])
-    words = f": training takes {arms} away from where they start, to"
+    words = f": training takes {arms} away from {'their' if ' and ' in arms else 'its'} start, to"
     return [Sentence("For scale", words, found)] if found else []
 
 

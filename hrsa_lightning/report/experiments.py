@@ -15,6 +15,7 @@ from hrsa_lightning.config import read_yaml
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import read_json
 from hrsa_lightning.runs.directory import NEWEST, newest_run
+from hrsa_lightning.runs.summary import read_controls
 from hrsa_lightning.similarity.history import (
     DETAILS_SUFFIX,
     Detail,
@@ -49,7 +50,7 @@ _SECTIONS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         **{"data.train": list, "model": dict, "model.lora": dict},
     },
     "environment.json": {"packages": dict, "git": dict, "gpus": list},
-    "summary.json": {"seconds": (int, float)},
+    "summary.json": {"seconds": (int, float), "controls": list},
 }
 """What a report takes apart, by file, and its type. Null stands for what is absent."""
 
@@ -286,13 +287,10 @@ class Experiment:
         """Arms that are seed controls of another."""
         return {key.pair.arm for key in self.keys if self.is_seed_control(key.pair)}
 
-    def varied_by_seed(self, pair: Pair) -> list[str]:
-        """What the seed of a seed control decides apart from its reference; empty where unknown."""
-        model = self.runs[0].config.get("model", {})
-        lora = model.get("lora") if isinstance(model, Mapping) else None
-        if not isinstance(lora, Mapping) or pair.arm not in self.arms():
-            return []
-        return ["adapters", *(["dropout"] if lora.get("lora_dropout") else [])]
+    def varied_by_seed(self, pair: Pair) -> Sequence[str]:
+        """What the seed of a seed control decided apart from its reference; empty where unknown."""
+        controls = read_controls(self.runs[0].summary)
+        return next((c.varied for c in controls if {c.arm, c.twin} == {*pair}), ())
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -353,6 +351,11 @@ def read_run(folder: Path) -> Run:
         raise DataError(str(error)) from None
     environment = read("environment.json", "versions and git state are unknown")
     summary = read("summary.json", "the run is not one of the package's or is unfinished")
+    try:
+        read_controls(summary)
+    except (KeyError, TypeError):
+        del summary["controls"]
+        notes.append("summary.json: controls has another form than a run's and is left out")
     paths = sorted(folder.glob(f"*{DETAILS_SUFFIX}"))
     details = [detail for path in paths for detail in read_details(path)]
     return Run(folder, config, environment, summary, shown, details, notes)

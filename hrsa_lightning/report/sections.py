@@ -211,14 +211,23 @@ def _derived_row(v: Verdict, controls: Sequence[Pair]) -> Row:
     ]
 
 
-def overview(findings: Findings, pairs: Sequence[Pair]) -> Table:
-    """Every metric of some comparisons at the place of verdicts, before and after."""
-    starts = all(pair in findings.drifts for pair in pairs)  # where what was before is known
+def overview(findings: Findings, pairs: Sequence[Pair], *, brief: bool = False) -> Table:
+    """Every metric of some comparisons at the place of verdicts, before and after.
+
+    Args:
+        findings: Of a monitor.
+        pairs: The columns.
+        brief: Metrics by their keys, and of their levels chance alone.
+    """
+    starts = bool(pairs) and all(
+        pair in findings.drifts for pair in pairs
+    )  # where what was before is known
+    levels = {"chance": "chance"} if brief else _LEVELS
     rows: list[Row] = []
     for metric in findings.metrics:
         info = info_of(metric)
         curves = [findings.curve(metric, pair) for pair in pairs]
-        row: Row = [info.title]
+        row: Row = [metric if brief else info.title]
         for curve in curves:
             if curve is None:
                 row.append("")
@@ -228,16 +237,21 @@ def overview(findings: Findings, pairs: Sequence[Pair]) -> Table:
             text = ends[1] if starts else " → ".join(ends)
             text += f" ± {after.std:.3f}" if after.std >= 5e-4 else ""
             row.append(Cell(text, after.mean))
-        for name in _LEVELS:
+        for name in levels:
             level = spread([curve.last_level(name) for curve in curves if curve]).mean
             at_theory = math.isnan(level) or (name == "identity" and level in (0, 1))
             row.append("" if at_theory else Cell(number(level), level))
         rows += [row] if any(curves) else []
-    header = ["", *map(str, pairs), *_LEVELS.values()]
+    header = [
+        "",
+        *(pair.arm or "live" if starts else str(pair) for pair in pairs),
+        *levels.values(),
+    ]
     columns = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
-    what = "at the end" if starts else "before → after"
+    where = "on held-out pairs" if findings.is_retrieval else f"at {findings.place}"
+    caption = f"{findings.group} {where}, before → after"
     return Table(
-        f"{findings.group} at {findings.place}, {what}",
+        f"each arm against its own start {where}, at the end" if starts else caption,
         [header[i] for i in columns],
         [[row[i] for i in columns] for row in rows],
     )

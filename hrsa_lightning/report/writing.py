@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 
+from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import csv_text, write_text
-from hrsa_lightning.report.answer import question
+from hrsa_lightning.report.answer import answer_of, question
 from hrsa_lightning.report.experiments import (
     Experiment,
     Key,
@@ -15,12 +18,17 @@ from hrsa_lightning.report.experiments import (
     read_run,
 )
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
-from hrsa_lightning.report.sections import report_blocks
+from hrsa_lightning.report.sections import overview, report_blocks
 from hrsa_lightning.report.statistics import spread
 from hrsa_lightning.report.verdict import ends_of, findings_of
+from hrsa_lightning.runs.directory import histories_of
+from hrsa_lightning.runs.summary import Control
 from hrsa_lightning.similarity.metric_info import info_of
 
-__all__ = ["write_report"]
+__all__ = ["summary_lines", "write_report"]
+
+_WIDTH = 88
+"""Of a line of the summary."""
 
 _FIGURES = "figures"
 _NAMES = ("experiment", "group", "comparison", "metric", "where")
@@ -81,6 +89,31 @@ def write_report(
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
     return out / "report.html"
+
+
+def summary_lines(folder: Path, controls: Sequence[Control] = ()) -> list[str]:
+    """The tables of a run and its answer, as text; nothing where nothing was measured.
+
+    Args:
+        folder: Of the run.
+        controls: Its seed controls, where its `summary.json` does not have them yet.
+    """
+    if not histories_of(folder):
+        return []
+    run = read_run(folder)
+    if controls:
+        run = replace(run, summary={"controls": [control._asdict() for control in controls]})
+    (experiment,) = group_runs([run])
+    lines: list[str] = []
+    for findings in findings_of(experiment):
+        between = [*findings.pairs, *findings.controls, *findings.void, *findings.arms]
+        for pairs in filter(None, (between, findings.drifts)):
+            table = overview(findings, pairs, brief=True)
+            lines += ["", table.caption, "", *markdown_table([table.header, *table.texts])]
+    for said in answer_of(experiment):
+        lines += ["", *wrap(f"{said.lead}{said.rest}", _WIDTH)]
+        lines += [f"    {line}" for line in wrap("; ".join(said.numbers), _WIDTH - 4)]
+    return lines
 
 
 def _names(experiment: Experiment, key: Key) -> tuple[str, ...]:

@@ -231,7 +231,8 @@ def _summarize(
     config: Config, pairs: "list[PairSource]", folder: Path, trainer: "Trainer", seconds: float
 ) -> None:
     from hrsa_lightning.models.backbone import has_dropout
-    from hrsa_lightning.runs.summary import find_controls, summary_lines, write_summary
+    from hrsa_lightning.report import summary_lines
+    from hrsa_lightning.runs.summary import find_controls, write_summary
 
     dropout = has_dropout(trainer.lightning_module)
     controls = find_controls(config, pairs, dropout=dropout, folder=folder)

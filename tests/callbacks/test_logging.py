@@ -50,10 +50,10 @@ def test_tensorboard_shows_scalars_pictures_and_chance(tmp_path, name):
     events = EventAccumulator(logger.log_dir).Reload()
     assert [e.step for e in events.Scalars("similarity/cka/output")] == [0, 2, 4, 6]
     assert "similarity_layers/cka/layer_0" in events.Tags()["scalars"]
-    heatmaps = [e.step for e in events.Images("similarity/heatmap")]
+    heatmaps = [e.step for e in events.Images("similarity_pictures/heatmap")]
     assert heatmaps == [0, 4, 6], "every second evaluation and the end"
     for metric in ("cka", "knn_overlap_10"):
-        assert [e.step for e in events.Images(f"similarity/curves/{metric}")] == [6]
+        assert [e.step for e in events.Images(f"similarity_pictures/curves/{metric}")] == [6]
     chance = EventAccumulator(f"{logger.log_dir}/chance").Reload()
     levels = [e.value for e in chance.Scalars("similarity/knn_overlap_10/output")]
     assert levels == pytest.approx([levels[0]] * 4)
@@ -90,7 +90,7 @@ def test_each_comparison_is_a_run_and_an_arm_is_one(tmp_path):
             found = steps_in(folder / run)
             assert found["similarity_initial/cka/output"] == [0, 1, 2]
             assert found["task/retrieval/mrr@10"] == [0, 2]
-        assert steps_in(folder).keys() == {"similarity/seconds", "retrieval/seconds"}
+        assert steps_in(folder).keys() == {"similarity/seconds", "task/retrieval/seconds"}
     names = {"similarity/cka/y_vs_x/output", "similarity/cka/x_vs_initial/0", "retrieval/x/mrr@10"}
     header = Path(csv.log_dir, "metrics.csv").read_text().splitlines()[0]
     assert names <= {*header.split(",")}

@@ -1,5 +1,6 @@
 """A run that is killed and goes on has the history of one that was not."""
 
+import json
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.similarity import RepresentationTrace, SimilarityEvaluator
-from hrsa_lightning.similarity.history import cut_history
+from hrsa_lightning.similarity.history import cut_history, details_path
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
 from tests.histories import read_tags
@@ -91,6 +92,33 @@ def test_no_gap_and_no_double(tmp_path, name):
     resumed = run(tmp_path / "killed", pl=pl, ckpt_path=tmp_path / "killed/saved/step=10.ckpt")
     assert resumed.history_path != killed.history_path, "the logger made a new version"
     assert_same_history(values(whole), values(resumed))
+
+
+def test_layer_maps_are_those_of_an_undisturbed_run(tmp_path):
+    """Also where the run was killed after its last record and before its last pictures."""
+
+    def left_behind(watch):
+        details = details_path(watch.history_path)
+        lines = [json.loads(line) for line in details.read_text().splitlines()]
+        pictures = sorted(path.name for path in watch.folder.glob("*.png"))
+        return [(line["step"], line["values"]) for line in lines], pictures
+
+    options = {"heatmap_every_n_evaluations": 10, "max_steps": 15}
+    whole = left_behind(run(tmp_path / "whole", **options))
+    killed = run(tmp_path / "killed", stop_at=12, **options)
+    assert [step for step, _ in left_behind(killed)[0]] == [0]
+    path = tmp_path / "killed/saved/step=10.ckpt"
+    ended = run(tmp_path / "killed", ckpt_path=path, **options)
+    assert left_behind(ended) == whole
+    cut_history(details_path(ended.history_path), details_path(ended.history_path), 14, ended.run)
+    for picture in ended.folder.glob("*.png"):
+        picture.unlink()
+    path = tmp_path / "killed/saved/step=15.ckpt"
+    with pytest.MonkeyPatch.context() as patch:  # as the train command does
+        patch.setattr("lightning.pytorch.loops.fit_loop._FitLoop.skip", False)
+        again = run(tmp_path / "killed", ckpt_path=path, **options)
+    assert left_behind(again) == whole
+    assert list(values(again)) == [0, 3, 6, 9, 12, 15]
 
 
 def test_a_longer_run_goes_on_from_the_end(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.resources import resolve_path
+from tests.contrastive_runs import write_recipe
 from tests.journeys.checks import check_all_ended_well, run_of
 from tests.journeys.processes import train
 
@@ -36,6 +37,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
         f"callbacks.similarity.probes={folder / 'probes.jsonl'}",
         f"callbacks.retrieval.pairs={folder / 'pairs_test.jsonl'}",
     )
+
+
+@pytest.fixture(scope="session")
+def micro_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose run takes a few seconds."""
+    return write_recipe(tmp_path_factory.mktemp("micro"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """Runs that are stopped: no rank hangs, and the same command goes on to the same weights."""
 
-import random
 import re
 import signal
-import time
 
 import pytest
 
@@ -101,45 +99,3 @@ def test_the_others_do_not_outlive_a_rank_that_is_killed(killed, settings, two_p
     assert "Traceback" not in str(ranks)
     if killed == 0:
         _check_the_rest("torchrun", tmp_path, settings, two_processes)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
-def test_five_signals_at_random_moments_change_nothing(launcher, settings, two_processes, tmp_path):
-    draw = random.Random(launcher)
-    begun, complete = (
-        (two_processes / name).stat().st_mtime for name in ("config.yaml", "report/report.html")
-    )
-    stops = 0
-    for number in range(100):
-        folder = tmp_path / str(number)
-        while not _complete(folder):
-            with train(launcher, 2, folder, *settings) as ranks:
-                if stops < 5:
-                    _wait_for_start(ranks, folder, skip=stops == 0)
-                    time.sleep(draw.uniform(0, complete - begun))
-                    ranks.send(signal.SIGTERM)
-                ended = ranks.wait()
-            codes = {rank.code for rank in ended}
-            assert codes <= {0, 1, 128 + signal.SIGTERM, -signal.SIGTERM}, str(ranks)
-            stops += codes != {0}
-        (report,) = _complete(folder)
-        check_weights(report.parents[1], two_processes)
-        assert steps_of(report.parents[1]) == steps_of(two_processes)
-        if stops == 5:
-            return
-
-
-def _complete(folder):
-    return list(folder.glob("runs/*/*/report/report.html"))
-
-
-def _wait_for_start(ranks, folder, *, skip):
-    """Wait until the ranks have met and rank 0 has decided, or not at all."""
-    now = time.time()
-    if not skip:
-        ranks.wait_until(
-            lambda: any(
-                path.stat().st_mtime >= now for path in folder.glob("runs/*/*/environment.json")
-            )
-        )

@@ -97,7 +97,10 @@ def write_run(
         environment = {"packages": {"torch": "2.0"}, "git": git, "threads": 2, "python": "3.11"}
         (folder / "environment.json").write_text(json.dumps(environment))
     if summary:
-        (folder / "summary.json").write_text(json.dumps({"steps": steps[-1], "seconds": 10.0}))
+        control = {"arm": "base_seed2", "twin": "base", "identical": False}
+        control["varied"] = ["order of batches", "adapters"]
+        content = {"steps": steps[-1], "seconds": 10.0, "controls": [control]}
+        (folder / "summary.json").write_text(json.dumps(content))
     if details:
         write_details(folder, steps)
     return folder

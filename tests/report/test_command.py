@@ -261,7 +261,7 @@ def test_help_fits_a_screen_and_the_module_needs_no_torch():
 
 
 def test_panels_of_a_vector_sheet_lie_side_by_side(tmp_path):
-    metrics = ("cka", "knn_overlap_10", "procrustes_residual", "dimension_correlation")
+    metrics = ("cka", "knn_overlap_10", "procrustes_global_cosine", "dimension_correlation")
     run = write_run(tmp_path / "a", metrics=metrics)
     assert report.main([str(run), "--out", str(tmp_path / "out")]) == 0
     sheet = ElementTree.parse(tmp_path / "out" / "figures" / "0_similarity_curves.svg").getroot()
@@ -281,7 +281,7 @@ def test_panels_of_a_vector_sheet_lie_side_by_side(tmp_path):
 
 def test_scores_of_the_arms_are_set_against_the_base(three):
     tables = Tables(page_of(three / "out")).tables
-    rows = tables["retrieval at held_out, before → after"]
+    rows = tables["retrieval on held-out pairs, before → after"]
     assert column(rows, "noise")["MRR@10"] == ["-0.101 → 0.299 ± 0.001", pytest.approx(0.299)]
     rows = tables["Do the arms' scores differ from those of base?"]
     assert column(rows, "noise minus base")["MRR@10"][1] == pytest.approx(-0.101)

@@ -95,7 +95,7 @@ def test_verdicts_weigh_differences_within_runs(tmp_path):
     assert first.lead == "rlvr and base moved no further than two seeds of base do"
     assert first.rest == "; they end nearer than the seed control and farther apart than noise."
     said = dict(sentence[:2] for sentence in others)
-    assert "base_seed2 is base with another seed" in said["Seed control"]
+    assert "base_seed2 is base with its own order of batches and adapters" in said["Seed control"]
     assert said["How sure"].startswith(": 3 seeds.")
 
 

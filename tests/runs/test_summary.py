@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hrsa_lightning.config import load_config
+from hrsa_lightning.config import load_config, to_yaml
+from hrsa_lightning.report import summary_lines, write_report
 from hrsa_lightning.runs.summary import (
     Control,
     find_controls,
     read_controls,
-    summary_lines,
     write_summary,
 )
 from hrsa_lightning.similarity.history import Evaluation, append_record
@@ -48,26 +48,45 @@ def _write(folder):
     )
 
 
-def test_tables_show_before_and_after(tmp_path):
+def test_tables_and_answer_in_the_words_of_the_report(tmp_path):
     _write(tmp_path)
     assert summary_lines(tmp_path) == [
         "",
-        "similarity at output, before -> after",
-        "                               rlvr_vs_base  chance",
-        "---------------------------------------------------",
-        "cka                          0.500 -> 0.750   0.000",
-        "inverse_row_entropy  undefined -> undefined",
+        "similarity at output, before → after",
         "",
-        "drift from each arm's own start at output, at the end",
-        "      rlvr  chance",
-        "------------------",
-        "cka  0.250   0.000",
+        "|     | rlvr vs base  | chance |",
+        "|-----|---------------|--------|",
+        "| cka | 0.500 → 0.750 | 0.000  |",
         "",
-        "retrieval on held-out pairs, before -> after",
-        "                  rlvr",
-        "----------------------",
-        "mrr@10  0.125 -> 0.500",
+        "each arm against its own start at output, at the end",
+        "",
+        "|     | rlvr  |",
+        "|-----|-------|",
+        "| cka | 0.250 |",
+        "",
+        "retrieval on held-out pairs, before → after",
+        "",
+        "|        | rlvr          |",
+        "|--------|---------------|",
+        "| mrr@10 | 0.125 → 0.500 |",
+        "",
+        "rlvr and base moved together.",
+        "    linear CKA 0.500 → 0.750",
+        "",
+        "Retrieval: MRR@10 before and after training",
+        "    rlvr 0.125 → 0.500",
+        "",
+        "For scale: training takes rlvr away from its start, to",
+        "    linear CKA 0.250",
+        "",
+        "How sure: one seed, so no interval. This is what one run shows; another seed may differ.",
+        "No seed control stands beside rlvr vs base: nothing tells a move from what a seed alone",
+        "does.",
     ]
+    write_report([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    for words in ("rlvr and base moved together**.", "Retrieval**: MRR@10 before and after"):
+        assert words in page
 
 
 def test_summary_file_holds_every_value(tmp_path):
@@ -89,10 +108,10 @@ def test_monitors_of_other_names_have_tables_too(tmp_path):
     """As in the recipe `solo`, whose only monitor is called `against_other`."""
     values = {"against_other/cka/base_vs_other/output": 0.5}
     (tmp_path / "against_other.jsonl").write_text(_record(0, values) + _record(9, values))
-    (tmp_path / "against_other.details.jsonl").write_text("{}\n")
+    (tmp_path / "against_other.details.jsonl").write_text("")
     text = "\n".join(summary_lines(tmp_path))
-    assert "against_other at output, before -> after" in text
-    assert "0.500 -> 0.500" in text
+    assert "against_other at output, before → after" in text
+    assert "0.500 → 0.500" in text
     write_summary(tmp_path, steps=9, seconds=1.0)
     (value,) = json.loads((tmp_path / "summary.json").read_text())["values"]
     assert (value["metric"], value["comparison"]) == ("cka", "base_vs_other")
@@ -141,14 +160,16 @@ def test_a_control_says_what_its_seed_varied(tmp_path, options, varied):
 @pytest.mark.parametrize(
     ("last", "words"),
     [
-        (0.9999, "base_seed2 differs from base in order of batches, drawn negatives and adapters"),
-        (1 - 1e-15, "base_seed2 is no control: it ends identical to base"),
+        (0.9999, "base_seed2 is base with its own order of batches, drawn negatives and adapters"),
+        (1 - 1e-15, "base_seed2 is no control of base: the two never differed"),
     ],
 )
-def test_a_control_that_ends_identical_is_none_in_the_table_and_in_the_file(tmp_path, last, words):
+def test_a_control_that_ends_identical_is_none_in_words_and_in_the_file(tmp_path, last, words):
     _write_control(tmp_path, last)
+    (tmp_path / "config.yaml").write_text(to_yaml(load_config("quickstart")))
     controls = _controls(tmp_path)
-    assert summary_lines(tmp_path, controls)[-2:] == ["", words]
+    assert words in " ".join(summary_lines(tmp_path, controls))
     write_summary(tmp_path, steps=1, seconds=1.0, controls=controls)
     assert read_controls(json.loads((tmp_path / "summary.json").read_text())) == controls
+    assert words in " ".join(summary_lines(tmp_path))
     assert read_controls({"steps": 1}) == []
