@@ -85,6 +85,11 @@ def measure(seed: int, controls: Mapping[str, Path], work: Path) -> list[dict[st
             f"seed={seed}",
             f"arms.base_seed2.seed={seed + 1000}",
             f"output_dir={output}",
+            # The tables hold what was first and what was last.
+            "callbacks.similarity.every_n_train_steps=1000000",
+            "callbacks.similarity.heatmap_every_n_evaluations=1000000",
+            "callbacks.similarity.null=0",
+            "callbacks.retrieval.every_n_train_steps=1000000",
             *(f"arms.{name}.backbone={folder}" for name, folder in controls.items()),
         ]
         command = [sys.executable, "-m", "hrsa_lightning.train", *settings]

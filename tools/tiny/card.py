@@ -124,6 +124,10 @@ Accuracy on selection problems at the end of each period, sampled / greedy:
 
 {prorl_table}
 
+At the end it is nearly deterministic: sampled and greedy accuracy are close, and for few prompts of
+a step both right and wrong answers came. It does arithmetic and parity worse than the base; what
+rises are the other families.
+
 **SFT.** {sft_steps} steps of {sft_batch} correct worked traces, all families alike, learning rate
 {sft_lr:g} with {sft_warmup} steps of warm-up, seed {sft_seed}; the loss is on the completion only.
 
