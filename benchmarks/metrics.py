@@ -68,6 +68,11 @@ def heatmap(pairs: Pairs) -> Callable[[], Any]:
     return lambda: linear_cka_heatmaps(xs, ys)
 
 
+def correlation_map(pairs: Pairs) -> Callable[[], Any]:
+    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    return lambda: F.dimension_correlation_heatmap(xs, ys)
+
+
 def each(function: Callable[..., Any], **options: Any) -> Callable[[Pairs], Callable[[], Any]]:
     return lambda pairs: lambda: [function(x, y, **options) for x, y in pairs]
 
@@ -116,6 +121,7 @@ def _large_product(_: Pairs) -> Callable[[], Any]:
     return _gemm(torch.device("cpu"), PRODUCTS)
 
 
+MAP, LOOP = "A correlation map 12 x 12", "the authors' loop over pairs"
 HEATMAP, MATCHED, ROTATION = "A CKA heatmap 12 x 12", "A CKA x 12", "A Procrustes x 12"
 KNN, CORRELATION, PROBE, PRODUCT = "A k-NN x 12", "A correlation x 12", "A probe", "product"
 OURS, KEPT = "ours", "ours, reference kept"
@@ -150,6 +156,9 @@ CASES = [
     Case(KNN, "scikit-learn, sets", "A", peers.sklearn_knn, needs="sklearn"),
     Case(CORRELATION, OURS, "A", each(F.dimension_correlation), cuda=True),
     Case(CORRELATION, "loops over dimensions, written out", "A", peers.numpy_correlation),
+    Case(MAP, OURS, "A", correlation_map, cuda=True),
+    Case(MAP, "NumPy, standardized at once", "A", peers.numpy_correlation_map),
+    Case(MAP, LOOP, "A", peers.authors_correlations, cuda=True),
     Case(PROBE, "ours, ridge, three accuracies", "A", probe, cuda=True),
     Case(PROBE, "scikit-learn, logistic", "A", peers.logistic_probe, needs="sklearn"),
     Case("B CKA", OURS, "B", each(F.linear_cka),
@@ -187,6 +196,7 @@ class Goal(NamedTuple):
 GOALS = [
     Goal(HEATMAP, "ours, plain and debiased", "pytorch-cka, debiased", 2),
     Goal(HEATMAP, "ours, plain and debiased", AUTHORS, 20),
+    Goal(MAP, OURS, LOOP, 20),
     Goal(MATCHED, OURS, NUMPY, 1),
     Goal(ROTATION, IN_SAMPLE_NAME, "scipy, distance only", 1.8),
     Goal(ROTATION, IN_SAMPLE_NAME, AUTHORS, 3.4),

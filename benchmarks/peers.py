@@ -250,6 +250,21 @@ def numpy_correlation(pairs: Pairs) -> Callable[[], Any]:
     return lambda: [one(x, y) for x, y in arrays(pairs)]
 
 
+def numpy_correlation_map(pairs: Pairs) -> Callable[[], Any]:
+    """All layers standardized, and one product of the layers as long rows."""
+
+    def standardized(layers: list[np.ndarray]) -> np.ndarray:
+        rows = [(v - v.mean(0)) / v.std(0) for v in layers]
+        return np.stack([v.ravel() for v in rows])
+
+    def run() -> Any:
+        xs, ys = zip(*arrays(pairs), strict=True)
+        left, right = standardized(list(xs)), standardized(list(ys))
+        return left @ right.T / left.shape[1]
+
+    return run
+
+
 def logistic_probe(pairs: Pairs) -> Callable[[], Any]:
     from sklearn.linear_model import LogisticRegression
 

@@ -59,7 +59,8 @@ def test_commands_are_understood(command, monkeypatch, capsys):
         assert caught.value.code == 0
     elif module == "hrsa_lightning.train":
         assert main([*arguments, "--print-config"]) == 0
-        assert "quickstart" in capsys.readouterr().out
+        recipe = next(text for text in arguments if text.startswith("recipe="))
+        assert f"name: {recipe.removeprefix('recipe=')}\n" in capsys.readouterr().out
     else:
         parse = argparse.ArgumentParser.parse_intermixed_args
 

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _LONGEST_TEXT = 100
+_VISUALS = "visuals"
 
 
 def tag_of(name: str, m: Measurement, *, named: bool = True) -> str:
@@ -120,14 +121,12 @@ def log_measurements(
 def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
     """Send a figure to the loggers that take pictures: TensorBoard, W&B, MLflow.
 
-    TensorBoard shows them in a group of their own, or they would stand between the curves.
+    TensorBoard shows them in a group of their own, or they would stand before the curves.
     """
     for logger in trainer.loggers if takes_pictures(trainer) else ():
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):
-            group, _, name = tag.partition("/")
-            tag_there = f"{group}_pictures/{name}"
-            experiment.add_image(tag_there, _pixels(figure), step, dataformats="HWC")
+            experiment.add_image(f"{_VISUALS}/{tag}", _pixels(figure), step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
             logger.log_image(key=tag, images=[_pixels(figure)], step=step)
         elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):

@@ -74,8 +74,8 @@ class SimilarityMonitor(Monitor):
         by_label: Also compare within each label of the probes.
         num_jackknife_groups: 5 or more draws a 95 % band.
         null: Permutations of the samples for the level that 95 % of unrelated pairings stay below
-            and for a p-value, at the first and the last evaluation; 0 for none, and none for more
-            than 2,048 samples. With `max_overhead`, the last has them where they fit.
+            and for a p-value, at the first and the last evaluation; 0 for none. With
+            `max_overhead`, the last has them where they fit.
         every_n_train_steps: Evaluate every so many optimizer steps.
         every_n_epochs: Evaluate at the end of every so many epochs.
         log_spaced: Evaluate at steps 1, 2, 4, 8, …; a number gives the evaluations per doubling.

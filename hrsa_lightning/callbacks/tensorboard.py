@@ -10,9 +10,10 @@ as those of `SummaryWriter.add_scalars` are, and a tag is a card with a line for
 | `similarity_layers`, … | the same | all other metrics, layers and labels |
 | `task` | `rlvr`, …, `chance` | scores of a model, such as those of `RetrievalMonitor` |
 
-Groups are sorted by name, and the first two are open. There are seven colors, which runs get by age
-and then anew; what concerns a single arm is therefore in one run, and arms come first. A single
-model without a name has no run beside the logger's own, but for `chance`.
+Groups are sorted by name, and the first two are open; what would come before `similarity` is named
+otherwise. There are seven colors, which runs get by age and then anew. So comparisons are written
+first, and what concerns a single arm is in one run: no card has a color twice up to six arms. A
+single model without a name has no run beside the logger's own, but for `chance`.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hrsa_lightning.similarity.measurement import Measurement, headline_layer
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS, Measurement, headline_layer
 from hrsa_lightning.similarity.metric_info import HEADLINE, info_of
 from hrsa_lightning.similarity.references import INITIAL
 
@@ -84,19 +85,19 @@ def cards_of(
         seconds: Duration of the evaluation.
 
     Returns:
-        Arms first, then chance, then comparisons: the order in which runs get colors.
+        Comparisons first, then chance, then arms: the order in which runs get colors.
 
     Example:
         >>> m = Measurement("cka", 0.5, 0.0, arm="rlvr", reference="base", layer="output")
         >>> found = [m, m._replace(layer="layer_0"), m._replace(reference="initial", value=0.9)]
         >>> for (run, tag), value in cards_of("similarity", found).items():
         ...     print(f"{run:<12}", tag, value)
-        rlvr         similarity_initial/cka/output 0.9
+        rlvr_vs_base similarity/cka/output 0.5
+        rlvr_vs_base similarity_layers/cka/layer_0 0.5
         chance       similarity/cka/output 0.0
         chance       similarity_layers/cka/layer_0 0.0
         chance       similarity_initial/cka/output 0.0
-        rlvr_vs_base similarity/cka/output 0.5
-        rlvr_vs_base similarity_layers/cka/layer_0 0.5
+        rlvr         similarity_initial/cka/output 0.9
     """
     compared = [m for m in measurements if m.reference]
     shown = _headline_metrics(m.metric for m in compared)
@@ -113,7 +114,8 @@ def cards_of(
             group = f"{_TASK}/{group}"
         elif m.reference and is_own:
             group = f"{group}_initial"
-        is_headline = m.metric in shown and m.layer == layer and not m.label and m.reference
+        is_main = m.layer in (layer, MEAN_OVER_LAYERS) and not m.label
+        is_headline = m.metric in shown and is_main and bool(m.reference)
         rest = f"{group}_layers" if compared and not is_score else group
         where = "".join(f"/{part}" for part in (m.layer, m.label) if part)
         card = Card(run, f"{group if is_headline else rest}/{m.metric}{where}")
@@ -133,7 +135,7 @@ def cards_of(
         chance[Card(CHANCE, tag)] = lowest if info_of(known[0][1].metric).sign < 0 else highest
         if highest - lowest > _DIFFERS * max(1.0, abs(highest)):
             pairs |= {own: m.chance for own, m in known if m.chance is not None}
-    cards = arms | chance | pairs
+    cards = pairs | chance | arms
     if seconds is not None:
         group = name if any(m.layer or m.reference for m in measurements) else f"{_TASK}/{name}"
         cards[Card("", f"{group}/seconds")] = seconds

@@ -38,7 +38,7 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
   --standardize        draw the map of CKA with every feature brought to unit variance
-  --null 200           permutations of the rows for p-values, up to 2,048 rows; 0 for none
+  --null 200           permutations of the rows for p-values; 0 for none
   --out comparison     folder of results.json, results.csv, report.md and pictures
   --keep-representations   leave them in --out for a later call
   --no-resume          run all models again, whatever an earlier call left in --out

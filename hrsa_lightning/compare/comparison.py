@@ -28,7 +28,12 @@ from hrsa_lightning.similarity.comparer import (
     is_dominated,
     variance_shares,
 )
-from hrsa_lightning.similarity.measurement import Measurement, comparison_name
+from hrsa_lightning.similarity.measurement import (
+    MEAN_OVER_LAYERS,
+    Measurement,
+    comparison_name,
+    means_over_layers,
+)
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
 
 __all__ = [
@@ -86,6 +91,7 @@ class Comparison:
         layers: Layer of the model to layer of the reference, in the order of depth.
         heatmap: Every layer with every layer.
         measurements: Layer by layer; within a layer all rows first, then labels.
+        means: Over the pairs of layers before the output.
         notes: What a reader has to know, with the places where it holds.
         dominated: Share of the variance that one dimension carries, by layer where it is most of it
             on either side.
@@ -96,6 +102,7 @@ class Comparison:
     layers: dict[str, str]
     heatmap: Heatmap
     measurements: list[Measurement] = field(default_factory=list)
+    means: list[Measurement] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
     dominated: dict[str, float] = field(default_factory=dict)
 
@@ -347,6 +354,15 @@ def _measure(
         for note, where in notes:
             label = f" within {where.label!r}" if where.label else ""
             comparison.notes.setdefault(note, []).append(f"{layer}{label}")
+    for comparison in comparisons.values():
+        comparison.means = means_over_layers(comparison.measurements)
+        depths = [
+            sum(not _is_output(layer) for layer in side)
+            for side in (comparison.heatmap.rows, comparison.heatmap.columns)
+        ]
+        if comparison.means and depths[0] != depths[1]:
+            note = f"{depths[0]} layers against {depths[1]}, paired by relative depth"
+            comparison.notes[note] = [MEAN_OVER_LAYERS]
     return list(comparisons.values())
 
 

@@ -60,7 +60,7 @@ class MetricOptions:
         k: Numbers of neighbors.
         by_label: Also measure within each label.
         standardize: Draw the map of CKA with every feature brought to unit variance.
-        null: Permutations of the rows for 95 % levels and p-values, up to 2,048 rows; 0 for none.
+        null: Permutations of the rows for 95 % levels and p-values; 0 for none.
     """
 
     metrics: tuple[str, ...] = METRICS

@@ -126,7 +126,7 @@ def _content(results: ComparisonResults) -> dict[str, Any]:
                 "reference": comparison.reference,
                 "values": [
                     dict(zip(_COLUMNS, _row(comparison, m), strict=True))
-                    for m in comparison.measurements
+                    for m in (*comparison.measurements, *comparison.means)
                 ],
                 "heatmap": asdict(comparison.heatmap),
                 "notes": comparison.notes,
@@ -157,14 +157,14 @@ def _model_content(known: KnownModel) -> dict[str, Any]:
 
 def _row(comparison: Comparison, m: Measurement) -> tuple[Any, ...]:
     levels = (getattr(m, name) for name in _LEVELS)
-    return m.layer, comparison.layers[m.layer], m.label, m.metric, m.value, *levels
+    return m.layer, comparison.layers.get(m.layer, m.layer), m.label, m.metric, m.value, *levels
 
 
 def _csv(results: ComparisonResults) -> str:
     rows = [
         (comparison.model, comparison.reference, *_row(comparison, m))
         for comparison in results.comparisons
-        for m in comparison.measurements
+        for m in (*comparison.measurements, *comparison.means)
     ]
     return csv_text([("model", "reference", *_COLUMNS), *rows])
 
@@ -244,7 +244,8 @@ def _section(comparison: Comparison, num_rows: int) -> list[str]:
     if comparison.heatmap.num_samples < num_rows:
         lines += [f"The maps are of {comparison.heatmap.num_samples} rows, evenly spaced.", ""]
     everywhere = [m for m in comparison.measurements if not m.label]
-    lines += [*_by_place(everywhere, lambda m: _place(comparison, m.layer)), ""]
+    means = [m for m in comparison.means if not m.label]
+    lines += [*_by_place([*everywhere, *means], lambda m: _place(comparison, m.layer)), ""]
     last = everywhere[-1].layer
     within = [m for m in comparison.measurements if m.label and m.layer == last]
     if within:
@@ -289,7 +290,7 @@ def _left_out(metrics: Iterable[str]) -> list[str]:
 
 
 def _place(comparison: Comparison, layer: str) -> str:
-    other = comparison.layers[layer]
+    other = comparison.layers.get(layer, layer)
     return layer if layer == other else f"{layer} ~ {other}"
 
 

@@ -179,6 +179,26 @@ class PairEntry:
             raise DataError("expected files of one kind, got JSON lines and others")
         return found if kinds == {True} else None
 
+    def count(self) -> int | None:
+        """Lines or rows on this machine, without reading them; None of what would take long.
+
+        Raises:
+            DataError: It is not there, or cannot be read.
+        """
+        files = self.lines_files()
+        if files is not None and not any(file.suffix.lower() == ".gz" for file in files):
+            total = 0
+            for file in files:
+                with file.open("rb") as lines:
+                    total += sum(1 for line in lines if line.strip())
+            return total
+        tables = [] if self.is_hub else _table_files(Path(resolve_path(self.path)))
+        if not tables or any(file.suffix.lower() != ".parquet" for file in tables):
+            return None
+        from pyarrow.parquet import ParquetFile
+
+        return sum(int(ParquetFile(file).metadata.num_rows) for file in tables)
+
     def load_table(self) -> Any:
         """Open it with the `datasets` package.
 
@@ -244,11 +264,7 @@ def load_table(path: Path) -> Any:
     Raises:
         DataError: If the `datasets` package is missing, or it cannot read `path`.
     """
-    files = [path]
-    if not exists(path) and glob.has_magic(str(path)):
-        files = _matching(str(path))
-    elif exists(path) and path.is_dir() and (inside := sorted(path.rglob("*.parquet"))):
-        files = inside
+    files = _table_files(path)
     for file in files:
         if not file.is_dir():
             check_file(file, is_text=file.suffix.lower() != ".parquet")
@@ -269,6 +285,13 @@ def load_table(path: Path) -> Any:
         splits = ", ".join(str(path / split) for split in table)
         raise DataError(f"the folder holds several splits, name one of them: {splits}")
     return table
+
+
+def _table_files(path: Path) -> list[Path]:
+    if not exists(path) and glob.has_magic(str(path)):
+        return _matching(str(path))
+    inside = sorted(path.rglob("*.parquet")) if exists(path) and path.is_dir() else []
+    return inside or [path]
 
 
 def _read_csv(datasets: Any, names: list[str]) -> Any:

@@ -14,7 +14,7 @@ _EPILOG = """\
 RUN_OR_MODEL  a run's folder (all its arms) or RUN:ARM; an exported folder or hub id; a backbone.
               Runs that differ in their seeds only are seeds of the same arms.
 TASK          embedded (the package's held-out pairs; no network), or names of mteb's tasks and
-              benchmarks, such as "MTEB(Multilingual, v2)", "MTEB(Code, v1)" and "BRIGHT(v1.1)"
+              benchmarks, such as "MTEB(Code, v1)", "BRIGHT(short)", and "paper" for the paper's
 
 Differences are tested by sign flips over tasks; of a single task over its queries, of one of mteb's
 over its subsets. Arms with the baseline's backbone and another seed show the null effect. Nothing
@@ -36,6 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("models", nargs="+", metavar="RUN_OR_MODEL", help=argparse.SUPPRESS)
     add("--tasks", nargs="+", metavar="TASK", help="what to score on (embedded)")
+    add(
+        "--instructions",
+        metavar="FILE",
+        help='of mteb\'s tasks: {"TASK": "text", "default": "text"}',
+    )
     add("--pairs", nargs="+", default=[], metavar="FILE", help="your own held-out pairs as tasks")
     add("--baseline", metavar="ARM", help="arm that the others are compared with (the first)")
     add(
@@ -56,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     arms = tables.group_models([found for text in arguments.models for found in find_models(text)])
     baseline = tables.find_arm(arguments.baseline, arms) if arguments.baseline else arms[0]
     names = arguments.tasks or ([] if arguments.pairs else [EMBEDDED_TASK])
-    tasks = read_tasks(names, arguments.pairs)
+    tasks = read_tasks(names, arguments.pairs, arguments.instructions)
     models = [model for arm in arms for model in arm.models]
     results = evaluate_models(models, tasks, out / "cache", EncoderOptions.of(arguments), True)
 

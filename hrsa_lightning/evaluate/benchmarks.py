@@ -1,17 +1,32 @@
 """MTEB's tasks and benchmarks through the `mteb` package, which is imported when it is used."""
 
+import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
+from hrsa_lightning.errors import (
+    BackboneError,
+    ConfigError,
+    DataError,
+    HRSAWarning,
+    nearest,
+    shown,
+)
 from hrsa_lightning.evaluate.scoring import TaskScores
+from hrsa_lightning.io import read_json
 from hrsa_lightning.runs.encoder import Encoder
+
+TASK_SETS = {
+    "BRIGHT(short)": ("BRIGHT(v1.1)",),
+    "paper": ("MTEB(Multilingual, v2)", "MTEB(Code, v1)", "BRIGHT(short)"),
+}
+"""The sets that the paper scores on: BRIGHT's twelve tasks of short documents, and all of them."""
 
 _TEXTS_AT_ONCE = 512
 """Texts that mteb hands over; the encoder sorts them by length into its own batches."""
@@ -21,7 +36,8 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
     """Tasks of `mteb` by their own names or by those of benchmarks, each task once.
 
     Args:
-        names: Such as "MTEB(Multilingual, v2)", "BRIGHT" or "SciFact".
+        names: Such as "MTEB(Multilingual, v2)", "BRIGHT(v1.1)" or "SciFact", or a set of
+            `TASK_SETS`.
 
     Raises:
         ConfigError: mteb is not installed, or knows no such name.
@@ -40,6 +56,10 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
 
 
 def _tasks_named(mteb: Any, name: str) -> Iterable[Any]:
+    if name in TASK_SETS:
+        tasks = [task for inner in TASK_SETS[name] for task in _tasks_named(mteb, inner)]
+        short = name == "BRIGHT(short)"
+        return [task for task in tasks if not (short and "Long" in task.metadata.name)]
     try:
         benchmark = mteb.get_benchmark(name)
     except KeyError as error:
@@ -60,6 +80,39 @@ def _tasks_named(mteb: Any, name: str) -> Iterable[Any]:
         ) from None
 
 
+def read_instructions(path: Path, tasks: Sequence[Any]) -> dict[str, str]:
+    """Instructions by the name of a task, with `default` for those that have none in mteb.
+
+    Args:
+        path: A JSON file with one object of texts.
+        tasks: From `find_tasks`; the file may name other tasks of mteb, too.
+
+    Raises:
+        ConfigError: The file is missing, is none, or names something that is no task.
+    """
+    import mteb
+
+    try:
+        content = read_json(path)
+    except DataError as error:
+        raise ConfigError(f"--instructions {error}") from None
+    known = {task.metadata.name for task in tasks}
+    for name, text in content.items():
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"--instructions {path}: {name}: expected a text, got {shown(text)}")
+        if name == "default" or name in known:
+            continue
+        try:
+            mteb.get_task(name)
+        except KeyError:
+            hint = nearest(name, [*known, "default"])
+            raise ConfigError(
+                f"--instructions {path}: expected names of tasks or default, got {shown(name)}."
+                f"{hint}"
+            ) from None
+    return dict(content)
+
+
 def score_benchmarks(
     tasks: Sequence[Any],
     name: str,
@@ -67,12 +120,14 @@ def score_benchmarks(
     load: Callable[[], Encoder],
     cache: Path,
     *,
+    instructions: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> list[TaskScores]:
     """Run a model on tasks of `mteb`.
 
     Queries get the task's own instruction in the template of training, and so do all texts of tasks
-    that know no queries; documents get none. What is in the cache is not run again.
+    that know no queries; documents get none. What is in the cache is not run again, unless with
+    other instructions.
 
     Args:
         tasks: From `find_tasks`.
@@ -80,6 +135,7 @@ def score_benchmarks(
         identity: Changes with the model.
         load: Loads the model; called if anything has to be run.
         cache: Folder for mteb's own result files.
+        instructions: From `read_instructions`, in place of mteb's.
         progress: Show progress bars.
 
     Raises:
@@ -88,9 +144,11 @@ def score_benchmarks(
     import mteb
     from datasets.exceptions import DatasetsError
 
-    model: Any = TaskEncoder(name, identity, load)
     scores = []
     for task in tasks:
+        own = chosen_instruction(task.metadata, instructions or {})
+        digest = hashlib.blake2b(f"{identity}\n{own}".encode(), digest_size=16).hexdigest()
+        model: Any = TaskEncoder(name, identity if own is None else digest, load, own)
         try:
             result = mteb.evaluate(
                 model,
@@ -112,6 +170,12 @@ def score_benchmarks(
     return scores
 
 
+def chosen_instruction(metadata: Any, instructions: Mapping[str, str]) -> str | None:
+    """The instruction that a user gives a task; None leaves it to mteb."""
+    default = None if metadata.prompt else instructions.get("default")
+    return instructions.get(metadata.name, default)
+
+
 def _to_scores(task: Any, result: Any) -> TaskScores:
     rows = [(split, row) for split in sorted(result.scores) for row in result.scores[split]]
     rows.sort(key=lambda item: (item[0], item[1]["hf_subset"]))
@@ -130,17 +194,25 @@ class TaskEncoder:
         name: How mteb calls it.
         identity: What mteb takes for its revision.
         load: Loads the model, when the first texts come.
+        instruction: In place of the task's own.
     """
 
     # What mteb's own base class reads; the instruction is the task's, never a model's.
     prompts_dict = None
     prompt_priority = ()
 
-    def __init__(self, name: str, identity: str, load: Callable[[], Encoder]) -> None:
+    def __init__(
+        self,
+        name: str,
+        identity: str,
+        load: Callable[[], Encoder],
+        instruction: str | None = None,
+    ) -> None:
         from mteb.models import ModelMeta
 
         self.mteb_model_meta = ModelMeta.create_empty({"name": name, "revision": identity})
         self._load = load
+        self._given = instruction
         self._encoder: Encoder | None = None
 
     def encode(
@@ -176,6 +248,8 @@ class TaskEncoder:
     def _instruction(self, task_metadata: Any, prompt_type: Any) -> str:
         if prompt_type is not None and prompt_type.value == "document":
             return ""
+        if self._given is not None:
+            return self._given
         from mteb.models.abs_encoder import AbsEncoder
 
         ours: Any = self

@@ -62,18 +62,23 @@ class Tasks:
     Attributes:
         pairs: Retrieval on contrastive pairs, by name of the task.
         benchmarks: Tasks of `mteb`.
+        instructions: Of these, by name, see `read_instructions`.
     """
 
     pairs: dict[str, RetrievalSet] = field(default_factory=dict)
     benchmarks: tuple[Any, ...] = ()
+    instructions: dict[str, str] = field(default_factory=dict)
 
 
-def read_tasks(names: Sequence[str], pairs: Sequence[str] = ()) -> Tasks:
+def read_tasks(
+    names: Sequence[str], pairs: Sequence[str] = (), instructions: str | None = None
+) -> Tasks:
     """Open tasks, those on pairs first.
 
     Args:
         names: "embedded" (the package's held-out pairs), or names of mteb's tasks and benchmarks.
         pairs: Files of held-out pairs, each a task of its own.
+        instructions: A JSON file of instructions for mteb's tasks.
 
     Raises:
         ConfigError: mteb is needed and not installed, or knows no such task; two tasks have one
@@ -89,13 +94,17 @@ def read_tasks(names: Sequence[str], pairs: Sequence[str] = ()) -> Tasks:
         own[name] = read_retrieval_set([path])
     others = [name for name in names if name != EMBEDDED_TASK]
     found: tuple[Any, ...] = ()
+    given: dict[str, str] = {}
     if others:
-        from hrsa_lightning.evaluate.benchmarks import find_tasks
+        from hrsa_lightning.evaluate.benchmarks import find_tasks, read_instructions
 
         found = tuple(find_tasks(others))
+        given = read_instructions(Path(instructions), found) if instructions else {}
+    elif instructions:
+        raise ConfigError("--instructions: expected tasks of mteb beside it (--tasks), got none")
     if not own and not found:
         raise ConfigError("tasks: none is given")
-    return Tasks(own, found)
+    return Tasks(own, found, given)
 
 
 def evaluate_models(
@@ -148,7 +157,13 @@ def _evaluate(
 
         name = model.name.strip("./~").replace(":", "/")
         scores += score_benchmarks(
-            tasks.benchmarks, name, identity, load, cache / "mteb", progress=progress
+            tasks.benchmarks,
+            name,
+            identity,
+            load,
+            cache / "mteb",
+            instructions=tasks.instructions,
+            progress=progress,
         )
     return scores
 

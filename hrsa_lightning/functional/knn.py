@@ -55,7 +55,7 @@ LINE = 16
 """Rows of scores begin an odd number of so many values apart: rows that lie a power of two apart
 share few places in a cache, and products into them take up to a fifth longer."""
 
-TABLE_BYTES = 4 * 2**20
+TABLE_BYTES = 2 * 2**20
 """Room for the places of all samples in the lists of some rows: small enough for a cache."""
 
 COLUMNS_PER_GROUP = 8
@@ -506,12 +506,13 @@ def overlap_of_neighbors(
         overlap: see `knn_overlap`.
     """
     n, widest = near_x.shape
-    step = min(n, rows_per_chunk(4 * n, TABLE_BYTES))
+    dtype = torch.int16 if widest < 2**15 else torch.int32
+    step = min(n, rows_per_chunk(dtype.itemsize * n, TABLE_BYTES))
     # Place of every sample in the second list of some rows; one that is in both lists of a row
     # counts from the later place on.
-    table = torch.full((step, n), widest, dtype=torch.int32, device=near_x.device)
-    places = torch.arange(widest, dtype=torch.int32, device=near_x.device).expand(step, -1)
-    later = torch.empty_like(near_x, dtype=torch.int32)
+    table = torch.full((step, n), widest, dtype=dtype, device=near_x.device)
+    places = torch.arange(widest, dtype=dtype, device=near_x.device).expand(step, -1)
+    later = torch.empty_like(near_x, dtype=dtype)
     for start in range(0, n, step):
         first, second = near_x[start : start + step], near_y[start : start + step]
         part, own = table[: len(first)], places[: len(first)]

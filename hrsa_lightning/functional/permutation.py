@@ -22,7 +22,8 @@ from hrsa_lightning.functional._numerics import (
     float64_mean,
     full_precision,
     in_units,
-    row_chunks,
+    rows_per_chunk,
+    slices,
     unit_of,
 )
 from hrsa_lightning.functional.cka import centered, hsic_unbiased, linear_cka, standardized
@@ -46,8 +47,12 @@ from hrsa_lightning.functional.reference import Reference
 
 NUM_PERMUTATIONS = 200
 LEVEL = 0.95
-WHOLE_TABLE = 4096
-"""Up to so many samples a table holds their places in all neighbor lists, in 32 MiB."""
+FEW = 512
+"""With more samples, what needs sums of products alone (all but neighbors and accuracies) has the
+values of all n - 1 cyclic shifts of the samples in a random order. Shifts form a group, so that
+p-values are exact, and all of them cost less than two hundred random orders."""
+
+ROWS_AT_ONCE = 256
 
 Values = dict[str | int, Tensor]
 
@@ -86,7 +91,9 @@ def permutation_null(
     (`orthogonal_procrustes`, `linear_predictivity`, `linear_probe_transfer`) a permutation costs a
     fraction of the value: see this module. Held-out values are permuted within the judged half, for
     the map that was fitted; inverse row entropy, which has no judged half, has NaN. Any other
-    function is computed anew for each permutation.
+    function is computed anew for each permutation. Of more than 512 samples, where sums of products
+    are all that a value needs, the permutations are the n - 1 cyclic shifts of the samples in a
+    random order: a group, so that the p-value is exact as well, and cheaper than 200 of the others.
 
     Args:
         function: takes ``x``, ``y``, ``others`` and ``options``, and gives a tensor, a named tuple
@@ -181,74 +188,93 @@ def recomputed(
 def permuted_cka(
     x: Tensor, y: Tensor, orders: Tensor, standardize: bool, chunk_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    """Plain and debiased linear CKA, (p,) each.
+    """Plain and debiased linear CKA, (p,) each, or one for each shift of many samples.
 
-    The Gram matrix of ``y`` is kept where it fits half of the chunk, up to about 4,000 samples by
-    default; beyond, its rows are multiplied anew for every permutation.
+    Up to `FEW` samples, the Gram matrix of ``y`` is reordered. Beyond, see `_shifted_products`.
     """
     if standardize:
         x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
     x, y = centered(x), centered(y)
-    n, half = len(x), -(-chunk_bytes // 2)
-    gram = y @ y.mT if n * n * y.element_size() <= half else None
-    xx, yy = torch.zeros(2, dtype=torch.float64, device=x.device)
-    xy = torch.zeros(len(orders), dtype=torch.float64, device=x.device)
-    parts = row_chunks(x, 4 * n * x.element_size(), half, n)
-    rooms = x.new_empty(2, parts[0].stop, n)
-    for rows in parts:
-        room, turned = rooms[:, : rows.stop - rows.start]
-        left = x[rows] @ x.mT
-        own = y[rows] @ y.mT if gram is None else gram[rows]
-        xx += row_norms(left).sum()
-        yy += row_norms(own).sum()
-        for place, order in enumerate(orders):
-            if gram is None:
-                torch.matmul(y[order[rows]], y.mT, out=room)
-            else:
-                torch.index_select(gram, 0, order[rows], out=room)
-            torch.index_select(room, 1, order, out=turned)
-            xy[place] += left.flatten().dot(turned.flatten())
+    n, k, ell = len(x), row_norms(x), row_norms(y)
+    if n > FEW:
+        x, y, k, ell = (part[orders[0]] for part in (x, y, k, ell))
+        xx, yy, xy = _shifted_products(x, y, chunk_bytes)
+        diagonal = _correlated(k, ell)[1:]
+    else:
+        left, right = x @ x.mT, y @ y.mT
+        xx, yy = row_norms(left).sum(), row_norms(right).sum()
+        turned = (right[order][:, order] for order in orders)
+        xy = torch.stack([(left * part).sum(1).double().sum() for part in turned])
+        diagonal = ell[orders] @ k
     plain = xy / (xx * yy).sqrt()
-    k, ell = row_norms(x), row_norms(y)
     traces = k.sum(), ell.sum()
     xx = hsic_unbiased(xx, k.dot(k), traces[0], traces[0], n)
     yy = hsic_unbiased(yy, ell.dot(ell), traces[1], traces[1], n)
-    xy = hsic_unbiased(xy, ell[orders] @ k, *traces, n)
+    xy = hsic_unbiased(xy, diagonal, *traces, n)
     return plain, xy / (xx * yy).sqrt()
+
+
+def _shifted_products(x: Tensor, y: Tensor, chunk_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
+    r"""<K, K>, <L, L>, and <K, L> with the samples of L shifted by each s from 1 to n - 1.
+
+    :math:`\sum_{ij} K_{ij} L_{i+s,j+s}` is, for each lag j - i, a circular correlation along i:
+    Fourier transforms of the wrapped diagonals give all shifts at once, in the time of few. As
+    diagonals of opposite lags are equal up to a shift, half of them are enough.
+    """
+    n = len(x)
+    norms = torch.zeros(2, dtype=torch.float64, device=x.device)
+    spectrum = torch.zeros(n // 2 + 1, dtype=torch.complex128, device=x.device)
+    for lags in slices(n // 2 + 1, rows_per_chunk(8 * n * x.element_size(), chunk_bytes)):
+        weight = torch.full((lags.stop - lags.start,), 2.0, dtype=x.dtype, device=x.device)
+        for own in (0, n // 2 if n % 2 == 0 else 0):  # these lags are their own opposites
+            if lags.start <= own < lags.stop:
+                weight[own - lags.start] = 1
+        sides = [_diagonals(rows, lags) for rows in (x, y)]
+        norms += torch.stack([(row_norms(side) * weight).sum() for side in sides])
+        left, right = (torch.fft.rfft(side) for side in sides)
+        spectrum += (left.conj().mul_(right).mul_(weight[:, None])).sum(0, dtype=torch.complex128)
+    return norms[0], norms[1], torch.fft.irfft(spectrum, n)[1:]
+
+
+def _diagonals(x: Tensor, lags: slice) -> Tensor:
+    """K_(i, i + lag) for each lag and row, (lags, n), of the Gram matrix of rows."""
+    n, width = len(x), lags.stop - lags.start
+    found = x.new_empty(width, n)
+    for rows in slices(n, ROWS_AT_ONCE):
+        size = rows.stop - rows.start
+        columns = torch.arange(rows.start + lags.start, rows.stop + lags.stop - 1, device=x.device)
+        block = x[rows] @ x[columns % n].mT
+        found[:, rows] = block.as_strided((size, width), (block.shape[1] + 1, 1)).mT
+    return found
+
+
+def _correlated(x: Tensor, y: Tensor) -> Tensor:
+    """Sums of x_i y_(i + s) over the first dimension, for each s from 0."""
+    products = torch.fft.rfft(x, dim=0).conj() * torch.fft.rfft(y, dim=0)
+    sums: Tensor = torch.fft.irfft(products, len(x), dim=0)
+    return sums
 
 
 def permuted_overlaps(
     near_x: Tensor, near_y: Tensor, orders: Tensor, ks: tuple[int, ...], overlap: Overlap
 ) -> Values:
     """k-NN overlap at each k from neighbor lists, (p,) each."""
-    n, widest = near_x.shape
-    own = torch.arange(widest, dtype=torch.int16, device=near_x.device)
-    sums: dict[int, list[Tensor]] = {k: [] for k in ks}
-    table = None
-    if n <= WHOLE_TABLE:
-        # Place of every sample in the list of each: where a permuted one has it, without renaming.
-        table = own.new_full((n, n), widest).scatter_(1, near_y, own.expand(n, -1)).flatten()
-    for order in orders:
-        if table is None:
-            values = overlap_of_neighbors(near_x, order.argsort()[near_y[order]], ks, overlap)
-            for k in ks:
-                sums[k].append(values[k])
-            continue
-        later = torch.maximum(table[order[near_x].add_(n * order[:, None])], own)
-        for k in ks:
-            shared = (later < k).sum(1).double()
-            sums[k].append((shared / (2 * k - shared if overlap == "jaccard" else k)).mean())
-    return {k: torch.stack(values) for k, values in sums.items()}
+    found = [
+        overlap_of_neighbors(near_x, order.argsort()[near_y[order]], ks, overlap)
+        for order in orders
+    ]
+    return {k: torch.stack([values[k] for values in found]) for k in ks}
 
 
 def permuted_correlation(x: Tensor, y: Tensor, orders: Tensor, chunk_bytes: int) -> Values:
-    """Mean and median of the dimension-wise correlation, (p,) each."""
+    """Mean and median of the dimension-wise correlation, (p,) each, or one for each shift."""
     x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
     varies = (x != 0).any(0) & (y != 0).any(0)
     x, y = x[:, varies], y[:, varies]
-    room = torch.empty_like(y)
-    found = [torch.index_select(y, 0, o, out=room).mul_(x).mean(0, keepdim=True) for o in orders]
-    values = torch.cat(found)
+    if len(x) > FEW:
+        values = _correlated(x[orders[0]], y[orders[0]])[1:] / len(x)
+    else:
+        values = torch.stack([(x * y[order]).mean(0) for order in orders])
     return {"mean": values.mean(1).double(), "median": values.double().quantile(0.5, dim=1)}
 
 
@@ -259,23 +285,29 @@ def permuted_procrustes(
     unit_x, unit_y = unit_of(x), unit_of(y)
     left, right = in_units(x[judged], unit_x), in_units(y[judged], unit_y)
     left, right = ((v - float64_mean(v, 1, DEFAULT_CHUNK_BYTES).to(v)) for v in (left, right))
-    norms_x, norms_y = row_norms(left), row_norms(right)
+    norms_x, norms_y, orders = row_norms(left), row_norms(right), within(orders, judged)
     turned = left @ rotation.to(left)
-    weight = (norms_x.sqrt() * norms_y.sqrt()[within(orders, judged)]).reciprocal()
-    room = torch.empty_like(right)
-    products = torch.stack(
-        [
-            torch.index_select(right, 0, order, out=room).mul_(turned).sum(1)
-            for order in within(orders, judged)
-        ]
-    ).double()
-    inner, total_x, total_y = products.sum(1), norms_x.sum(), norms_y.sum()
+    inner, total_x, total_y = _paired_sums(turned, right, orders), norms_x.sum(), norms_y.sum()
     size = unit_x / unit_y
+    turned, right = (
+        rows * norms.rsqrt().nan_to_num(posinf=0)[:, None].to(rows)
+        for rows, norms in ((turned, norms_x), (right, norms_y))
+    )
     return {
         "residual_variance_ratio": (total_x * size - 2 * inner) * size / total_y + 1,
         "global_cosine": inner / (total_x * total_y).sqrt(),
-        "mean_cosine": (products * weight.nan_to_num(posinf=0)).mean(1),
+        "mean_cosine": _paired_sums(turned, right, orders) / len(right),
     }
+
+
+def _paired_sums(x: Tensor, y: Tensor, orders: Tensor) -> Tensor:
+    """Sums of x times permuted y, float64 (p,), or of each shift of more than `FEW` samples."""
+    if len(x) <= FEW:
+        return torch.stack([(x * y[order]).sum(1).double().sum() for order in orders])
+    left, right = (torch.fft.rfft(rows[orders[0]], dim=0) for rows in (x, y))
+    spectrum = left.conj().mul_(right).sum(1, dtype=torch.complex128)
+    sums: Tensor = torch.fft.irfft(spectrum, len(x))
+    return sums[1:]
 
 
 def permuted_map(
@@ -313,8 +345,8 @@ def permuted_map(
     targets = in_units(target[judged].double(), target_unit)
     mean = targets.mean(0)
     outputs, targets = outputs - mean, targets - mean
-    inner = [torch.einsum("mt,mt->", outputs, targets[order]) for order in within(orders, judged)]
-    return (2 * torch.stack(inner) - outputs.square().sum()) / targets.square().sum()
+    inner = _paired_sums(outputs, targets, within(orders, judged))
+    return (2 * inner - outputs.square().sum()) / targets.square().sum()
 
 
 def within(orders: Tensor, judged: Tensor) -> Tensor:

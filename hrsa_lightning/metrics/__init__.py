@@ -6,6 +6,7 @@ from hrsa_lightning.metrics.cknna import CKNNA
 from hrsa_lightning.metrics.collection import HRSAMetrics, hrsa_metrics
 from hrsa_lightning.metrics.dimension_correlation import DimensionCorrelation
 from hrsa_lightning.metrics.heatmaps import DimensionCorrelationHeatmap, LinearCKAHeatmap
+from hrsa_lightning.metrics.invariance import InvarianceProfile, invariance_profile
 from hrsa_lightning.metrics.knn import KNNOverlap
 from hrsa_lightning.metrics.predictivity import LinearPredictivity
 from hrsa_lightning.metrics.probe_transfer import LinearProbeTransfer
@@ -16,6 +17,7 @@ __all__ = [
     "DimensionCorrelation",
     "DimensionCorrelationHeatmap",
     "HRSAMetrics",
+    "InvarianceProfile",
     "KNNOverlap",
     "LinearCKA",
     "LinearCKAHeatmap",
@@ -24,4 +26,5 @@ __all__ = [
     "OrthogonalProcrustes",
     "PairMetric",
     "hrsa_metrics",
+    "invariance_profile",
 ]

@@ -113,6 +113,10 @@ class OrthogonalProcrustes(PairMetric):
         found = permuted_procrustes(x, y, orders, judged, self._rotation)
         return dict(zip(KEYS, found.values(), strict=False))
 
+    def permuted(self, num_permutations: int) -> dict[str, tuple[float, float]]:
+        """As of `PairMetric`; empty unless held out: every permutation would need a rotation."""
+        return super().permuted(num_permutations) if self.protocol == "held_out" else {}
+
     def _identity(self) -> dict[str, float]:
         same = [0.0, 1.0, 1.0]
         if self.protocol == "held_out" and self.rows_y:

@@ -38,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     add("settings", nargs="*", metavar="key=value", help="recipe=NAME and overrides, as for train")
     add("--examples", type=int, metavar="N", help="pairs, where the data is not on this machine")
     add("--text-tokens", type=float, metavar="N", help="mean tokens of a text, where known")
-    add("--memory", type=float, metavar="GB", help="of one GPU; says what is left")
+    add("--memory", type=float, metavar="GB", help="of one GPU or process; says what is left")
+    add("--online", action="store_true", help="ask the hub for shapes that are not known here")
     add("--json", action="store_true", help="print all figures as JSON")
     return parser
 
@@ -54,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     workload = workload_of(config, arguments.examples, arguments.text_tokens)
     memory = None if arguments.memory is None else arguments.memory * 1e9
-    plan = estimate(config, workload, memory)
+    plan = estimate(config, workload, memory, arguments.online)
     if arguments.json:
         print(json.dumps(plan.to_json(), indent=1))
     else:
@@ -77,15 +78,17 @@ def _lines(config: Config, plan: "Estimate", memory: float | None) -> list[str]:
     lines = [f"{config.name} on {processes}{nodes}{guess}: estimates, no weight is loaded", ""]
     for name, arm in plan.arms.items():
         share = arm.num_trained / arm.num_weights
+        note = f", not here: as {plan.assumed[name]}" if name in plan.assumed else ""
         lines.append(
             f"  {name:<12} {config.arms[name].backbone}: {_short(arm.num_weights)} weights,"
-            f" {_short(arm.num_trained)} trained ({share:.1%})"
+            f" {_short(arm.num_trained)} trained ({share:.1%}){note}"
         )
-    device = "process" if config.trainer.accelerator == "cpu" else "GPU"
+    on_cpu = config.trainer.accelerator == "cpu"
+    device = "process on CPUs" if on_cpu else "GPU"
     lines += ["", f"memory of one {device}, GB"]
     lines += [f"  {purpose:<18}{_gb(size):>9}" for purpose, size in plan.memory.items() if size]
     lines.append(f"  {'total':<18}{_gb(plan.total_memory):>9}")
-    if config.activation_budget == "auto" and memory is None:
+    if config.activation_budget == "auto" and memory is None and not on_cpu:
         lines.append("  activation_budget=auto is planned as 0; --memory GB says what it keeps")
     if memory is not None:
         left = memory - plan.total_memory / 1e9

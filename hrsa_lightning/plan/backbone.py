@@ -22,6 +22,8 @@ _Shape = tuple[str, int, int, int, int, int, int]
 
 _QWEN_1_5B: _Shape = ("qwen2", 1536, 8960, 28, 12, 2, 151_936)
 _QWEN_0_5B: _Shape = ("qwen2", 896, 4864, 24, 14, 2, 151_936)
+_OLMO2_1B: _Shape = ("olmo2", 2048, 8192, 16, 16, 16, 100_352)
+_SMOLLM2: _Shape = ("llama", 576, 1536, 30, 9, 3, 49_152)
 
 KNOWN: Mapping[str, _Shape] = {
     "Qwen/Qwen2.5-0.5B": _QWEN_0_5B,
@@ -31,6 +33,16 @@ KNOWN: Mapping[str, _Shape] = {
     "Qwen/Qwen2.5-Math-1.5B": _QWEN_1_5B,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": _QWEN_1_5B,
     "nvidia/Nemotron-Research-Reasoning-Qwen-1.5B": _QWEN_1_5B,
+    "Open-Reasoner-Zero/Open-Reasoner-Zero-0.5B": _QWEN_0_5B,
+    "Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B": _QWEN_1_5B,
+    "sail/Qwen2.5-Math-1.5B-Oat-Zero": _QWEN_1_5B,
+    "allenai/OLMo-2-0425-1B": _OLMO2_1B,
+    "allenai/OLMo-2-0425-1B-SFT": _OLMO2_1B,
+    "allenai/OLMo-2-0425-1B-DPO": _OLMO2_1B,
+    "allenai/OLMo-2-0425-1B-RLVR1": _OLMO2_1B,
+    "allenai/OLMo-2-0425-1B-Instruct": _OLMO2_1B,
+    "HuggingFaceTB/SmolLM2-135M": _SMOLLM2,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
     "Qwen/Qwen3-0.6B-Base": ("qwen3", 1024, 3072, 28, 16, 8, 151_936),
     "Qwen/Qwen3-0.6B": ("qwen3", 1024, 3072, 28, 16, 8, 151_936),
     "Qwen/Qwen2.5-7B": ("qwen2", 3584, 18_944, 28, 28, 4, 152_064),
@@ -46,23 +58,33 @@ paper (arXiv 2412.15115, table 1) agree; a test holds the numbers of weights to 
 _HEAD_DIM = {"qwen3": 128}
 
 
-def backbone_config(path: str, revision: str | None = None) -> PretrainedConfig:
+def backbone_config(
+    path: str, revision: str | None = None, online: bool = False
+) -> PretrainedConfig:
     """The configuration of a backbone: from its folder, the table above, or the hub.
 
+    Args:
+        path: Folder or hub id.
+        revision: On the hub; those of a known backbone are of one shape.
+        online: Whether the hub may be asked, beside its cache on this machine.
+
     Raises:
-        BackboneError: The hub cannot be reached, or has no such model.
+        BackboneError: It is not to be had there.
     """
-    if path in KNOWN and revision is None:
+    if path in KNOWN:
         return _from_table(KNOWN[path])
     source = resolve_backbone(path)
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(source, revision=revision)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision, local_files_only=not online
+        )
     except (OSError, ValueError, KeyError) as error:
         if Path(source).is_dir():
             raise BackboneError(f"backbone {path!r}: {str(error).splitlines()[0]}") from error
         raise BackboneError(
-            f"backbone {path!r}: its config.json is not to be had from the hub, and it is none of"
-            f" those known offline ({', '.join(KNOWN)})"
+            f"backbone {path!r}: its config.json is not to be had from"
+            f" {'the hub' if online else 'its cache here (--online asks the hub)'}, and it is none"
+            f" of those known offline ({', '.join(KNOWN)})"
         ) from error
     return config
 

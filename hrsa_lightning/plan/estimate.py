@@ -6,16 +6,19 @@ keeps the graphs of texts while its budget lasts, and has one chunk's graph besi
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import parse_pair, read_json_lines
+from hrsa_lightning.data.entries import PairEntry
+from hrsa_lightning.data.pairs import sample_pairs
+from hrsa_lightning.errors import BackboneError, ConfigError, DataError
+from hrsa_lightning.io import exists
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
 from hrsa_lightning.resources import resolve_path
@@ -84,12 +87,14 @@ class Monitoring:
         layers: Layers that are compared, the output included.
         device_bytes: On one GPU, during an evaluation.
         host_bytes: Representations of live models and references, in the computer's memory.
+        start_bytes: Those of the start, which checkpoints hold.
     """
 
     probes: int = 0
     layers: int = 0
     device_bytes: float = 0.0
     host_bytes: float = 0.0
+    start_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,14 @@ class Estimate:
 
     Attributes:
         arms: Sizes of each arm's backbone.
+        assumed: Arms whose backbone is not here, and of which arm they have the shape.
         workload: Steps and texts.
         monitoring: What the monitors add.
         memory: Bytes on one GPU, or of one process on CPUs, by purpose.
     """
 
     arms: dict[str, Backbone]
+    assumed: dict[str, str]
     workload: Workload
     monitoring: Monitoring
     memory: dict[str, float]
@@ -117,19 +124,29 @@ class Estimate:
         return {**asdict(self), "total_memory": self.total_memory}
 
 
-def estimate(config: Config, workload: Workload, device_memory: float | None = None) -> Estimate:
+def estimate(
+    config: Config,
+    workload: Workload,
+    device_memory: float | None = None,
+    online: bool = False,
+) -> Estimate:
     """Everything that `plan` prints, without loading a weight.
 
     Args:
         config: The recipe.
         workload: Its steps and texts.
-        device_memory: Bytes of one GPU; without it, `activation_budget: auto` is planned as 0.
+        device_memory: Bytes of one GPU, without which `activation_budget: auto` is planned as 0; on
+            a CPU the default is what is free now.
+        online: Whether the hub may be asked for shapes that are not known.
 
     Raises:
         BackboneError: A backbone's shape cannot be found out.
         ConfigError: LoRA cannot be put on a backbone as asked.
     """
-    arms = _arms(config, workload.width)
+    arms, assumed = _arms(config, workload.width, online)
+    on_cpu = config.trainer.accelerator == "cpu"
+    if on_cpu and device_memory is None:
+        device_memory = float(psutil.virtual_memory().available)
     monitoring = _monitoring(config, arms)
     sharded = any(word in str(config.trainer.strategy).lower() for word in _SHARDING)
     shards = workload.processes if sharded else 1
@@ -140,8 +157,11 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
         "gradients": trained / shards * copies,
         "optimizer": 2 * trained / shards,
     }
-    if config.trainer.accelerator != "cpu":
-        memory["runtime"] = RUNTIME_BYTES
+    # On a CPU this process, with the same libraries, is what every process takes to begin with.
+    memory["runtime"] = float(psutil.Process().memory_info().rss) if on_cpu else RUNTIME_BYTES
+    if on_cpu:
+        memory["representations"] = monitoring.host_bytes
+        memory["checkpoint copy"] = 3 * trained + monitoring.start_bytes
     budget = config.activation_budget
     if budget == "auto":
         held = sum(memory.values())
@@ -152,7 +172,7 @@ def estimate(config: Config, workload: Workload, device_memory: float | None = N
     memory |= _graphs(config, workload, arms, budget)
     memory["loss"] = _loss_bytes(config, workload, arms)
     memory["monitor"] = monitoring.device_bytes
-    return Estimate(arms, workload, monitoring, memory)
+    return Estimate(arms, assumed, workload, monitoring, memory)
 
 
 def workload_of(
@@ -193,12 +213,21 @@ def workload_of(
     )
 
 
-def _arms(config: Config, width: int) -> dict[str, Backbone]:
+def _arms(config: Config, width: int, online: bool) -> tuple[dict[str, Backbone], dict[str, str]]:
+    """Sizes by arm, and which arm (the first) stands for one whose folder is not here."""
     lora = asdict(config.model.lora) if config.model.lora else None
     measured: dict[str, Backbone] = {}
-    arms = {}
+    arms: dict[str, Backbone] = {}
+    assumed: dict[str, str] = {}
     for name, arm in config.arms.items():
-        shape = backbone_config(arm.backbone, arm.revision)
+        try:
+            shape = backbone_config(arm.backbone, arm.revision, online)
+        except BackboneError:
+            if not arms or exists(arm.backbone) or not arm.backbone.startswith((".", "/", "~")):
+                raise
+            assumed[name] = next(iter(arms))
+            arms[name] = arms[assumed[name]]
+            continue
         key = shape.to_json_string()
         if key not in measured:
             measured[key] = measure_backbone(
@@ -209,7 +238,7 @@ def _arms(config: Config, width: int) -> dict[str, Backbone]:
                 autocast=AUTOCAST_DTYPES.get(config.trainer.precision),
             )
         arms[name] = measured[key]
-    return arms
+    return arms, assumed
 
 
 def _weight_dtype(config: Config) -> torch.dtype:
@@ -267,6 +296,7 @@ def _monitoring(config: Config, arms: Mapping[str, Backbone]) -> Monitoring:
         layers=max((each.layers for each in found), default=0),
         device_bytes=max((each.device_bytes for each in found), default=0.0),
         host_bytes=sum(each.host_bytes for each in found),
+        start_bytes=sum(each.start_bytes for each in found),
     )
 
 
@@ -279,7 +309,7 @@ def _monitor(entry: Mapping[str, Any], texts: Any, arms: Mapping[str, Backbone])
     compares = "similarity" in entry["_target_"].lower()
     references = entry.get("reference", "initial")
     references = len(references) if isinstance(references, list) else 1
-    device = host = 0.0
+    device = host = start = 0.0
     layers = 0
     for arm in arms.values():
         patterns = entry.get("layers", ["output"])
@@ -288,9 +318,10 @@ def _monitor(entry: Mapping[str, Any], texts: Any, arms: Mapping[str, Backbone])
         # Hidden states of a batch, a few at a time, without a graph.
         device = max(device, 8 * 4 * batch_tokens * arm.hidden_size)
         if compares:
-            host += 4.0 * seen * probes * arm.hidden_size * (1 + references)
+            rows = 4.0 * seen * probes * arm.hidden_size
+            host, start = host + rows * (1 + references), start + rows
             device = max(device, 8.0 * (4 * arm.hidden_size**2 + 2 * probes * arm.hidden_size))
-    return Monitoring(probes, layers, device, host)
+    return Monitoring(probes, layers, device, host, start)
 
 
 def _count_processes(config: Config) -> int:
@@ -321,7 +352,7 @@ def _count_steps(config: Config, examples: int | None) -> int | None:
     if trainer.max_steps > 0:
         return trainer.max_steps
     if examples is None:
-        counts = [_count_lines(path) for path in data.train]
+        counts = [_count_pairs(PairEntry.of(entry), data.limit) for entry in data.train]
         if None in counts:
             return None
         examples = sum(count or 0 for count in counts)
@@ -346,17 +377,24 @@ def _estimate_tokens(config: Config) -> tuple[float, str]:
     return sum(sample) / len(sample) / (1 + group), words
 
 
+def _count_pairs(entry: PairEntry, limit: int | None) -> int | None:
+    """Pairs of a source: as recorded, or counted where that is quick; `None` where it is not."""
+    count = entry.rows
+    if count is None and entry.filter is None:
+        with suppress(DataError):
+            count = entry.count()
+    most = min(limit or math.inf, entry.limit or math.inf)
+    return None if count is None else int(min(count, most))
+
+
 def _sampled(config: Config) -> Iterator[tuple[int, float]]:
     """Characters of a query with its instruction, and of a passage on average."""
-    for name in config.data.train:
-        path = Path(resolve_path(name))
-        if path.suffix != ".jsonl" or not path.is_file():
-            continue
-        for line in islice(read_json_lines(path, lambda *_: None), _SAMPLE):
-            try:
-                pair = parse_pair(line.value)
-            except DataError:
-                continue  # train answers it; here it counts for nothing
+    for entry in config.data.train:
+        try:
+            pairs = sample_pairs(entry, _SAMPLE)
+        except DataError:
+            continue  # train answers it; here it counts for nothing
+        for pair in pairs:
             query = pair.query if isinstance(pair.query, str) else "".join(pair.query)
             passages = [*pair.positives, *pair.negatives]
             yield len(query), sum(map(len, passages)) / len(passages)

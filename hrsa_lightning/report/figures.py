@@ -20,7 +20,7 @@ from hrsa_lightning.plots import (
     layer_steps_height,
 )
 from hrsa_lightning.plots.style import PANEL
-from hrsa_lightning.report.experiments import Array, Curve, Experiment, Pair, mean_over_runs
+from hrsa_lightning.report.experiments import Array, Curve, Experiment, Pair, Place, mean_over_runs
 from hrsa_lightning.report.page import Gallery, Panel, Swatch
 from hrsa_lightning.report.verdict import Findings
 from hrsa_lightning.similarity.history import Detail
@@ -93,28 +93,40 @@ class Pictures:
         self._experiment = findings.experiment
         self._prefix = prefix
         self._log_x = log_x
-        self._title = f"{findings.group} at {findings.place}, by optimizer step"
 
-    def curves(self, pairs: Sequence[Pair], metrics: Sequence[str], end: str) -> Gallery:
+    def curves(
+        self, pairs: Sequence[Pair], metrics: Sequence[str], end: str, place: Place | None = None
+    ) -> Gallery:
         """A panel per metric, a line per comparison: mean over runs, with a band of one std.
 
         A single run has the band of its own uncertainty over probes, where it was measured.
         """
-        panels = [panel for metric in metrics if (panel := self.panel(metric, pairs))]
-        return Gallery(f"{self._prefix}_{end}", self._title, panels, self._legend(pairs))
+        panels = [p for metric in metrics if (p := self.panel(metric, pairs, place=place))]
+        return Gallery(f"{self._prefix}_{end}", self._title_at(place), panels, self._legend(pairs))
 
-    def panel(self, metric: str, pairs: Sequence[Pair], *, distant: bool = False) -> Panel | None:
+    def _title_at(self, place: Place | None) -> str:
+        return f"{self._findings.group} at {place or self._findings.place}, by optimizer step"
+
+    def panel(
+        self,
+        metric: str,
+        pairs: Sequence[Pair],
+        *,
+        distant: bool = False,
+        place: Place | None = None,
+    ) -> Panel | None:
         """One metric; as distances from identity on a logarithmic axis where curves crowd there.
 
         Args:
             metric: Its name.
             pairs: What is compared.
             distant: As distances even where they do not crowd.
+            place: Where; the default is where verdicts are given.
         """
         lines = [
             _line(str(pair), curve, style)
             for pair, style in styles(self._experiment, pairs).items()
-            if (curve := self._findings.curve(metric, pair))
+            if (curve := self._findings.curve(metric, pair, place))
         ]
         if not lines:
             return None
@@ -125,7 +137,7 @@ class Pictures:
             lines = distance_lines(lines, info.identity)
             words = f"1 − {words}" if info.identity else words
         draw = partial(draw_lines, lines=lines, title=words, log_x=self._log_x, log_y=log_y)
-        return Panel(f"{words}, {self._title}", draw, PANEL)
+        return Panel(f"{words}, {self._title_at(place)}", draw, PANEL)
 
     def layers(self, pairs: Sequence[Pair], metrics: Sequence[str], end: str) -> Gallery:
         """A map over layers and steps per metric and comparison, on one scale per metric."""

@@ -16,7 +16,7 @@ from hrsa_lightning.report.answer import (
     numbers,
     score_differences,
 )
-from hrsa_lightning.report.experiments import Experiment, Pair, Run
+from hrsa_lightning.report.experiments import Experiment, Pair, Place, Run
 from hrsa_lightning.report.figures import Pictures, answer_picture
 from hrsa_lightning.report.page import (
     Answer,
@@ -31,6 +31,7 @@ from hrsa_lightning.report.page import (
 )
 from hrsa_lightning.report.statistics import Spread, spread
 from hrsa_lightning.report.verdict import SAME, Findings, Verdict, findings_of, side_of
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
 __all__ = ["overview", "report_blocks"]
@@ -116,6 +117,8 @@ def _pictures(findings: Findings, pictures: Pictures, *, maps: bool) -> list[Blo
         blocks.append(pictures.curves(between, headline, "curves"))
         more = pictures.curves(between, others, "more_curves")
         blocks.append(Fold("Curves of the other metrics", [more]))
+        means = pictures.curves(between, headline, "means", Place(MEAN_OVER_LAYERS))
+        blocks.append(Fold("Curves of means over the layers before the output", [means]))
     if findings.drifts:
         blocks += [Heading("Each arm against its own start", 3), note("drift")]
         blocks.append(pictures.curves(findings.drifts, headline, "drift"))

@@ -13,6 +13,7 @@ from hrsa_lightning.report.statistics import (
     recovered_share,
     spread,
 )
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import MetricInfo, info_of, main_metrics
 
 __all__ = ["FARTHER", "NEARER", "SAME", "Findings", "Verdict", "ends_of", "findings_of", "side_of"]
@@ -111,7 +112,7 @@ class Findings:
         keys = [key for key in experiment.keys if key.group == group]
         shown = [key for key in keys if key.pair.reference or not key.place.layer]
         self.metrics = list(dict.fromkeys(key.metric for key in shown))
-        places = dict.fromkeys(key.place for key in keys)
+        places = dict.fromkeys(key.place for key in keys if key.place.layer != MEAN_OVER_LAYERS)
         self.places = [place for place in places if not place.label] or list(places)
         self.places.sort(key=Place("output").__eq__)
         self.place = self.places[-1]

@@ -37,8 +37,6 @@ __all__ = [
 
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
-MAX_PERMUTED = 2048
-"""Most samples that are permuted: the time grows with their square."""
 
 
 MIN_WIDTH = 16
@@ -79,7 +77,7 @@ class Comparer:
         num_groups: Leave each of so many groups of samples out once, for a jackknife band around
             every value; 0 for none.
         num_permutations: Permutations of the samples for levels and p-values where a comparison is
-            calibrated; 0 for none, and none for more than `MAX_PERMUTED` samples.
+            calibrated; 0 for none.
 
     Attributes:
         min_samples: Fewest samples for which all metrics are defined.
@@ -192,7 +190,7 @@ class Comparer:
                 _split_null(metrics, values, result)
                 chance = _by_key(metrics, values, "chance")
                 if calibrate:
-                    self._calibrate(metrics, values, result, len(x))
+                    self._calibrate(metrics, values, result)
             finally:
                 metrics.reset()  # lets go of the rows as well
         if self._keys is not None:
@@ -220,11 +218,10 @@ class Comparer:
         metrics: MetricCollection,
         values: Mapping[str, float],
         result: Result,
-        num_samples: int,
     ) -> None:
         started = time.perf_counter()
         result.identity = _by_key(metrics, values, "identity")
-        if self._num_permutations and num_samples <= MAX_PERMUTED:
+        if self._num_permutations:
             with shared_by([part for _, part in _members(metrics) if isinstance(part, PairMetric)]):
                 result.null |= _by_key(metrics, values, "permuted", self._num_permutations)
         self.calibration_seconds += time.perf_counter() - started

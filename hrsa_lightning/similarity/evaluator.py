@@ -22,7 +22,7 @@ from hrsa_lightning.similarity.comparer import (
 from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.layers import Layers
-from hrsa_lightning.similarity.measurement import Measurement, listed
+from hrsa_lightning.similarity.measurement import Measurement, listed, means_over_layers
 from hrsa_lightning.similarity.pooling import Pooling
 from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import (
@@ -113,7 +113,7 @@ class SimilarityEvaluator:
         by_label: Also compare within each label of the probes.
         num_jackknife_groups: 5 or more gives 95 % bands by leaving out so many groups in turn.
         null: Permutations of the samples, for the 95 % level and p-value of a calibrated
-            evaluation; 0 for none, and none for more than 2,048 samples.
+            evaluation; 0 for none.
         reference_layers: Layers of the reference, one for each of `layers` as matched, where it
             names them otherwise.
         forward: `forward(module, batch)`; the default calls the module with a mapping's matching
@@ -355,6 +355,7 @@ class SimilarityEvaluator:
                 places.setdefault(note, []).append(where)
         for note, found in places.items():
             self._warn(note, f" (at {listed(found)}, step {step})")
+        measurements += means_over_layers(measurements)
         measurements += self._variance(live, step)
         return SimilarityEvaluation(measurements, live, pairs)
 
@@ -383,11 +384,18 @@ class SimilarityEvaluator:
                 if right is None:
                     self._warn(*reference.absence)
                     continue
-                missing = [layer for layer in left if layer not in right]
-                if len(missing) == len(left):
+                if not any(layer in right for layer in left):
                     raise ConfigError(no_common_layer(reference.name, left, right))
-                if missing:
-                    self._warn(f"{reference.name!r} has no {', '.join(missing)}; left out", "")
+                sides = [(reference.name, left, right)]
+                if reference.owner() is not None:  # not a trace, which may hold what nobody asked
+                    sides.append((arm or "the module", right, left))
+                for name, these, those in sides:
+                    if missing := [layer for layer in these if layer not in those]:
+                        self._warn(
+                            f"{name!r} has no {', '.join(missing)}; left out, of means over layers "
+                            "as well",
+                            "",
+                        )
                 pairs.append(ComparedPair(probes, arm, reference.name, left, right))
         return pairs
 

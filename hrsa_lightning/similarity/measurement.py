@@ -1,10 +1,23 @@
 """One value of an evaluation, with everything that is known of it."""
 
+import math
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Measurement", "Series", "comparison_name", "headline_layer", "listed"]
+__all__ = [
+    "MEAN_OVER_LAYERS",
+    "Measurement",
+    "Series",
+    "comparison_name",
+    "headline_layer",
+    "listed",
+    "means_over_layers",
+]
+
+OUTPUT = "output"
+MEAN_OVER_LAYERS = "mean_over_layers"
+"""Stands for a layer in measurements of a whole stack of layers."""
 
 
 class Series(NamedTuple):
@@ -43,8 +56,8 @@ class Measurement(NamedTuple):
         arm: Name of the live model; empty where there is only one.
         reference: Name of what it is compared with; empty for a property of the model alone, such
             as a retrieval score.
-        layer: Short name of the layer, such as `layer_3` or `output`; empty for a property of the
-            model as a whole.
+        layer: Short name of the layer, such as `layer_3` or `output`; `mean_over_layers` for the
+            mean over the layers before the output; empty for a property of the model as a whole.
         label: Label of the samples that were compared; empty for all samples.
         step: Optimizer step.
         low: Lower end of the 95 % band; `None` where none was asked for.
@@ -99,8 +112,44 @@ def headline_layer(layers: Iterable[str]) -> str:
         >>> headline_layer(["layer_0", "output", "pooler"]), headline_layer(["layer_0", "layer_1"])
         ('output', 'layer_1')
     """
-    names = list(layers)
-    return "output" if "output" in names else names[-1]
+    names = [name for name in layers if name != MEAN_OVER_LAYERS]
+    return OUTPUT if OUTPUT in names else names[-1]
+
+
+def means_over_layers(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Means of comparisons over the layers before the output, where there are several.
+
+    Layers at which a value is undefined are left out, and their chance levels and identities with
+    them. Bands and permutation nulls are of one layer and have no mean.
+
+    Example:
+        >>> layers = [Measurement("cka", v, reference="a", layer=f"layer_{v}") for v in (0, 1)]
+        >>> [(m.value, m.layer) for m in means_over_layers(layers)]
+        [(0.5, 'mean_over_layers')]
+    """
+    stacks: dict[Series, list[Measurement]] = {}
+    for m in measurements:
+        if m.reference and m.layer and m.layer.split(".")[0] != OUTPUT:
+            stacks.setdefault(m.series._replace(layer=MEAN_OVER_LAYERS), []).append(m)
+    found = []
+    for series, stack in stacks.items():
+        defined = [m for m in stack if math.isfinite(m.value)] or stack
+        if len(stack) > 1:
+            found.append(
+                Measurement(
+                    *series[:1],
+                    _mean([m.value for m in defined]),
+                    _mean([m.chance for m in defined]),
+                    *series[1:],
+                    step=stack[0].step,
+                    identity=_mean([m.identity for m in defined]),
+                )
+            )
+    return found
+
+
+def _mean(values: list[Any]) -> Any:
+    return None if None in values else sum(values) / len(values)
 
 
 def listed(places: Iterable[str], most: int = 4) -> str:

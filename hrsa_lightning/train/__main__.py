@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hrsa_lightning.cli import answered, program
 from hrsa_lightning.config import (
@@ -177,6 +177,7 @@ def _fit(config: Config, pairs: "list[PairSource]", trainer: "Trainer", run: "Ru
     data = build.build_data(config, module.encoders(), pairs)
     if trainer.is_global_zero:
         _announce(config, module)
+        _announce_tokenizers(module)
         for source in pairs:
             print(f"  {source.describe() if isinstance(source, EntryPairs) else source.name}")
         if run.checkpoint is not None:
@@ -225,6 +226,28 @@ def _announce(config: Config, module: "PairedContrastiveModule") -> None:
         total = sum(p.numel() for p in arm.parameters())
         trained = sum(p.numel() for p in arm.parameters() if p.requires_grad)
         print(f"  {name:<12} {config.arms[name].backbone}  {total:,} weights, {trained:,} trained")
+
+
+def _announce_tokenizers(module: "PairedContrastiveModule") -> None:
+    """Say whether the arms read texts alike, and which of them begin a text with BOS."""
+    texts = ["What is 2 + 2?", "Größe, 中文", "def f(x):\n\treturn x"]
+    read: dict[tuple[int, ...], list[str]] = {}
+    with_bos = []
+    for name, arm in module.arms.items():
+        encoder: Any = arm.tokenizer
+        ids = encoder.encode(texts, 64).input_ids.tolist()
+        read.setdefault(tuple(ids), []).append(name)
+        with_bos += [name] * (ids[0] == encoder.tokenizer.bos_token_id)
+    alike = (
+        "all arms read texts alike"
+        if len(read) == 1
+        else "unlike, " + " / ".join(", ".join(names) for names in read.values())
+    )
+    every = len(with_bos) in (0, len(module.arms))
+    bos = "with" if with_bos else "without"
+    print(
+        f"  tokenizers: {alike}, {bos} a BOS token" + ("" if every else f": {', '.join(with_bos)}")
+    )
 
 
 def _summarize(

@@ -50,10 +50,10 @@ def test_tensorboard_shows_scalars_pictures_and_chance(tmp_path, name):
     events = EventAccumulator(logger.log_dir).Reload()
     assert [e.step for e in events.Scalars("similarity/cka/output")] == [0, 2, 4, 6]
     assert "similarity_layers/cka/layer_0" in events.Tags()["scalars"]
-    heatmaps = [e.step for e in events.Images("similarity_pictures/heatmap")]
+    heatmaps = [e.step for e in events.Images("visuals/similarity/heatmap")]
     assert heatmaps == [0, 4, 6], "every second evaluation and the end"
     for metric in ("cka", "knn_overlap_10"):
-        assert [e.step for e in events.Images(f"similarity_pictures/curves/{metric}")] == [6]
+        assert [e.step for e in events.Images(f"visuals/similarity/curves/{metric}")] == [6]
     chance = EventAccumulator(f"{logger.log_dir}/chance").Reload()
     levels = [e.value for e in chance.Scalars("similarity/knn_overlap_10/output")]
     assert levels == pytest.approx([levels[0]] * 4)

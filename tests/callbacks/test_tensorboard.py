@@ -60,7 +60,7 @@ def open_tab(browser, address, tab, expected):
         ("timeseries", ["version_0/y_vs_x", "version_0/chance", "similarity/cka /output"]),
         (
             "images",
-            ["similarity_pictures/curves/cka", "similarity_pictures/heatmap/y_vs_x", "step 6"],
+            ["visuals/similarity/curves/cka", "visuals/similarity/heatmap/y_vs_x", "step 6"],
         ),
         ("text", ["summary/text_summary", "cka 0.5 knn 0.25"]),
         ("hparams", ["optimizer.lr", "y_vs_x.similarity/cka/output"]),
@@ -80,7 +80,7 @@ def test_what_was_logged_is_on_the_page_and_drawn(browser, address, tmp_path, ta
 
 
 def test_a_picture_is_as_large_as_it_is_shown(browser, address):
-    open_tab(browser, address, "images", ["similarity_pictures/curves/cka"])
+    open_tab(browser, address, "images", ["visuals/similarity/curves/cka"])
     sizes = browser.wait_until(lambda: (found := browser.evaluate(_IMAGES))[6:] and found)
     assert len(sizes) == 7, "two metrics, five comparisons"
     assert all(shown >= 0.6 * own for own, shown in sizes), "letters keep their size"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,21 @@ from hrsa_lightning.resources import resolve_path, resource_files
 from hrsa_lightning.train.__main__ import main as train
 from tests.contrastive_runs import write_pairs
 from tests.histories import read_tags
+from tests.hub import make_dataset, replace_hub
 from tests.tiny import make_backbone
 
 RECIPES = resource_files("recipes")
 PRESETS = resource_files("callbacks")
+datasets = pytest.importorskip("datasets")
 SAME_AS_PAIRED = ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b"]
 # The first solo run has no other run's trace to be compared with.
 LAUNCHED_WITH = {"solo": ["callbacks.other=null"]}
 FOR_HUB_MODELS = [name for name in RECIPES if not name.startswith("quickstart")]
+ARCHITECTURES = {"olmo2-1b": "olmo2", "smollm2-135m": "llama", "qwen3-0.6b": "qwen3"}
+"""Of the recipes whose backbones are no Qwen2."""
+
+QUICK = ["public", "paper", *ARCHITECTURES]
+"""What each architecture and the paper's settings need; the others differ in their arms alone."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -35,10 +43,10 @@ def test_recipe_loads_builds_its_callbacks_and_says_how_to_launch(name):
     assert re.match(rf"# .*-m hrsa_lightning\.train recipe={re.escape(name)}(\s|$)", first)
 
 
-@pytest.mark.parametrize("name", FOR_HUB_MODELS)
+@pytest.mark.parametrize("name", [name for name in FOR_HUB_MODELS if name != "smollm2-135m"])
 def test_recipes_share_the_papers_parameters(name):
     config = load_config(name)
-    assert (config.data.batch_size, config.data.train_group_size) == (4096, 4)
+    assert (config.data.batch_size, config.data.train_group_size) == (2048, 4)
     assert (config.data.query_length, config.data.passage_length) == (512, 512)
     assert config.loss.temperature == 0.02
     assert config.optimizer == load_config("contrastive").optimizer
@@ -47,13 +55,18 @@ def test_recipes_share_the_papers_parameters(name):
     assert load_config(name, ["model.lora=null"]).model.lora is None
 
 
-@pytest.mark.parametrize("name", FOR_HUB_MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in FOR_HUB_MODELS
+    ],
+)
 def test_memory_in_the_header_is_what_plan_says(name):
     header = RECIPES[name].read_text().partition("\nname:")[0]
     stated = int(re.search(r"# Needs: +(\d+) GB on one GPU", header)[1])
     assert f"python -m hrsa_lightning.plan recipe={name} trainer.devices=1" in header
-    own = ["arms.rlvr.backbone=Qwen/Qwen3-0.6B"] if name == "qwen3-0.6b" else []
-    config = load_config(name, ["trainer.devices=1", *own])
+    config = load_config(name, ["trainer.devices=1"])
     plan = estimate(config, workload_of(config))
     assert stated - 1.5 < plan.total_memory / 1e9 < stated
 
@@ -64,8 +77,9 @@ def test_half_of_the_probes_are_more_than_the_features(name):
     path = Path(resolve_path(config.callbacks["similarity"]["probes"]))
     fitted = len(path.read_text().splitlines()) // 2
     for arm in config.arms.values():
-        size = re.search(r"(0\.5|0\.6|1\.5)b", arm.backbone, re.IGNORECASE)
-        width = 1536 if size is None else {"0.5": 896, "0.6": 1024, "1.5": 1536}[size[1]]
+        size = re.search(r"(0\.5|0\.6|1\.5|135|1)[bm]", arm.backbone, re.IGNORECASE)
+        widths = {"0.5": 896, "0.6": 1024, "1.5": 1536, "135": 576, "1": 2047}
+        width = 1536 if size is None else widths[size[1]]  # OLMo 2's 2,048 want a larger file
         assert fitted > (128 if arm.backbone.startswith("embedded:") else width)
 
 
@@ -119,24 +133,93 @@ def test_pairs_differ_in_their_backbones_alone(name):
     assert other == paired
 
 
+@pytest.fixture(scope="module")
+def public_data(tmp_path_factory):
+    """The public sets in small, in files and columns as documented."""
+    folder = tmp_path_factory.mktemp("datasets")
+    rows = [{"query": f"q{n}", "positive": f"a{n}", "negative": f"b{n}"} for n in range(3)]
+    triplets = [
+        {"anchor": row["query"], "positive": row["positive"], "negative": row["negative"]}
+        for row in rows
+    ]
+    seven = [
+        {
+            **{k: row[k] for k in ("anchor", "positive")},
+            **{f"negative_{i}": "c" for i in range(1, 8)},
+        }
+        for row in triplets
+    ]
+    own, part = folder / "sentence-transformers", "train-00000-of-00001.parquet"
+    make_dataset(
+        own / "nli-for-simcse",
+        seven,
+        {"triplet-7": f"triplet-7/{part}", "triplet": f"triplet/{part}"},
+    )
+    for name in ("dureader", "t2ranking"):
+        make_dataset(own / name, triplets, {"triplet": f"triplet/{part}"})
+    languages = {f"{language}-triplet": f"{language}-triplet/{part}" for language in ("ar", "en")}
+    make_dataset(own / "mr-tydi", triplets, languages)
+    names = ("fever", "hotpot_qa", "msmarco_passage", "nq", "quora_duplicate", "squad", "triviaqa")
+    make_dataset(folder / "BeastyZ" / "E5-R", rows, {name: f"{name}/{part}" for name in names})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A function that makes one tiny backbone of an architecture, once."""
+    folder = tmp_path_factory.mktemp("backbones")
+
+    def make(family):
+        if not (folder / family).exists():
+            make_backbone(folder / family, family=family, hidden=16, layers=1)
+        return folder / family
+
+    return make
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SAME_AS_PAIRED else [])
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
         for name in FOR_HUB_MODELS
-        if name != "solo"
     ],
 )
-def test_recipe_trains_two_steps_on_local_backbones(name, small, hub, tmp_path):
-    folder = _small_run(name, small, hub, tmp_path)
-    assert json.loads((folder / "summary.json").read_text())["steps"] == 2
+def test_recipe_trains_with_nothing_prepared(
+    name, small, tiny, public_data, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    """The hub is local folders; arms are random models of the right architecture."""
+    cache = tmp_path_factory.getbasetemp() / "datasets-cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    replace_hub(monkeypatch, public_data)
+    backbone = tiny(ARCHITECTURES.get(name, "qwen2"))
     arms = list(load_config(name).arms)
-    assert sorted(path.name for path in (folder / "adapters").iterdir()) == sorted(arms)
+    settings = [setting for setting in small if not setting.startswith("data.train=")]
+    settings += [f"arms.{arm}.backbone={backbone}" for arm in arms]
+    settings += ["trainer.max_steps=1", "data.batch_size=2", "data.train_group_size=2"]
+    settings += ["callbacks.similarity.null=0", "callbacks.retrieval=null"]
+    settings += LAUNCHED_WITH.get(name, [])
+    if name == "olmo2-1b":  # five arms have fifteen comparisons, which all go one way
+        arms = ["base", "sft", "dpo"]
+        settings += ["arms.rlvr=null", "arms.instruct=null"]
+        settings += ["callbacks.similarity.reference=[initial, arm:base, arm:sft]"]
+    assert train([f"recipe={name}", *settings, f"output_dir={tmp_path}"]) == 0
+    folder = max((tmp_path / name).iterdir(), key=lambda folder: folder.name)
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 1
+    printed = capsys.readouterr().out
+    assert "nli: 3 pairs, query anchor, pos positive, neg negative_1 ... negative_7" in printed
+    if len(arms) > 1:
+        assert "tokenizers: all arms read texts alike, without a BOS token" in printed
+    if name != "smollm2-135m":
+        assert "mr-tydi: 6 pairs, query anchor, pos positive, neg negative" in printed
+        assert "msmarco_passage: 3 pairs, query query, pos positive, neg negative" in printed
     values = read_tags(folder / "similarity.jsonl")[-1]["values"]
     compared = {tag.split("/")[2] for tag in values if tag.startswith("similarity/cka/")}
-    expected = {f"{arm}_vs_initial" for arm in arms} | {f"{arm}_vs_base" for arm in arms[1:]}
-    assert expected <= compared
+    assert {f"{arm}_vs_initial" for arm in arms} <= compared
+    if name == "olmo2-1b":
+        assert {f"{arm}_vs_{before}" for before, arm in pairwise(arms)} <= compared
+        references = load_config(name).callbacks["similarity"]["reference"]
+        assert [f"arm:{arm}" for arm in list(load_config(name).arms)[:-1]] == references[1:]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,7 +5,13 @@ import pytest
 
 from hrsa_lightning.data import read_retrieval_set
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError, HRSAWarning
-from hrsa_lightning.evaluate.benchmarks import TaskEncoder, find_tasks, score_benchmarks
+from hrsa_lightning.evaluate.benchmarks import (
+    TaskEncoder,
+    chosen_instruction,
+    find_tasks,
+    read_instructions,
+    score_benchmarks,
+)
 from hrsa_lightning.evaluate.scoring import Tasks, evaluate_models, score_retrieval
 from hrsa_lightning.runs.encoder import find_models
 from tests.evaluate.runs import write_pairs
@@ -70,6 +76,30 @@ def test_instructions_and_cache(task, tmp_path):
     assert again.queries
 
 
+def test_instructions_of_ones_own(task, tmp_path):
+    """They take mteb's place, and scores with others are not taken for theirs."""
+    file = tmp_path / "instructions.json"
+    file.write_text('{"LocalRetrieval": "Look for it", "default": "Any", "SciFact": "Check"}')
+    given = read_instructions(file, [task])
+    encoder, other = Recorder(), Recorder()
+    score_benchmarks([task], "a/model", "v1", lambda: encoder, tmp_path, instructions=given)
+    assert {instruction for instruction, _ in encoder.queries} == {"Look for it"}
+    score_benchmarks([task], "a/model", "v1", lambda: other, tmp_path)
+    assert {instruction for instruction, _ in other.queries} == {"Find it"}
+    score_benchmarks([task], "a/model", "v1", None, tmp_path, instructions=given)
+    bare = task.metadata.model_copy(update={"name": "Bare", "prompt": None})
+    assert chosen_instruction(bare, given) == "Any"
+    assert chosen_instruction(task.metadata, {"default": "Any"}) is None
+    for text, message in (
+        ('{"SciFakt": "x"}', "expected names of tasks or default, got 'SciFakt'"),
+        ('{"default": ""}', "default: expected a text, got ''"),
+        ("[]", "expected a JSON object"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_instructions(file, [task])
+
+
 def test_a_name_without_an_owner_is_cached_too(task, tmp_path):
     """A folder in the working directory; mteb's own models are all called OWNER/NAME."""
     first = score_benchmarks([task], "exported", "v1", Recorder, tmp_path)
@@ -81,6 +111,8 @@ def test_names_are_those_of_benchmarks_and_tasks():
     with pytest.warns(HRSAWarning, match=r"mteb has replaced 'BRIGHT' by 'BRIGHT\(v1.1\)'"):
         names = [task.metadata.name for task in find_tasks(["BRIGHT", "SciFact", "SciFact"])]
     assert sorted(names) == ["BrightRetrieval", "SciFact"]
+    assert len(find_tasks(["BRIGHT(short)"])) == 12
+    assert len(find_tasks(["paper"])) == 131 + 12 + 12
     with pytest.raises(ConfigError, match=r"'SciFac' is neither a benchmark nor a task.*SciFact"):
         find_tasks(["SciFac"])
 

@@ -45,12 +45,53 @@ def test_permuted_values_are_those_of_permuted_rows(name: str, n: int) -> None:
             ), key
 
 
-@pytest.mark.parametrize("samples", [10, 1])
-def test_neighbors_without_a_table_of_all(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = pair(40)
-    expected = F.permutation_null(F.knn_overlap, x, y, k=5)
-    monkeypatch.setattr(permutation, "WHOLE_TABLE", samples)
-    assert F.permutation_null(F.knn_overlap, x, y, k=5) == expected
+SHIFTED = {
+    "cka": (F.linear_cka, {}),
+    "cka_plain": (F.linear_cka, {"debiased": False}),
+    "cka_standardized": (F.linear_cka, {"standardize": True}),
+    "cka in chunks": (F.linear_cka, {"chunk_bytes": 8 * 61 * 4 * 7}),
+    "correlation": (F.dimension_correlation, {}),
+}
+
+
+@pytest.mark.parametrize("n", [60, 61])
+@pytest.mark.parametrize("name", SHIFTED)
+def test_many_samples_are_shifted(name: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every value is that of the rows shifted so, in the first order."""
+    monkeypatch.setattr(permutation, "FEW", 50)
+    function, options = SHIFTED[name]
+    x, y = pair(n, 40)
+    orders = permutation.permutations(n, 3, x.device)
+    found = permutation.PERMUTED[function](x, y, orders, **options)
+    left, right = x[orders[0]], y[orders[0]]
+    for key, values in found.items():
+        assert len(values) == n - 1
+        for shift, value in enumerate(values.tolist(), start=1):
+            moved = function(left, right.roll(-shift, 0), **options)
+            assert value == pytest.approx(
+                permutation.by_key(moved)[key].item(), rel=1e-5, abs=1e-6
+            ), (key, shift)
+
+
+def test_many_judged_samples_are_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick sums of held-out values against one product after the other."""
+    x, y = pair(120, 5)
+    judged = split_halves(y, None)
+    orders = permutation.permutations(120, 3, x.device)
+    turns = permutation.within(orders, judged)[0]
+    shifts = [turns.argsort()[turns.roll(-s)] for s in range(1, int(judged.sum()))]
+    back = [torch.empty_like(s).scatter_(0, turns, turns.roll(-k)) for k, s in enumerate(shifts, 1)]
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)))[0]
+    slow, quick = {}, {}
+    for found, few in ((slow, 10**6), (quick, 20)):
+        monkeypatch.setattr(permutation, "FEW", few)
+        if few > 120:
+            monkeypatch.setattr(permutation, "within", lambda *_: torch.stack(back))
+        found |= permutation.permuted_procrustes(x, y, orders, judged, rotation)
+        found |= permutation.permuted_predictivity(x, y, orders)
+        monkeypatch.undo()
+    for key, values in slow.items():
+        torch.testing.assert_close(quick[key], values, rtol=1e-5, atol=1e-6, msg=key)
 
 
 def test_held_out_values_are_permuted_within_the_judged_half() -> None:
@@ -104,8 +145,14 @@ UNIFORM = {
 }
 
 
-@pytest.mark.parametrize("name", UNIFORM)
-def test_p_values_of_unrelated_data_are_uniform(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [(name, 512) for name in UNIFORM] + [(name, 10) for name in ("cka", "procrustes")],
+)
+def test_p_values_of_unrelated_data_are_uniform(
+    name: str, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(permutation, "FEW", few)
     function, options = UNIFORM[name]
     found: dict[Any, list[float]] = {}
     for seed in range(60):

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from hrsa_lightning.losses import InfoNCELoss, candidates
 from tests.losses.reference import QUERIES, make_batch, slow_infonce
@@ -129,6 +130,15 @@ def test_the_joint_form_is_equation_2_of_2308_03281():
         total -= math.log(math.exp(q[i] @ d[i] / 0.3) / z) / QUERIES
     loss = InfoNCELoss(0.3, symmetric=True, same_side_negatives=True, joint=True)
     assert loss(queries, passages[:, :1]).item() == pytest.approx(total, rel=1e-5)
+    # As sentence-transformers computes it, in whose partition the positive pair counts twice, too.
+    theirs = MultipleNegativesRankingLoss(
+        torch.nn.Identity(),
+        scale=1 / 0.3,
+        directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"),
+        partition_mode="joint",
+    )
+    value = theirs.compute_loss_from_embeddings([queries, passages[:, 0]], torch.empty(0))
+    assert value.item() == pytest.approx(total, rel=1e-5)
 
 
 def test_joint_joins_two_directions():

@@ -1,6 +1,7 @@
 """The plan command."""
 
 import json
+import socket
 
 import pytest
 
@@ -18,7 +19,7 @@ def test_every_part_is_printed(capsys):
         "kept graphs",
         "gradients",
         "monitor",
-        "100 steps",
+        "80 steps",
         "550 probes, 5 layers",
         "of 80 GB",
     ):
@@ -59,3 +60,47 @@ def test_help_fits_a_screen(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_recipes_are_planned_without_a_network(cut, capsys):
+    settings = ["callbacks.similarity=null", "data.query_length=32", "data.passage_length=32"]
+    assert main(["recipe=qwen3-0.6b", "trainer.devices=1", *settings]) == 0
+    said = capsys.readouterr().out
+    assert "rlvr         ./path/of/your/rlvr-checkpoint: 606.14 M" in said
+    assert "not here: as base" in said
+    assert "the run: 811 steps" in said  # of the pairs that recipe=public records
+    assert main(["recipe=solo", "arms.model.backbone=no-one/nothing", *settings]) == 2
+    assert "(--online asks the hub)" in capsys.readouterr().err
+
+
+def test_on_a_cpu_everything_is_in_one_memory(capsys):
+    assert main(["recipe=quickstart", "activation_budget=auto", "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert memory["runtime"] > 2e8  # of this process
+    assert memory["representations"] > 0
+    assert memory["checkpoint copy"] > 3 * memory["gradients"]
+    assert memory["kept graphs"] > 0  # from what is free now
+    assert main(["recipe=quickstart"]) == 0
+    assert "GPU" not in capsys.readouterr().out
+
+
+def test_pairs_of_any_kind_are_counted(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"query": "q", "pos": "a", "neg": "b"}] * 70
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    entries = f"[{tmp_path}/a.parquet, {{path: {tmp_path}/*.parquet, limit: 30}}]"
+    settings = [f"data.train={entries}", "data.batch_size=10", "trainer.max_steps=-1"]
+    assert main(["recipe=quickstart", *settings, "callbacks.similarity=null"]) == 0
+    said = capsys.readouterr().out
+    assert "the run: 10 steps" in said
+    assert "over 100 pairs of the files" in said

@@ -24,7 +24,7 @@ def test_printed_plan_is_that_of_its_command(capsys):
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row[0]} {row[2]} {row[3][-40:]}" for row in ROWS])
 def test_rows_are_those_of_their_commands(row):
     gpus, cells, recipe, settings = row
-    config = load_config(recipe, settings.split())
+    config = load_config(recipe, ["data.batch_size=4096", *settings.split()])
     plan = estimate(config, workload_of(config, 1_660_000, 120), 80e9)
     held = sum(plan.memory[name] for name in ("weights", "gradients", "optimizer"))
     graphs = sum(plan.memory.get(name, 0) for name in ("kept graphs", "graph of a chunk"))

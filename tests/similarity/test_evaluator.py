@@ -1,5 +1,6 @@
 """The engine in loops of plain PyTorch, with and without several processes."""
 
+import math
 import subprocess
 import sys
 import warnings
@@ -212,11 +213,42 @@ def test_names_with_the_marks_of_tags_stay_apart(tmp_path):
     assert not [m for m in scored if m.reference and not m.layer], "none is a retrieval score"
 
 
+def test_means_over_layers_are_values_of_their_own():
+    """Of the layers before the output, with their chance levels; undefined values are left out."""
+    models = {"a": network(0), "b": network(1)}
+    metrics = ["cka", "inverse_row_entropy", "knn_overlap_5"]
+    evaluator = SimilarityEvaluator(models, **quiet(reference="pairs", metrics=metrics))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HRSAWarning)
+        found = evaluator.evaluate(3)
+    means = {m.metric: m for m in found if m.layer == "mean_over_layers"}
+    assert list(means) == metrics
+    for metric, mean in means.items():
+        layers = [m for m in found if m.metric == metric and m.layer in "01234"]
+        assert len(layers) == 5
+        defined = [m for m in layers if math.isfinite(m.value)]
+        assert (len(defined) < 5) == (metric == "inverse_row_entropy")
+        for name in ("value", "chance", "identity"):
+            expected = sum(getattr(m, name) for m in defined) / len(defined)
+            assert getattr(mean, name) == pytest.approx(expected, rel=1e-12)
+        assert mean[3:6] == layers[0][3:6]
+        assert (mean.step, mean.low, mean.null_95, mean.p_value) == (3, None, None, None)
+
+
+def test_models_of_unequal_depth_share_the_layers_they_have():
+    deep = nn.Sequential(*[nn.Linear(6, 6) for _ in range(4)])
+    models = {"deep": deep, "flat": deep[:2]}
+    evaluator = SimilarityEvaluator(models, **quiet(reference="arm:flat", metrics=["cka"]))
+    with pytest.warns(HRSAWarning, match="'flat' has no 2, 3; left out, of means over layers as"):
+        found = evaluator.evaluate(0)
+    assert {m.layer for m in found if m.reference} == {"0", "1", "output", "mean_over_layers"}
+
+
 def test_bands_are_fields():
     found = SimilarityEvaluator(
         network(), reference=network(1), num_jackknife_groups=5, **quiet(metrics=["cka"])
     ).evaluate(0)
-    compared = [m for m in found if m.reference]
+    compared = [m for m in found if m.reference and m.layer != "mean_over_layers"]
     assert compared
     assert all(m.low < m.value < m.high for m in compared)
     assert all(m.low is None for m in found if not m.reference)
@@ -256,7 +288,7 @@ def test_the_first_evaluation_is_calibrated_and_others_where_asked():
         {
             m.p_value is not None
             for m in evaluator.evaluate(step, calibrate=calibrate)
-            if m.reference
+            if m.reference and m.layer != "mean_over_layers"
         }
         for step, calibrate in enumerate((None, None, True))
     ]

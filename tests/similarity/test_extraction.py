@@ -1,10 +1,13 @@
 from collections import OrderedDict, namedtuple
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from transformers.modeling_outputs import BaseModelOutput
 
 from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import DataError
@@ -20,6 +23,11 @@ def run(module, batch, patterns, context=nullcontext, **options):
     extractor.prepare({"": module}, ranks=Ranks(1, 0), device=CPU, context=context)
     with preserve_training_state(module):
         return extractor.extract()[""][""]
+
+
+@dataclass
+class Record:
+    x: torch.Tensor
 
 
 class Returns(nn.Module):
@@ -47,11 +55,64 @@ Pair = namedtuple("Pair", "loss states")
         (lambda out: {"logits": out, "loss": out.mean()}, "output"),
         (lambda out: {"other": out + 1, "last_hidden_state": out}, "output"),
         (lambda out: OrderedDict(first=out + 1, latent=out), "output.latent"),
+        (lambda out: BaseModelOutput(last_hidden_state=out), "output"),
+        (lambda out: Record(out), "output"),
+        (lambda out: Record(out), "output.x"),
+        (lambda out: {"out": {"aux": Record(out + 1), "main": [out]}}, "output.out.main.0"),
+        (lambda out: (None, (out, out + 1)), "output"),
+        (lambda out: torch.distributions.Normal(out, 1.0), "output.loc"),
+        (lambda out: [*out], "output"),
+        (lambda out: [{"scores": row} for row in out], "output.scores"),
+        (
+            lambda out: torch.nested.nested_tensor([*out.unsqueeze(1)], layout=torch.jagged),
+            "output",
+        ),
+        # Ragged: as many tokens as the number of the sample, all equal, so that the mean is known.
+        (lambda out: [row.repeat(n + 1, 1) for n, row in enumerate(out)], "output"),
+        (lambda out: pack_sequence([row.repeat(5 - n, 1) for n, row in enumerate(out)]), "output"),
+        (
+            lambda out: [row.reshape(2, 1, 1).repeat(1, n + 1, 3) for n, row in enumerate(out)],
+            "output",
+        ),
     ],
 )
 def test_outputs_of_any_form(form, pattern):
     module, x = Returns(form), torch.randn(4, 3)
     torch.testing.assert_close(run(module, x, [pattern])[pattern], module.linear(x).detach())
+
+
+def test_a_sample_without_anything_is_a_row_of_zeros():
+    module = Returns(lambda out: [out[:n] for n in range(4)])
+    found = run(module, torch.randn(4, 3), ["output"])["output"]
+    assert found.shape == (4, 2)
+    assert found[0].tolist() == [0.0, 0.0]
+    with pytest.raises(DataError, match=r"a list of mappings; choose one of output.boxes"):
+        run(Returns(lambda out: [{"boxes": row} for row in out]), torch.randn(4, 3), ["output"])
+
+
+def test_signals_and_images_by_where_their_layers_put_channels():
+    signals = nn.Sequential(nn.Conv1d(2, 6, 3), nn.ReLU(inplace=True), nn.MaxPool1d(2))
+    x = torch.randn(4, 2, 12)
+    found = run(signals, x, ["0", "1", "2", "output"])
+    torch.testing.assert_close(found["0"], signals[0](x).mean(2).detach())
+    torch.testing.assert_close(found["1"], signals[:2](x).mean(2).detach())
+    assert found["2"].shape == found["output"].shape == (4, 6)
+    tokens = nn.Sequential(nn.Linear(2, 6), nn.LayerNorm(6))
+    x = torch.randn(4, 12, 2)
+    torch.testing.assert_close(run(tokens, x, ["output"])["output"], tokens(x).mean(1).detach())
+    images = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU())
+    x = torch.randn(4, 2, 9, 9)
+    torch.testing.assert_close(run(images, x, ["1"])["1"], images(x).mean((2, 3)).detach())
+    last = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 6))
+    x = torch.randn(4, 9, 9, 2)
+    torch.testing.assert_close(run(last, x, ["1"])["1"], last(x).mean((1, 2)).detach())
+
+
+def test_a_forward_pass_in_place_changes_no_probe():
+    extractor = Extractor([torch.ones(4, 3)], ["output"])
+    extractor.prepare({"": nn.Identity()}, ranks=Ranks(1, 0), device=CPU)
+    extractor._forward = lambda _, batch: batch.mul_(2)
+    assert [float(extractor.extract()[""][""]["output"].mean()) for _ in range(2)] == [2.0, 2.0]
 
 
 def test_layers_of_any_form_and_hooks_are_gone():
@@ -138,6 +199,14 @@ class Whole(nn.Module):
         return batch["pixels"]
 
 
+class Features(nn.Module):
+    """As sentence-transformers calls its models."""
+
+    def forward(self, input, **kwargs):
+        assert kwargs == {}
+        return input
+
+
 class TwoInputs(nn.Module):
     def forward(self, first, second, flag=None):
         assert flag is None
@@ -151,6 +220,10 @@ def test_the_modules_own_call():
     assert torch.equal(call_module(Whole(), {"pixels": ids}), ids)
     assert torch.equal(call_module(TwoInputs(), (ids, ids, ids)), 2 * ids)
     assert torch.equal(call_module(nn.Identity(), [ids, ids]), ids)
+    features = {"input_ids": ids}
+    assert call_module(Features(), features) is features
+    pair = SimpleNamespace(first=ids, second=ids, to=None)
+    assert torch.equal(call_module(TwoInputs(), pair), 2 * ids)
 
 
 class Tokens(nn.Module):
@@ -180,11 +253,6 @@ def test_the_mask_of_a_batch_is_found_and_can_be_told():
     torch.testing.assert_close(found, torch.stack([states[0, 2], states[1, 1]]))
     found = run(module, batch, ["embed"], pooling={"emb*": "none"})["embed"]
     assert found.shape == (4, 4)
-
-
-@dataclass
-class Record:
-    x: torch.Tensor
 
 
 def test_a_forward_of_ones_own_and_batches_of_any_kind():
