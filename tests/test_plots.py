@@ -189,8 +189,9 @@ def test_heatmaps_start_at_the_bottom_left(tmp_path):
 def test_no_global_state_of_pyplot_is_touched():
     from matplotlib import pyplot
 
-    curves_figure(history())
+    figure = curves_figure(history())
     assert pyplot.get_fignums() == []
+    assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it all the same"
 
 
 def test_plain_tensors_and_lists_make_a_panel():

@@ -228,6 +228,7 @@ class Monitor(Callback, ABC):
         restored, self._restored = self._restored or {}, None
         self.first_step = step
         self.is_ending = False
+        self._epoch = restored.get("epoch", trainer.current_epoch)
         self._open_folder(trainer, restored)
         self._averages = _follow_averaging(trainer, self)
         opening = time.perf_counter() - started
@@ -249,6 +250,7 @@ class Monitor(Callback, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._epoch = trainer.current_epoch
         with self.budget.spending():
             step = self.budget.step = trainer.global_step
             due = step != self._last_step and self.schedule.is_due(step) and self._permitted(step)
@@ -288,6 +290,7 @@ class Monitor(Callback, ABC):
         return {
             **self.budget.state(),
             "last_step": self._last_step,
+            "epoch": self._epoch,
             "next_step": self.schedule.next_step,
             **self._place,
             **self.remember(),
@@ -312,6 +315,7 @@ class Monitor(Callback, ABC):
         self._averages = False
         self.latest: list[Measurement] = []
         self._last_step = self._evaluated_at = -1
+        self._epoch = 0
         self.schedule.put_off(0)
         self.begin({})
 
@@ -435,7 +439,7 @@ class Monitor(Callback, ABC):
                 step,
                 self.latest,
                 self.name,
-                trainer.current_epoch,
+                self._epoch,
                 time.time(),
                 seconds,
                 self.run,

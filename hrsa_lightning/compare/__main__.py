@@ -132,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from transformers.utils.logging import disable_progress_bar
 
     from hrsa_lightning.compare.comparison import compare_models
-    from hrsa_lightning.compare.results import summary_lines, write_results
+    from hrsa_lightning.compare.results import cautions, summary_lines, write_results
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -151,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise ConfigError(f"--out {arguments.out}: {error.strerror}") from error
-    print("\n".join(summary_lines(results)))
+    print("\n".join([*summary_lines(results), *cautions(results)]))
     print(f"\nreport: {arguments.out / 'report.md'}")
     return 0
 

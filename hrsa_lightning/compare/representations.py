@@ -21,7 +21,12 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from hrsa_lightning.compare.models import KnownModel, chosen_layers, make_extractor
+from hrsa_lightning.compare.models import (
+    KnownModel,
+    chosen_layers,
+    load_sentence_transformer,
+    make_extractor,
+)
 from hrsa_lightning.compare.options import ExtractionOptions
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import read_json, write_json
@@ -153,9 +158,9 @@ class ModelRunner:
         if self._options.level == "sentence":
             return len(self._texts)
         first, *others = models
-        ids, counts = self._tokens(first.tokenizer)
+        ids, counts = self._tokens(_tokenizer(first))
         for other in (other for other in others if other.tokenizer != first.tokenizer):
-            pairs = zip(ids, self._tokens(other.tokenizer)[0], strict=True)
+            pairs = zip(ids, self._tokens(_tokenizer(other))[0], strict=True)
             odd = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
             if odd is not None:
                 raise DataError(
@@ -207,15 +212,19 @@ class ModelRunner:
         return self._resume and (self._home(known) / _INDEX).is_file()
 
     def _run(self, known: KnownModel, home: Path) -> None:
-        model = load_model(known.source, known.model).to(self._device)
+        packaged = known.tokenizer is None
+        if packaged:
+            model = load_sentence_transformer(known.source, self._options).to(self._device)
+        else:
+            model = load_model(known.source, known.model).to(self._device)
         layers = chosen_layers(model, self._options, known.name)
         writer = RepresentationWriter(home, layers.names)
-        extractor = make_extractor(self._options)
+        extractor = make_extractor(self._options, packaged)
         extractor.device = self._device
         bar = tqdm(total=len(self._texts), desc=known.name, unit="text", disable=None)
         try:
             with bar, preserve_training_state(model):
-                for spans, batch in self._batches(known.tokenizer):
+                for spans, batch in self._packaged(model) if packaged else self._batches(known):
                     writer.add(extractor.extract_batch(model, batch, layers), spans)
                     bar.update(len(spans))
             writer.finish({"model": known.source.spec, "extraction": asdict(self._options)})
@@ -223,10 +232,21 @@ class ModelRunner:
             writer.abandon()
             raise
 
-    def _batches(
-        self, tokenizer: EmbeddingTokenizer
-    ) -> Iterator[tuple[list[tuple[int, int]], dict[str, Any]]]:
+    def _packaged(self, model: Any) -> Iterator[tuple[list[tuple[int, int]], dict[str, Any]]]:
+        """Texts as sentence-transformers reads them; they are ordered by length already."""
+        size = self._options.batch_size
+        for start in range(0, len(self._texts), size):
+            texts = self._texts[start : start + size]
+            features = {
+                key: value
+                for key, value in model.preprocess(texts).items()
+                if isinstance(value, Tensor)
+            }
+            yield [(start + row, 1) for row in range(len(texts))], features
+
+    def _batches(self, known: KnownModel) -> Iterator[tuple[list[tuple[int, int]], dict[str, Any]]]:
         """Texts of like length, with the first row and the number of rows of each."""
+        tokenizer = _tokenizer(known)
         most_tokens = self._options.batch_size * self._options.max_length
         if self._device.type == "cpu":
             most_tokens = min(most_tokens, _CPU_TOKENS)
@@ -270,6 +290,11 @@ class ModelRunner:
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return self._folder / f"{known.name}-{digest[:12]}"
+
+
+def _tokenizer(known: KnownModel) -> EmbeddingTokenizer:
+    assert known.tokenizer is not None  # at token level, others were refused
+    return known.tokenizer
 
 
 def _header(shape: Sequence[int]) -> bytes:

@@ -195,7 +195,8 @@ def _report(results: ComparisonResults) -> list[str]:
         "",
         *markdown_table([header, *rows]),
         "",
-        *_cautions(results),
+        *cautions(results),
+        *([""] if cautions(results) else []),
         f"![All metrics over layers]({_PROFILE})",
         "",
     ]
@@ -206,16 +207,22 @@ def _report(results: ComparisonResults) -> list[str]:
     return lines
 
 
-def _cautions(results: ComparisonResults) -> list[str]:
+def cautions(results: ComparisonResults) -> list[str]:
+    """What the models differ in beside their weights, as lines of a list."""
     found = []
     for aspect in ("attention", "pooling", "dtype"):
         kinds = {known.name: str(getattr(known.model, aspect)) for known in results.models}
         if len(set(kinds.values())) > 1:
             listed = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
             found.append(f"- The models differ in {aspect}: {listed}.")
+            if aspect == "attention":
+                found.append(
+                    "  Of one backbone before and after training, most of the distance can be the"
+                    " mask: --attention bidirectional runs plain backbones as trained ones."
+                )
     if results.texts.labels and results.extraction.level == "token":
         found.append("- Labels belong to texts and are not used at token level.")
-    return [*found, ""] if found else []
+    return found
 
 
 def _matrices(results: ComparisonResults) -> list[str]:

@@ -99,16 +99,18 @@ def flat_settings(config: Config) -> dict[str, Any]:
         2e-05
     """
 
-    def walk(content: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
     content = dataclasses.asdict(config)
     del content["callbacks"]
-    return dict(walk(content, ""))
+    return dict(flatten(content))
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of nested mappings, and their values."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def describe_recipes() -> dict[str, str]:

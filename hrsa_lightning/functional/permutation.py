@@ -47,7 +47,7 @@ from hrsa_lightning.functional.reference import Reference
 
 NUM_PERMUTATIONS = 200
 LEVEL = 0.95
-FEW = 512
+FEW = NUM_PERMUTATIONS
 """With more samples, what needs sums of products alone (all but neighbors and accuracies) has the
 values of all n - 1 cyclic shifts of the samples in a random order. Shifts form a group, so that
 p-values are exact, and all of them cost less than two hundred random orders."""
@@ -91,7 +91,7 @@ def permutation_null(
     (`orthogonal_procrustes`, `linear_predictivity`, `linear_probe_transfer`) a permutation costs a
     fraction of the value: see this module. Held-out values are permuted within the judged half, for
     the map that was fitted; inverse row entropy, which has no judged half, has NaN. Any other
-    function is computed anew for each permutation. Of more than 512 samples, where sums of products
+    function is computed anew for each permutation. Of more than 200 samples, where sums of products
     are all that a value needs, the permutations are the n - 1 cyclic shifts of the samples in a
     random order: a group, so that the p-value is exact as well, and cheaper than 200 of the others.
 
@@ -270,12 +270,15 @@ def permuted_correlation(x: Tensor, y: Tensor, orders: Tensor, chunk_bytes: int)
     """Mean and median of the dimension-wise correlation, (p,) each, or one for each shift."""
     x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
     varies = (x != 0).any(0) & (y != 0).any(0)
+    if not bool(varies.any()):
+        undefined = torch.full((len(orders),), torch.nan, dtype=torch.float64, device=x.device)
+        return {"mean": undefined, "median": undefined}
     x, y = x[:, varies], y[:, varies]
     if len(x) > FEW:
         values = _correlated(x[orders[0]], y[orders[0]])[1:] / len(x)
     else:
         values = torch.stack([(x * y[order]).mean(0) for order in orders])
-    return {"mean": values.mean(1).double(), "median": values.double().quantile(0.5, dim=1)}
+    return {"mean": values.mean(1).double(), "median": values.quantile(0.5, dim=1).double()}
 
 
 def permuted_procrustes(

@@ -1,9 +1,7 @@
-"""Standard errors of similarities by the delete-a-group jackknife, and Student's quantile."""
+"""Standard errors of similarities by the delete-a-group jackknife."""
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -112,44 +110,6 @@ def jackknife(
     if isinstance(value, Tensor):
         return JackknifeResult(values[""], errors[""])
     return JackknifeResult(values, errors)
-
-
-@cache
-def t_quantile(freedom: int, probability: float = 0.975) -> float:
-    """Quantile of Student's t for a whole number of degrees of freedom.
-
-    The distribution function is the finite sum of Abramowitz and Stegun, 26.7.3 and 26.7.4; the
-    quantile is found by bisection.
-
-    Args:
-        freedom: Degrees of freedom, at least 1.
-        probability: Between one half and one.
-
-    Example:
-        >>> round(t_quantile(2), 4)
-        4.3027
-    """
-    inside = 2 * probability - 1
-    low, high = 0.0, 1.0
-    while _within(high, freedom) < inside:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, freedom) < inside else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, freedom: int) -> float:
-    """Probability that |T| is at most t."""
-    theta = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(theta), math.cos(theta)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(odd, freedom - 1, 2):
-        total += term
-        term *= cosine**2 * (power + 1) / (power + 2)
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
 
 
 def check_num_groups(num_groups: int) -> None:

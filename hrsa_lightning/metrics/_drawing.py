@@ -21,7 +21,9 @@ def draw(value: Any, title: str, chance: float | None, ax: Any) -> Any:
     lines = lines_of(values)
     levels = [] if chance is None else [chance]
     if ax is None:
-        figure = plots.lines_figure(lines, title=title, chance=levels, x_label="computation")
+        figure = plots.lines_figure(
+            lines, title=title, chance=levels, x_label="computation", pyplot=True
+        )
         return figure, figure.axes[0]
     plots.draw_lines(ax, lines, title=title, chance=levels)
     ax.set_xlabel("computation")

@@ -90,7 +90,7 @@ class HRSAMetrics(MetricCollection):
             panels.append((key, [line], [chance[key]] if key in chance else []))
         if ax is None:
             figure = pictures().panels_figure(
-                panels, title=f"{title}, by computation", legend=False
+                panels, title=f"{title}, by computation", legend=False, pyplot=True
             )
             return [(figure, axes) for axes in figure.axes[: len(panels)]]
         if len(ax) != len(panels):

@@ -114,7 +114,7 @@ class LayerHeatmap(PairMetric):
         if ax is None:
             sides = {"row_label": "layer of x", "column_label": "layer of y"}
             figure = pictures().heatmap_figure(
-                heatmap, rows, columns, title=title, label=self.label, **sides
+                heatmap, rows, columns, title=title, label=self.label, pyplot=True, **sides
             )
             return figure, figure.axes[0]
         pictures().draw_heatmap(ax, heatmap, rows, columns, title=title, label=self.label)

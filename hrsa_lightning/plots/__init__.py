@@ -1,7 +1,8 @@
 """The pictures: curves with chance levels and bands, maps over layers and steps, spectra.
 
 Every function returns a `Figure` that pyplot does not know, so nothing of a user's own matplotlib
-state is touched and no backend is needed; a notebook shows it as the last value of a cell. Inputs
+state is touched and no backend is needed; a notebook shows it as the last value of a cell. Metrics'
+own `.plot()` gives figure and axes that pyplot knows, as torchmetrics does. Inputs
 are histories as `read_history` returns them, plain tensors, arrays or lists. Colors are those of
 Okabe and Ito, which readers with color-vision deficiency can tell apart.
 """

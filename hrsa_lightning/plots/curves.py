@@ -31,7 +31,7 @@ _MOST_MARKED = 25
 _CROWDED = 0.05
 """Curves that end nearer to identity than this cannot be told apart on a linear axis."""
 _MOVES = 0.05
-"""A chance level that changes by this share of its size over a run is a curve."""
+"""A chance level that changes by more, and by this share of its size, is a curve."""
 _NO_DISTANCE = 1e-6
 """Two identical representations are as far apart as this by rounding alone."""
 
@@ -137,6 +137,7 @@ def lines_figure(
     log_x: bool = False,
     log_y: bool = False,
     legend: bool = True,
+    pyplot: bool = False,
 ) -> "Figure":
     """One panel with curves, bands, and chance levels dashed.
 
@@ -148,17 +149,18 @@ def lines_figure(
         log_x: Abscissa linear up to 1 and logarithmic above, so that step 0 stays on it.
         log_y: Logarithmic ordinate, for `distance_lines`.
         legend: Name the curves below the panel.
+        pyplot: Let pyplot know the figure, which shows it.
 
     Example:
         >>> figure = lines_figure([Line("a vs b", [0, 10], [1.0, 0.8])], title="cka", chance=[0.0])
         >>> figure.axes[0].get_title()
         'cka'
     """
-    from matplotlib.figure import Figure
+    from hrsa_lightning.plots.notebook import new_figure
 
     rows = math.ceil(len(lines) / 2) if legend else 0
     height = PANEL[1] + 0.2 + 0.18 * rows
-    figure = Figure(figsize=(PANEL[0], height), dpi=110)
+    figure = new_figure(pyplot, figsize=(PANEL[0], height), dpi=110)
     bottom = (0.5 + 0.18 * rows) / height
     ax = figure.add_axes((0.145, bottom, 0.83, 1 - bottom - 0.25 / height))
     draw_lines(ax, lines, title=title, chance=chance, log_x=log_x, log_y=log_y)
@@ -180,7 +182,7 @@ def plot_values(
         values: One number, or a sequence of numbers, as `Metric.compute` or `Metric.forward` gave.
         title: Name of the metric.
         chance: Its chance level.
-        ax: Where to draw; the default is a figure of its own.
+        ax: Where to draw; the default is a figure of its own, which pyplot knows and shows.
 
     Returns:
         Figure and axes, as torchmetrics' own `.plot()`.
@@ -190,10 +192,10 @@ def plot_values(
         >>> ax.lines[0].get_ydata().tolist()
         [0.5, 0.75]
     """
-    from matplotlib.figure import Figure
+    from hrsa_lightning.plots.notebook import new_figure
 
     if ax is None:
-        ax = Figure(figsize=PANEL, dpi=110, layout="constrained").subplots()
+        ax = new_figure(pyplot=True, figsize=PANEL, dpi=110, layout="constrained").subplots()
     numbers = [plain(v) for v in values] if isinstance(values, (list, tuple)) else plain(values)
     numbers = numbers if isinstance(numbers, list) else [numbers]
     line = Line(title, range(len(numbers)), numbers)
@@ -275,6 +277,7 @@ def panels_figure(
     log_x: bool = False,
     log_y: bool = False,
     legend: bool = True,
+    pyplot: bool = False,
 ) -> "Figure":
     """Several panels with the same lines and one legend.
 
@@ -284,8 +287,9 @@ def panels_figure(
         log_x: See `lines_figure`.
         log_y: See `lines_figure`.
         legend: Name the lines of the first panel below all.
+        pyplot: See `lines_figure`.
     """
-    from matplotlib.figure import Figure
+    from hrsa_lightning.plots.notebook import new_figure
 
     columns = min(_MOST_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -293,7 +297,7 @@ def panels_figure(
     in_legend = min(4, max(1, int(columns * wide / 2.2)))
     legend_rows = math.ceil(len(panels[0][1]) / in_legend) if legend else 0
     height = rows * (PANEL[1] + 0.3) + 0.5 + 0.25 * legend_rows
-    figure = Figure(figsize=(columns * wide, height), dpi=110, layout="constrained")
+    figure = new_figure(pyplot, figsize=(columns * wide, height), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax, (name, lines, chance) in zip(axes, panels, strict=False):
         draw_lines(ax, lines, title=name, chance=chance, log_x=log_x, log_y=log_y)
@@ -339,7 +343,7 @@ def draw_lines(
             low, high = plain(line.low), plain(line.high)
             ax.fill_between(steps, low, high, color=line.color, alpha=0.18, lw=0)
         known = [] if line.chance is None else [v for v in plain(line.chance) if math.isfinite(v)]
-        if known and max(known) - min(known) > _MOVES * max(map(abs, known)):
+        if known and max(known) - min(known) > _MOVES * max(1.0, *map(abs, known)):
             moving.append((line, known))
         elif known:
             levels.append(known[-1])

@@ -26,6 +26,7 @@ def heatmap_figure(
     row_label: str = "",
     column_label: str = "",
     label: str = "linear CKA, debiased",
+    pyplot: bool = False,
 ) -> "Figure":
     """A layer-by-layer similarity map, 0 to 1, with the first layer at the bottom left.
 
@@ -38,11 +39,12 @@ def heatmap_figure(
         row_label: Name of the live model.
         column_label: Name of the reference.
         label: Of the color bar.
+        pyplot: Let pyplot know the figure, which shows it.
     """
-    from matplotlib.figure import Figure
+    from hrsa_lightning.plots.notebook import new_figure
 
     size = 2.4 + 0.34 * min(max(len(rows), len(columns)), 20)
-    figure = Figure(figsize=(size + 0.9, size), dpi=110, layout="constrained")
+    figure = new_figure(pyplot, figsize=(size + 0.9, size), dpi=110, layout="constrained")
     ax = figure.subplots()
     draw_heatmap(ax, values, rows, columns, title=title, label=label)
     ax.set_xlabel(literal(column_label), fontsize=9, color=INK)
@@ -113,10 +115,10 @@ def layer_steps_figure(
         limits: Values of the darkest and the brightest color.
         reverse: Brightest is the lowest value, for metrics where less is more similar.
     """
-    from matplotlib.figure import Figure
+    from hrsa_lightning.plots.notebook import new_figure
 
     size = (3.4, layer_steps_height(len(layers)))
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = new_figure(pyplot=False, figsize=size, dpi=110, layout="constrained")
     draw_layer_steps(
         figure.subplots(), values, layers, steps, title=title, limits=limits, reverse=reverse
     )

@@ -28,7 +28,8 @@ _COURSES = {
     "together": "moved together",
     "apart": "moved apart",
     "beyond": "moved further apart than two seeds of {} do",
-    "within": "moved no further than two seeds of {} do",
+    "less": "moved apart, though no further than two seeds of {} do",
+    "within": "moved no further, together or apart, than two seeds of {} do",
     "same": "did not measurably move",
 }
 
@@ -272,7 +273,9 @@ def _certainty(experiment: Experiment, monitors: Sequence[Findings]) -> Sentence
     levels = [v.curve.last_level("p_value") for v in verdicts]
     known = list(filter(math.isfinite, levels))
     if known and not unlike:
-        words += f" Every pair is more alike than permuted pairings (p ≤ {max(known):.3f})."
+        words += (
+            f" Every pair is more alike than permuted pairings (p\u00a0≤\u00a0{max(known):.3f})."
+        )
     return Sentence("How sure", words)
 
 

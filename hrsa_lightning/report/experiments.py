@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrsa_lightning.config import read_yaml
+from hrsa_lightning.config import flatten, read_yaml
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import read_json
 from hrsa_lightning.runs.directory import NEWEST, newest_run
@@ -19,6 +19,7 @@ from hrsa_lightning.runs.summary import read_controls
 from hrsa_lightning.similarity.history import (
     DETAILS_SUFFIX,
     Detail,
+    Evaluation,
     read_details,
     read_evaluations,
 )
@@ -29,7 +30,6 @@ __all__ = [
     "FIELDS",
     "Curve",
     "Experiment",
-    "History",
     "Key",
     "Pair",
     "Place",
@@ -108,24 +108,6 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class History:
-    """One history file.
-
-    Attributes:
-        steps: (evaluations,), optimizer steps.
-        seconds: (evaluations,), duration of each evaluation; NaN where unknown.
-        columns: Column of each value.
-        fields: (evaluations, columns) by the name of a field of `Measurement`, such as `value` or
-            `chance`; NaN where undefined or absent. A field that no measurement has is left out.
-    """
-
-    steps: Array
-    seconds: Array
-    columns: Mapping[Key, int]
-    fields: Mapping[str, Array]
-
-
-@dataclass(frozen=True)
 class Run:
     """One folder.
 
@@ -134,7 +116,8 @@ class Run:
         config: The resolved recipe; empty where there is none.
         environment: Versions, git state, command line, hardware; empty where there is none.
         summary: Steps and seconds; empty for a run that did not finish.
-        histories: By name of the file, without its suffix.
+        values: (evaluations, 1 + fields), step and `FIELDS` of every value; NaN where unknown.
+        seconds: (evaluations, 2), step and duration, by the name of the file without its suffix.
         details: Layer-by-layer maps and spectra, in the order written.
         notes: What is missing or wrong, for the reader of the report.
     """
@@ -143,7 +126,8 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    histories: Mapping[str, History] = field(default_factory=dict)
+    values: Mapping[Key, Array] = field(default_factory=dict)
+    seconds: Mapping[str, Array] = field(default_factory=dict)
     details: Sequence[Detail] = ()
     notes: Sequence[str] = ()
 
@@ -161,14 +145,7 @@ class Run:
     @property
     def last_step(self) -> float:
         """Latest step of any history."""
-        return max(float(history.steps[-1]) for history in self.histories.values())
-
-    def find(self, key: Key) -> tuple[History, int] | None:
-        """The history with a value, and its column there."""
-        for history in self.histories.values():
-            if key in history.columns:
-                return history, history.columns[key]
-        return None
+        return max(float(each[-1, 0]) for each in self.seconds.values())
 
 
 @dataclass(frozen=True)
@@ -177,17 +154,22 @@ class Curve:
 
     Attributes:
         steps: (points,), every step at which some run was evaluated, within the common range.
-        fields: (runs, points) by the name of a field of `Measurement`, interpolated between
-            evaluations where the steps of runs differ.
+        fields: (runs, points, fields), interpolated between evaluations where the steps of runs
+            differ; in the order of `FIELDS`.
     """
 
     steps: Array
-    fields: Mapping[str, Array]
+    fields: Array
+
+    def of(self, name: str) -> Array:
+        """(runs, points) of one field."""
+        values: Array = self.fields[..., FIELDS.index(name)]
+        return values
 
     @property
     def values(self) -> Array:
         """(runs, points), the values themselves."""
-        return self.fields["value"]
+        return self.of("value")
 
     @property
     def first(self) -> list[float]:
@@ -202,19 +184,14 @@ class Curve:
     @property
     def band(self) -> tuple[Array, Array] | None:
         """Ends of the 95 % band over probes, for a single run that measured it."""
-        low, high = (self.fields.get(name) for name in ("low", "high"))
-        if len(self.values) > 1 or low is None or high is None or np.isnan(low).all():
-            return None
-        return low[0], high[0]
-
-    def level(self, name: str) -> Array:
-        """(points,), mean over runs of `chance`, `null_95` or another level; NaN where unknown."""
-        return mean_over_runs(self.fields.get(name, np.full((1, len(self.steps)), np.nan)))
+        low, high = self.of("low")[0], self.of("high")[0]
+        return None if len(self.fields) > 1 or np.isnan(low).all() else (low, high)
 
     def last_level(self, name: str) -> float:
-        """The last known level, of p-values the largest of any run; NaN where unknown."""
-        rows = self.fields.get(name, np.empty((0, 0)))
-        known = [float(row[np.isfinite(row)][-1]) for row in rows if np.isfinite(row).any()]
+        """The last known value of a field, of p-values the largest of any run, else the mean."""
+        known = [
+            float(row[np.isfinite(row)][-1]) for row in self.of(name) if np.isfinite(row).any()
+        ]
         if not known:
             return math.nan
         return max(known) if name == "p_value" else math.fsum(known) / len(known)
@@ -242,8 +219,7 @@ class Experiment:
     @cached_property
     def keys(self) -> list[Key]:
         """Every value that any run has, metrics in the paper's order."""
-        histories = [history for run in self.runs for history in run.histories.values()]
-        found = dict.fromkeys(key for history in histories for key in history.columns)
+        found = dict.fromkeys(key for run in self.runs for key in run.values)
         return sorted(found, key=lambda key: (key.group, metric_order(key.metric)))
 
     def curve(self, key: Key) -> Curve | None:
@@ -253,25 +229,14 @@ class Experiment:
         return self._curves[key]
 
     def _read_curve(self, key: Key) -> Curve | None:
-        found = [run.find(key) for run in self.runs]
-        there = [pair for pair in found if pair is not None]
-        if not any(np.isfinite(each.fields["value"][:, column]).any() for each, column in there):
+        found = [run.values.get(key) for run in self.runs]
+        there = [values for values in found if values is not None]
+        if not any(np.isfinite(values[:, 1]).any() for values in there):
             return None
-        steps = _common_steps([history.steps for history, _ in there])
-        absent = np.full(len(steps), np.nan)
-        fields = {
-            name: np.stack(
-                [
-                    absent
-                    if pair is None or name not in pair[0].fields
-                    else _at(steps, pair[0].steps, pair[0].fields[name][:, pair[1]])
-                    for pair in found
-                ]
-            )
-            for name in FIELDS
-            if any(name in history.fields for history, _ in there)
-        }
-        return Curve(steps, fields)
+        steps = _common_steps([values[:, 0] for values in there])
+        absent = np.full((len(steps), len(FIELDS)), np.nan)
+        rows = [absent if values is None else _at(steps, values) for values in found]
+        return Curve(steps, np.stack(rows))
 
     def arms(self) -> Mapping[str, Any]:
         """The recipe's arms; empty where there is no recipe."""
@@ -341,9 +306,16 @@ def read_run(folder: Path) -> Run:
         notes.append(f"{name} is missing: {missing}")
         return {}
 
-    histories = {path.stem: _read_history(path) for path in _history_files(folder)}
-    shown = {name: history for name, history in histories.items() if len(history.steps)}
-    if not shown:
+    values: dict[Key, Array] = {}
+    seconds: dict[str, Array] = {}
+    for path in _history_files(folder):
+        evaluations = _evaluations(path)
+        if evaluations:
+            values |= _by_key(evaluations, path.stem)
+            seconds[path.stem] = np.array(
+                [(each.step, each.seconds) for each in evaluations], float
+            )
+    if not seconds:
         raise DataError(f"{folder}: its histories hold no whole record")
     try:
         config = read("config.yaml", "recipe, seed and arms are unknown")
@@ -358,7 +330,7 @@ def read_run(folder: Path) -> Run:
         notes.append("summary.json: controls has another form than a run's and is left out")
     paths = sorted(folder.glob(f"*{DETAILS_SUFFIX}"))
     details = [detail for path in paths for detail in read_details(path)]
-    return Run(folder, config, environment, summary, shown, details, notes)
+    return Run(folder, config, environment, summary, values, seconds, details, notes)
 
 
 def group_runs(
@@ -430,32 +402,20 @@ def _drop_odd(content: dict[str, Any], section: str, kind: Any) -> list[str]:
     return [] if absent else [f"{first} has another form than a run's and is left out"]
 
 
-def _read_history(path: Path) -> History:
-    columns: dict[tuple[str, Series], int] = {}
-    # Ascending, and of records that repeat a step the last.
+def _evaluations(path: Path) -> list[Evaluation]:
+    """Ascending, and of records that repeat a step the last."""
     ascending = sorted(read_evaluations(path), key=lambda evaluation: evaluation.step)
-    evaluations = list({(each.step, each.monitor): each for each in ascending}.values())
-    cells: dict[str, list[tuple[int, int, float]]] = {"value": []}
-    for row, evaluation in enumerate(evaluations):
-        monitor = evaluation.monitor or path.stem
-        for m in evaluation.measurements:
-            column = columns.setdefault((monitor, m.series), len(columns))
-            cells["value"].append((row, column, m.value))
-            for name in FIELDS[1:]:
-                if (level := getattr(m, name)) is not None:
-                    cells.setdefault(name, []).append((row, column, level))
-    fields = {}
-    for name, found in cells.items():
-        fields[name] = np.full((len(evaluations), len(columns)), np.nan)
-        if found:
-            rows, places, numbers = zip(*found, strict=True)
-            fields[name][list(rows), list(places)] = numbers
-    return History(
-        np.array([evaluation.step for evaluation in evaluations], float),
-        np.array([evaluation.seconds for evaluation in evaluations], float),
-        {Key.of(*found): column for found, column in columns.items()},
-        fields,
-    )
+    return list({(each.step, each.monitor): each for each in ascending}.values())
+
+
+def _by_key(evaluations: Sequence[Evaluation], name: str) -> dict[Key, Array]:
+    found: dict[tuple[str, Series], list[tuple[float | None, ...]]] = {}
+    for each in evaluations:
+        for m in each.measurements:
+            row = (m.step, m.value, m.chance, m.low, m.high, m.identity, m.null_95, m.p_value)
+            found.setdefault((each.monitor or name, m.series), []).append(row)
+    # `None` becomes NaN
+    return {Key.of(*key): np.array(rows, dtype=np.float64) for key, rows in found.items()}
 
 
 def mean_over_runs(values: Array) -> Array:
@@ -473,11 +433,12 @@ def _common_steps(steps: Sequence[Array]) -> Array:
     return within if len(within) else steps[0][:1]
 
 
-def _at(steps: Array, own: Array, values: Array) -> Array:
-    """Values at other steps: as they are where the steps are the same, else interpolated."""
+def _at(steps: Array, values: Array) -> Array:
+    """Fields at other steps: as they are where the steps are the same, else interpolated."""
+    own = values[:, 0]
     if len(steps) == len(own) and bool((steps == own).all()):
-        return values
-    return np.interp(steps, own, values)
+        return values[:, 1:]
+    return np.stack([np.interp(steps, own, each) for each in values[:, 1:].T], axis=1)
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -511,34 +472,19 @@ def _comparable(group: Sequence[Run]) -> tuple[list[Run], list[str]]:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Recipe names; where several recipes share one, with the keys in which they differ."""
     names = [str(run.config.get("name") or run.label) for run in runs]
-    flat = [_flat(_identity(run.config)) for run in runs]
-    labels = []
+    flat = [dict(flatten(_identity(run.config))) for run in runs]
+    labels: list[str] = []
     for name, own in zip(names, flat, strict=True):
-        rivals = [
-            other for other_name, other in zip(names, flat, strict=True) if other_name == name
-        ]
-        differing = sorted(
-            key
-            for key in set().union(*rivals)
-            if len({json.dumps(other.get(key), default=str) for other in rivals}) > 1
-        )
+        rivals = [other for also, other in zip(names, flat, strict=True) if also == name]
+        keys = sorted(set().union(*rivals))
+        differing = [key for key in keys if len({str(other.get(key)) for other in rivals}) > 1]
         words = [f"{key}={own.get(key)}" for key in differing[:3]]
         words += ["…"] if len(differing) > 3 else []
         labels.append(f"{name} ({', '.join(words)})" if words else name)
-    for index, label in enumerate(labels):
-        if labels.count(label) > 1:
-            labels[index] = f"{label} [{runs[index].label}]"
-    return labels
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
+    return [
+        f"{label} [{run.label}]" if labels.count(label) > 1 else label
+        for label, run in zip(labels, runs, strict=True)
+    ]
 
 
 def _backbone(arm: Mapping[str, Any]) -> tuple[Any, Any]:

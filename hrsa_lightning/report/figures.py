@@ -277,7 +277,7 @@ def _line(label: str, curve: Curve, style: Style) -> Line:
         *style,
         identity=curve.last_level("identity"),
         null=curve.last_level("null_95"),
-        chance=curve.level("chance")[kept],
+        chance=mean_over_runs(curve.of("chance"))[kept],
     )
 
 

@@ -30,7 +30,15 @@ from hrsa_lightning.report.page import (
     note,
 )
 from hrsa_lightning.report.statistics import Spread, spread
-from hrsa_lightning.report.verdict import SAME, Findings, Verdict, findings_of, side_of
+from hrsa_lightning.report.verdict import (
+    FARTHER,
+    NEARER,
+    SAME,
+    Findings,
+    Verdict,
+    findings_of,
+    side_of,
+)
 from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
@@ -41,6 +49,7 @@ Row = list[str | Cell]
 _MOST_DRAWN = 6
 """Answers have pictures, and monitors maps over layers, for so many experiments."""
 
+_SIDES = {NEARER: "nearer", FARTHER: "farther", SAME: "not told apart"}
 _LEVELS = {"chance": "chance", "null_95": "95 % of permuted", "identity": "itself"}
 _SETTINGS = {
     "batch size": "data.batch_size",
@@ -185,17 +194,20 @@ def _undefined(findings: Findings) -> list[Block]:
 
 
 def _derived(findings: Findings) -> list[Block]:
-    """Gain, half-life and shares of every pair."""
+    """Gain, half-life and shares of every pair; columns that nothing is known of are left out."""
     blocks: list[Block] = []
     header = ["", "gain", "half-life (steps)", "between", "recovered", "gap closed"]
     header += ["by the pair", "by the control", "p", *(f"beside {c}" for c in findings.controls)]
     for pair in findings.pairs:
         verdicts = [v for v in findings.verdicts(pair) if v.info.sign]
-        if verdicts:
-            rows = [_derived_row(v, findings.controls) for v in verdicts]
-            blocks.append(Table(f"{pair}: derived quantities", header, rows))
+        rows = [_derived_row(v, findings.controls) for v in verdicts]
+        columns = [i for i in range(len(header)) if any(row[i] for row in rows)]
+        if rows:
+            names = [header[i] for i in columns]
+            cells = [[row[i] or "–" for i in columns] for row in rows]
+            blocks.append(Table(f"{pair}: derived quantities", names, cells))
         withheld = [v.info.title for v in verdicts if v.is_withheld and math.isfinite(v.noise)]
-        blocks += [note("withheld", joined(withheld))] if withheld else []
+        blocks += [note("withheld", "; ".join(withheld))] if withheld else []
     return [note("derived"), *blocks] if blocks else []
 
 
@@ -207,10 +219,10 @@ def _derived_row(v: Verdict, controls: Sequence[Pair]) -> Row:
         v.info.title,
         _cell(v.gain, digits=len(ends[0].partition(".")[2]), signed=True),
         _cell(v.half_life, digits=1),
-        f"{low:g} to {high:g}" if math.isfinite(low) else "–",
+        f"{low:g} to {high:g}" if math.isfinite(low) else "",
         *(_cell(ratio, digits=2) for ratio in (v.recovered, *v.closed)),
-        Cell(number(p_value), p_value),
-        *(v.relations.get(control, "–") for control in controls),
+        "" if math.isnan(p_value) else Cell(number(p_value), p_value),
+        *(_SIDES[v.relations[c]] if c in v.relations else "" for c in controls),
     ]
 
 
@@ -260,10 +272,10 @@ def overview(findings: Findings, pairs: Sequence[Pair], *, brief: bool = False) 
     )
 
 
-def _cell(found: Spread, *, digits: int = 3, signed: bool = False) -> Cell:
+def _cell(found: Spread, *, digits: int = 3, signed: bool = False) -> str | Cell:
     """Mean ± standard deviation; the latter where it shows at so many digits."""
     if not found.num_values:
-        return Cell("–", math.nan)
+        return ""
     text = number(found.mean, digits)
     text = f"+{text}" if signed and not text.startswith("-") else text
     if found.std >= 0.5 * 10**-digits:
@@ -378,9 +390,9 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 def _cost(experiments: Iterable[Experiment]) -> Table:
     rows: list[Row] = []
     for experiment in experiments:
-        for name in dict.fromkeys(name for run in experiment.runs for name in run.histories):
-            runs = [run for run in experiment.runs if name in run.histories]
-            seconds = [run.histories[name].seconds for run in runs]
+        for name in dict.fromkeys(name for run in experiment.runs for name in run.seconds):
+            runs = [run for run in experiment.runs if name in run.seconds]
+            seconds = [run.seconds[name][:, 1] for run in runs]
             totals = [float(np.nansum(each)) for each in seconds]
             shares = [
                 total / run.summary["seconds"]

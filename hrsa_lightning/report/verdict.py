@@ -63,9 +63,10 @@ class Verdict:
 
     @property
     def course(self) -> str:
-        """Where the pair went: `together`, `apart`, `beyond` or `within` what seeds do, `same`.
+        """Where the pair went: `together`, `apart`, or `same`.
 
-        Several runs tell a direction by their interval, one run only beyond its seed control.
+        Beside a seed control, apart is `beyond` or `less` than what two seeds do. One run tells a
+        direction only where it goes further than its seed control, and else is `within` that.
         """
         moved = side_of(self.gain)
         if moved == SAME:
@@ -74,7 +75,7 @@ class Verdict:
             return "within"
         if moved == NEARER:
             return "together"
-        return "apart" if not self.drift else "beyond" if self.drift == FARTHER else "within"
+        return "apart" if not self.drift else "beyond" if self.drift == FARTHER else "less"
 
     @property
     def is_chance(self) -> bool:

@@ -15,6 +15,7 @@ from hrsa_lightning.report.experiments import (
     Key,
     find_runs,
     group_runs,
+    mean_over_runs,
     read_run,
 )
 from hrsa_lightning.report.page import to_html, to_markdown, write_figures
@@ -149,7 +150,7 @@ def _curves(experiments: Sequence[Experiment]) -> Iterable[Sequence[object]]:
             curve = experiment.curve(key) if key.place == places[key.group] else None
             if curve is None:
                 continue
-            chance = curve.level("chance").tolist()
+            chance = mean_over_runs(curve.of("chance")).tolist()
             for step, values, level in zip(
                 curve.steps.tolist(), curve.values.T.tolist(), chance, strict=True
             ):

@@ -20,7 +20,6 @@ from torchmetrics import Metric, MetricCollection
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import SimilarityWarning, jackknife
 from hrsa_lightning.functional.permutation import check_num_permutations
-from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.metrics import CKNNA, PairMetric, hrsa_metrics
 from hrsa_lightning.metrics._base import shared_by
 from hrsa_lightning.metrics.collection import EXTRAS
@@ -235,6 +234,7 @@ class Comparer:
         result: Result,
     ) -> None:
         """95 % bands around the values, from the standard errors of a grouped jackknife."""
+        from scipy.special import stdtrit
 
         def values_of(x: Tensor, y: Tensor, *parts: Tensor) -> dict[str, Tensor]:
             values = self._run(metrics, x, y, dict(zip(known, parts, strict=True)), Result())
@@ -247,7 +247,7 @@ class Comparer:
                 values_of, x, y, *known.values(), num_groups=groups, x_ids=ids, y_ids=ids
             )[1]
         assert isinstance(errors, dict)
-        width = t_quantile(groups - 1)
+        width = float(stdtrit(groups - 1, 0.975))  # quantile of Student's t
         for key, value in result.values.items():
             half = width * float(errors[key])
             result.bands[key] = (value - half, value + half)

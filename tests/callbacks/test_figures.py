@@ -130,7 +130,7 @@ def test_they_are_there_at_the_first_and_the_last_evaluation_and_the_rhythm(tmp_
     assert {record.probes for record in details(watch)} == {"a", "b"}
     found = read_run(watch.folder)
     assert [*found.details] == details(watch)
-    assert list(found.histories) == ["similarity"]
+    assert list(found.seconds) == ["similarity"]
 
 
 def even(pl):

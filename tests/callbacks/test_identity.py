@@ -1,12 +1,18 @@
 """Whose files are whose: runs one after the other, at once, moved, and resumed from elsewhere."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import (
+    CSVLogger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 from lightning.pytorch.loggers.logger import Logger
 
 from hrsa_lightning.callbacks import RepresentationRecorder
@@ -60,6 +66,17 @@ LOGGERS = {
     "MLflow": lambda folder: _Remote(str(folder / "mlruns"), "0"),
     "none": lambda _: False,
 }
+REAL = {
+    "wandb": lambda folder: WandbLogger(save_dir=folder, project="project", offline=True),
+    "mlflow": lambda folder: MLFlowLogger(tracking_uri=f"sqlite:///{folder}/mlflow.db"),
+}
+"""By the package that each needs: `pip install wandb mlflow`, `pytest -m slow` with this file."""
+
+
+def _real(name):
+    missing = importlib.util.find_spec(name) is None
+    skip = pytest.mark.skipif(missing, reason=f"{name} is not installed")
+    return pytest.param(name, marks=[pytest.mark.slow, skip, pytest.mark.filterwarnings("ignore")])
 
 
 def _steps(watch):
@@ -69,7 +86,7 @@ def _steps(watch):
     return [e.step for e in found]
 
 
-@pytest.mark.parametrize("name", LOGGERS)
+@pytest.mark.parametrize("name", [*LOGGERS, *map(_real, REAL)])
 @pytest.mark.filterwarnings("ignore:.*has files of another run", "ignore:.*exists and is not empty")
 @pytest.mark.filterwarnings("ignore:Experiment logs directory")
 def test_a_second_run_leaves_the_first_alone(name, tmp_path, monkeypatch):
@@ -77,7 +94,9 @@ def test_a_second_run_leaves_the_first_alone(name, tmp_path, monkeypatch):
     watches = [monitor(every_n_train_steps=n) for n in (3, 2)]
     recorders = [recorder(every_n_train_steps=n) for n in (3, 2)]
     for watch, record in zip(watches, recorders, strict=True):
-        fit([watch, record], tmp_path, logger=LOGGERS[name](tmp_path))
+        fit([watch, record], tmp_path, logger=(LOGGERS | REAL)[name](tmp_path))
+        if name == "wandb":
+            sys.modules[name].finish()
         assert record.folder == watch.folder
     assert [_steps(watch) for watch in watches] == [[0, 3, 6], [0, 2, 4, 6]]
     assert watches[0].folder != watches[1].folder
@@ -158,14 +177,16 @@ def test_a_history_that_is_gone_is_said(tmp_path):
 _RUN = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
+from pathlib import Path
 import lightning.pytorch as pl
 from tests.callbacks.projects import fit
+from tests.callbacks.test_identity import LOGGERS, REAL
 from tests.callbacks.test_resume import monitor
 folder, every, name = sys.argv[1:]
 class Slow(pl.Callback):
     def on_train_batch_end(self, *args):
         time.sleep(0.1)
-logger = pl.loggers.CSVLogger(folder, version="same") if name == "CSV" else False
+logger = (LOGGERS | REAL)[name](Path(folder))
 watch = monitor(every_n_train_steps=int(every))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -174,7 +195,14 @@ print(watch.history_path)
 """
 
 
-@pytest.mark.parametrize("name", ["CSV", "none"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("CSV of one version", "none"),
+        pytest.param("TensorBoard", marks=pytest.mark.slow),
+        *map(_real, REAL),
+    ],
+)
 def test_two_runs_at_once_do_not_mix(name, tmp_path):
     processes = [
         subprocess.Popen(
@@ -193,7 +221,7 @@ def test_two_runs_at_once_do_not_mix(name, tmp_path):
         process.stdin.flush()
     found = []
     for process in processes:
-        history = process.communicate(timeout=120)[0].strip().splitlines()[-1]
+        history = process.communicate(timeout=300)[0].strip().splitlines()[-1]
         evaluations = read_evaluations(history)
         assert len({e.run for e in evaluations}) == 1
         found.append([e.step for e in evaluations])

@@ -9,7 +9,7 @@ import torch
 from hrsa_lightning.callbacks import RepresentationRecorder, SimilarityMonitor
 from hrsa_lightning.errors import HRSAWarning
 from hrsa_lightning.similarity import RepresentationTrace, SimilarityEvaluator
-from hrsa_lightning.similarity.history import cut_history, details_path
+from hrsa_lightning.similarity.history import cut_history, details_path, read_evaluations
 from tests.callbacks import projects
 from tests.callbacks.projects import FLAVORS, fit, flavor
 from tests.histories import read_tags
@@ -101,7 +101,8 @@ def test_layer_maps_are_those_of_an_undisturbed_run(tmp_path):
         details = details_path(watch.history_path)
         lines = [json.loads(line) for line in details.read_text().splitlines()]
         pictures = sorted(path.name for path in watch.folder.glob("*.png"))
-        return [(line["step"], line["values"]) for line in lines], pictures
+        epochs = [evaluation.epoch for evaluation in read_evaluations(watch.history_path)]
+        return [(line["step"], line["values"]) for line in lines], pictures, epochs
 
     options = {"heatmap_every_n_evaluations": 10, "max_steps": 15}
     whole = left_behind(run(tmp_path / "whole", **options))

@@ -97,7 +97,8 @@ def test_the_whole_monitor_in_both_flavors(tmp_path, name):
     assert "similarity.a/variance_share_dimension/layer_0" in tags
     assert set(trainer.callback_metrics) >= tags
     pictures = {path.name for path in watch.folder.glob("*.png")}
-    assert pictures == {f"similarity.{s}{e}.png" for s in "ab" for e in ("", "_heatmap")}
+    ends = ("", "_distance", "_heatmap")
+    assert pictures == {f"similarity.{s}{end}.png" for s in "ab" for end in ends}
 
 
 def arms_module(pl):

@@ -214,7 +214,9 @@ def test_several_models_of_other_depth_and_width_give_a_matrix(place, tmp_path):
         ("layer_2", "layer_0"),
         ("layer_4", "layer_1"),
         ("output", "output"),
+        ("mean_over_layers", "mean_over_layers"),
     }
+    assert "5 layers against 2, paired by relative depth" in large["notes"]
     heatmap = torch.tensor(large["heatmap"]["debiased"])
     assert heatmap.shape == (6, 3)
     assert large["heatmap"]["dimension_correlation"] is large["heatmap"]["standardized"] is None
@@ -228,6 +230,48 @@ def test_several_models_of_other_depth_and_width_give_a_matrix(place, tmp_path):
     assert "(dimension_correlation_large_vs_base.png)" not in page
     assert "(dimension_correlation_rlvr_vs_base.png)" in page
     assert "layer_2 ~ layer_0" in page
+
+
+@pytest.fixture(scope="module")
+def encoder(place):
+    """A BERT of a few kilobytes, as a plain folder and as one of sentence-transformers."""
+    transformers = pytest.importorskip("transformers")
+    st = pytest.importorskip("sentence_transformers")
+    config = transformers.BertConfig(
+        vocab_size=384, hidden_size=24, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(place / "bert")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "bert")
+    model = st.SentenceTransformer(str(place / "bert"), device="cpu")
+    model.save_pretrained(str(place / "packaged"))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_encoders_and_folders_of_sentence_transformers(place, encoder, tmp_path, capsys):
+    out, models = tmp_path / "out", ("base", "bert", "packaged")
+    flags = ["--metrics", "cka,knn_overlap", "--null", "0", "--keep-representations"]
+    texts_of = ["--texts", place / "probes.jsonl", "--out", out, *LENGTHS]
+    _compare(*(place / name for name in models), *texts_of, *flags)
+    said = capsys.readouterr().out
+    assert "The models differ in attention: base causal, bert its own, packaged its own." in said
+    assert "most of the distance can be the mask" in said
+    content = json.loads((out / "results.json").read_text())
+    assert [model["layers"] for model in content["models"]] == [2, 3, 3]
+    assert [model["width"] for model in content["models"]] == [32, 24, 24]
+    kept = {path.name.rpartition("-")[0]: path for path in (out / "representations").iterdir()}
+    texts = [json.loads(line)["text"] for line in (place / "probes.jsonl").read_text().splitlines()]
+    encoder.max_seq_length = 32
+    expected = torch.as_tensor(encoder.encode(texts)).sort(0).values
+    for name in ("bert", "packaged"):
+        rows = load_file(kept[name] / "output.safetensors")["rows"]
+        torch.testing.assert_close(rows.sort(0).values, expected, atol=1e-5, rtol=1e-5)
+        assert (kept[name] / "layer_2.safetensors").is_file()
+    _compare(place / "base", place / "bert", *texts_of, "--level", "token", code=2)
+    assert "--level token: expected decoders, got bert" in capsys.readouterr().err
 
 
 def test_token_level_has_a_row_per_token(place, tmp_path, monkeypatch):
@@ -325,7 +369,6 @@ def test_adapter_alone_goes_on_its_base(place, run, tmp_path, capsys):
 MISTAKES = [
     (["{place}/base"], ["--texts", "{place}/probes.jsonl"], "at least two models"),
     (["{place}/base", "{place}/bse"], ["--texts", "{place}/probes.jsonl"], "no such folder"),
-    (["{place}/base", "{encoder}"], ["--texts", "{place}/probes.jsonl"], "is an encoder"),
     (["{place}/base", "{place}/rlvr"], ["--texts", "{place}/prbes.jsonl"], "did you mean"),
     (
         ["{place}/base", "{place}/rlvr"],
@@ -377,9 +420,6 @@ def odd(place, tmp_path_factory):
     """Things that cannot be compared."""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "empty.jsonl").write_text('{"text": "fine"}\n{"text": " "}\n')
-    encoder = folder / "encoder"
-    shutil.copytree(place / "base", encoder)
-    (encoder / "config.json").write_text('{"model_type": "bert"}')
     other = folder / "other_tokens"
     shutil.copytree(place / "base", other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -388,7 +428,6 @@ def odd(place, tmp_path_factory):
     return {
         "place": place,
         "empty": folder / "empty.jsonl",
-        "encoder": encoder,
         "other_tokens": other,
     }
 

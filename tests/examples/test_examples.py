@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from hrsa_lightning.callbacks import SimilarityMonitor
 from hrsa_lightning.resources import resource_folder
 from tests.histories import read_tags
+from tests.tiny import make_backbone
 
 QUICK = {"heatmap_every_n_evaluations": 0, "null": 0}
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -211,3 +212,44 @@ def test_the_trainer_of_transformers(tmp_path):
     assert [m.step for m in callback.history if m.metric == "cka"][::3] == [0, 10, 20]
     assert drift(callback.history)[-1] < 0.9999
     assert any("similarity/cka/layer_0" in record for record in trainer.state.log_history)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_trainer_of_sentence_transformers(tmp_path):
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+    from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    folder = make_backbone(tmp_path / "backbone")
+    texts = [f"{word} {number} times" for word in ("add", "read", "raise") for number in range(16)]
+    pairs = Dataset.from_dict({"anchor": texts, "positive": [text[::-1] for text in texts]})
+    states = []
+    for watch in (True, False):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(folder), device="cpu")
+        callback = example("transformers_trainer").SimilarityCallback(
+            texts, ["0.**.layers.*", "output"], tokenizer=model.preprocess
+        )
+        trainer = SentenceTransformerTrainer(
+            model,
+            Arguments(
+                str(tmp_path / str(watch)),
+                max_steps=4,
+                learning_rate=1e-2,
+                logging_steps=2,
+                use_cpu=True,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+            ),
+            pairs,
+            loss=MultipleNegativesRankingLoss(model),
+            callbacks=[callback] if watch else [],
+        )
+        trainer.train()
+        states.append(model.state_dict())
+        if watch:
+            assert {m.layer for m in callback.history} >= {"layer_0", "layer_1", "output"}
+            assert drift(callback.history)[-1] < 0.9999
+    assert same(*states)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from hrsa_lightning.functional import (
@@ -17,7 +16,6 @@ from hrsa_lightning.functional import (
     linear_cka_heatmap,
     linear_probe_transfer,
 )
-from hrsa_lightning.functional.uncertainty import t_quantile
 from tests.functional.inputs import pair
 
 
@@ -130,10 +128,3 @@ def test_errors() -> None:
         jackknife(linear_cka, x, y, torch.zeros(3))
     with pytest.raises(ValueError, match="the same samples"):
         jackknife(linear_cka, x, y[:50])
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 19, 60, 501])
-@pytest.mark.parametrize("probability", [0.9, 0.975, 0.999])
-def test_quantiles_are_those_of_scipy(freedom: int, probability: float) -> None:
-    expected = stats.t.ppf(probability, freedom)
-    assert t_quantile(freedom, probability) == pytest.approx(expected, rel=1e-9)

@@ -1,6 +1,8 @@
 """Runs that are stopped: no rank hangs, and the same command goes on to the same weights."""
 
+import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -17,6 +19,8 @@ from tests.journeys.processes import train
 
 pytestmark = pytest.mark.ddp
 
+_WEIGHTS = [f"adapters/{arm}/adapter_model.safetensors" for arm in ("base", "other")]
+
 WITHIN = 60.0
 """Seconds after the death of one rank in which the others end."""
 
@@ -25,11 +29,6 @@ def _at_step(folder, step):
     """Whether the checkpoint of a step is there, or a later one."""
     found = folder.glob("runs/*/*/checkpoints/step_*/state.json")
     return any(int(path.parent.name.removeprefix("step_")) >= step for path in found)
-
-
-def _evaluated(folder, step):
-    """Whether similarity was evaluated at a step."""
-    return any(step in steps_of(path.parent) for path in folder.glob("runs/*/*/similarity.jsonl"))
 
 
 def _check_the_rest(launcher, folder, settings, expected, devices=2):
@@ -57,17 +56,42 @@ def test_sigterm_to_the_first_process_stops_all_after_the_same_step(
     _check_the_rest("lightning", tmp_path, settings, two_processes)
 
 
-def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(settings, one_process, tmp_path):
-    rarely = (*settings, "checkpoint.every_n_train_steps=5")
-    with train("lightning", 1, tmp_path, *rarely) as ranks:
-        ranks.wait_until(lambda: _evaluated(tmp_path, 2))
+def test_time_that_is_up_an_interrupt_and_damaged_checkpoints_change_nothing(
+    micro_recipe, tmp_path
+):
+    settings = (f"recipe={micro_recipe}", "checkpoint.keep=-1", "callbacks.retrieval=null")
+    with train("lightning", 1, tmp_path, *settings, "trainer.max_time=00:00:00:00") as ranks:
+        (ended,) = ranks.wait()
+    assert ended.code == 124, ended.text
+    assert (
+        "max_time is up: stopped at step 1; the same command goes on from step 1 in" in ended.text
+    )
+    with train("lightning", 1, tmp_path, *settings) as ranks:
+        ranks.wait_until(lambda: _at_step(tmp_path, 2))
         ranks.processes[0].send_signal(signal.SIGINT)
         (ended,) = ranks.wait()
     assert ended.code == 128 + signal.SIGINT, ended.text
     assert "stopping after this step" in ended.text
     stopped_at = int(re.search(r"stopped at step (\d)", ended.text)[1])
     assert f"goes on from step {stopped_at} in" in ended.text
-    _check_the_rest("lightning", tmp_path, rarely, one_process, devices=1)
+    with train("lightning", 1, tmp_path, *settings) as ranks:
+        check_all_ended_well(ranks.wait())
+    run = run_of(tmp_path)
+    weights = [(run / file).read_bytes() for file in _WEIGHTS]
+    shutil.rmtree(run / "report")
+    for step in range(6, 2, -1):
+        if (checkpoint := run / f"checkpoints/step_00000{step}").is_dir():
+            shutil.rmtree(checkpoint / "adapters")
+    os.truncate(run / "checkpoints/step_000002/state.safetensors", 100)
+    (run / "summary.json").unlink()
+    with train("lightning", 1, tmp_path, *settings) as ranks:
+        (ended,) = ranks.wait()
+    assert ended.code == 0, ended.text
+    assert "Traceback" not in ended.text
+    assert ended.text.count("is damaged (") >= 3
+    assert "going on from step_000001" in ended.text
+    assert [(run / file).read_bytes() for file in _WEIGHTS] == weights
+    assert steps_of(run) == [0, 3, 6]
 
 
 def test_slurms_signal_to_one_rank_queues_the_job_again(settings, tmp_path, monkeypatch):

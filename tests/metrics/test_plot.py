@@ -18,14 +18,24 @@ from tests.functional.inputs import pair
 pytest.importorskip("matplotlib")
 
 
+@pytest.fixture(autouse=True)
+def pyplot():
+    """It knows the figures of `.plot()`, as those of torchmetrics, so that notebooks show them."""
+    from matplotlib import pyplot
+
+    yield pyplot
+    pyplot.close("all")
+
+
 def fed(metric):
     metric.update(*pair(60, 6))
     return metric
 
 
-def test_one_value_is_drawn_with_its_chance_level():
+def test_one_value_is_drawn_with_its_chance_level(pyplot):
     metric = fed(LinearCKA())
     figure, ax = metric.plot()
+    assert pyplot.gcf() is figure
     assert figure is ax.get_figure()
     assert ax.get_title() == "LinearCKA"
     assert ax.lines[0].get_ydata().tolist() == [metric.compute().item()]

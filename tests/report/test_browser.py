@@ -38,6 +38,18 @@ def test_the_page_asks_for_nothing_and_fits_the_screen(browser, tmp_path):
         "[...document.querySelectorAll('[id]')].length"
         " === new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size"
     ), "ids are unique"
+    browser.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true }), 0")
     assert browser.evaluate(
         "[...document.querySelectorAll('.scroll')].some(e => e.scrollWidth > e.clientWidth)"
     ), "wide tables scroll within themselves at 400 pixels"
+    browser.evaluate("document.querySelectorAll('details').forEach(e => { e.open = false }), 0")
+    shown = "[...document.querySelectorAll('details table')].map(e => e.checkVisibility())"
+    assert not any(browser.evaluate(shown)), "tables are folded"
+    first = "[...document.querySelectorAll('.gallery svg')].map(e => e.getBoundingClientRect())"
+    browser.screenshot(tmp_path / "first.png", width=1280, height=800)
+    assert all(
+        box["top"] < box["bottom"] < 800
+        for box in browser.evaluate(f"{first}.slice(0, 3).map(b => b.toJSON())")
+    ), "the answer and its picture are on the first screen"
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    assert all(browser.evaluate(shown)), "tables lie open in print"

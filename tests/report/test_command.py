@@ -133,7 +133,7 @@ def test_shares_of_what_a_seed_makes_are_not_formed_and_the_words_say_why(three)
         rows = list(csv.DictReader(file))
     assert {row[f"{name}_mean"] for row in rows for name in ("recovered", "closed")} == {""}
     assert all(float(row["gain_mean"]) < 0 for row in rows)
-    words = "No share is formed for linear CKA, debiased, k-NN overlap, k = 10 and Procrustes"
+    words = "No share is formed for linear CKA, debiased; k-NN overlap, k = 10; Procrustes"
     assert words in page_of(three / "out")
 
 

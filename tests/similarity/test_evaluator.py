@@ -307,3 +307,15 @@ def test_layers_that_one_dimension_dominates_are_named_once():
     with pytest.warns(HRSAWarning, match=message):
         evaluator.evaluate(0)
     evaluator.evaluate(1)
+
+
+@pytest.mark.filterwarnings("ignore::hrsa_lightning.errors.HRSAWarning")
+@pytest.mark.filterwarnings("ignore::hrsa_lightning.functional.SimilarityWarning")
+def test_a_model_that_gives_all_samples_one_row_is_undefined_and_not_fatal():
+    """As an untrained codebook does; every metric of the set, with its permuted levels."""
+    evaluator = SimilarityEvaluator(
+        nn.Linear(6, 4), torch.randn(60, 6), forward=lambda _, x: torch.ones(len(x), 4)
+    )
+    values = {m.metric: m.value for m in evaluator.evaluate(0)}
+    assert math.isnan(values["cka"])
+    assert math.isnan(values["dimension_correlation"])
