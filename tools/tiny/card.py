@@ -324,10 +324,9 @@ def _comparison_table(record: dict[str, Any]) -> str:
     }
     for problems, key in (("selection", "selection"), ("test", "backbones")):
         for kind in ("sampled", "greedy"):
-            of_each = (accuracy[key].get(name) for name in names)
             rows[f"{kind} accuracy, {problems} problems"] = [
-                f"{of_one[kind]:.3f} ± {of_one[f'{kind}_standard_error']:.3f}" if of_one else ""
-                for of_one in of_each
+                f"{of_one[kind]:.3f} ± {of_one[f'{kind}_standard_error']:.3f}"
+                for of_one in accuracy[key].values()
             ]
     for metric, title in SIMILARITIES.items():
         values = (record["similarity"].get(name) for name in names)
