@@ -18,10 +18,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import seed_everything
 
+from hrsa_lightning.callbacks import RetrievalMonitor
 from hrsa_lightning.config import build, load_settings
 from hrsa_lightning.io import read_json, write_json
 from hrsa_lightning.resources import resolve_path
@@ -148,13 +149,15 @@ class Results:
         )
         seed_everything(seed, verbose=False)
         folder = self._work / "runs" / str(len(self._done))
-        trainer = build.build_trainer(config, folder, build.build_callbacks(config))
+        (monitor,) = build.build_callbacks(config)
+        trainer = build.build_trainer(config, folder, [monitor])
         arms = build.build_arms(config)
         module = build.build_module(config, arms)
         started = time.process_time()
         trainer.fit(module, build.build_data(config, module.encoders()))
         seconds = time.process_time() - started
-        found = [m for m in read_history(folder / "retrieval.jsonl") if m.metric == "mrr@10"]
+        history = read_history(cast(RetrievalMonitor, monitor).history_path or folder)
+        found = [m for m in history if m.metric == "mrr@10"]
         return {"first": found[0].value, "last": found[-1].value, "cpu_seconds": round(seconds, 1)}
 
 

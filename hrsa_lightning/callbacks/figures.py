@@ -201,7 +201,10 @@ def finish_curves(
     """
     for probes in dict.fromkeys(m.probes for m in measurements):
         group = f"{name}.{probes}" if probes else name
-        for distance in (False, True) if has_distances(measurements, probes=probes) else (False,):
+        crowded = has_distances(measurements, probes=probes)
+        if not crowded:  # any more, since a run that was interrupted
+            (folder / f"{group}_distance.png").unlink(missing_ok=True)
+        for distance in (False, True) if crowded else (False,):
             sheet = curves_figure(measurements, title=group, probes=probes, distance=distance)
             save_figure(sheet, folder / f"{group}{'_distance' if distance else ''}.png")
             if not takes_pictures(trainer):

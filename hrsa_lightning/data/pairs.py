@@ -155,7 +155,7 @@ def _locked(path: Path) -> Iterator[Path | None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
-        lock.acquire()
+        lock.acquire(poll_interval=0.25)
     except (OSError, NotImplementedError):  # read-only, or a file system without locks
         yield None
         return

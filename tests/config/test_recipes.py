@@ -223,7 +223,7 @@ def test_recipe_trains_with_nothing_prepared(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path):
+def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path, capsys):
     probes = next(setting for setting in small if "similarity.probes" in setting).split("=")[1]
     shared = [f"callbacks.recorder.probes={probes}", "callbacks.recorder.every_n_train_steps=1"]
     first = _small_run("solo", small, hub, tmp_path, "callbacks.other=null", *shared)
@@ -238,6 +238,10 @@ def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path):
         f"callbacks.other.reference=trace:{first / 'trace'}",
         "callbacks.other.every_n_train_steps=1",
     )
+    screen = capsys.readouterr().out
+    for text in ("against_other at output, before -> after", "against_other.png", "report.html"):
+        assert text in screen
+    assert (second / "report" / "report.html").is_file()
     records = read_tags(second / "against_other.jsonl")
     assert [record["step"] for record in records] == [0, 1, 2]
     cka = [
