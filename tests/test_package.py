@@ -33,7 +33,7 @@ def test_wheel_holds_shelves_assets_and_marker(wheel):
     for name in ("report.html", "report.css"):
         assert f"hrsa_lightning/report/templates/{name}" in names
     assert "hrsa_lightning/py.typed" in names
-    for backbone in ("base", "rlvr", "sft"):
+    for backbone in ("base", "rlvr", "prorl", "sft"):
         assert f"hrsa_lightning/assets/tiny/{backbone}/model.safetensors" in names
     assert not any(name.startswith(("recipes/", "callbacks/", "tests/")) for name in names)
 

@@ -1,10 +1,10 @@
-"""Build `hrsa_lightning/assets/tiny`: tokenizer, base / rlvr / sft backbones, pairs, probes, card.
+"""Build `hrsa_lightning/assets/tiny`: tokenizer, backbones, pairs, probes, card.
 
     python tools/build_tiny.py
 
 Stages run in order and leave a stamp each in the work folder, so that a stopped build goes on
 where it was; delete the folder to build anew. Needs the extra `build` and WordNet 3.0 (on Debian
-and Ubuntu: `apt install wordnet-base`). Takes about an hour on two cores.
+and Ubuntu: `apt install wordnet-base`). Takes about an hour and a half on two cores.
 """
 
 import argparse
@@ -24,8 +24,10 @@ STAGES: dict[str, Callable[[stages.Folders], dict[str, object]]] = {
     "stream": stages.build_stream,
     "base": stages.build_base,
     "rlvr": stages.build_rlvr,
+    "prorl": stages.build_prorl,
     "sft": stages.build_sft,
     "accuracy": stages.build_accuracy,
+    "similarity": stages.build_similarity,
     "repeatability": stages.build_repeatability,
     "card": stages.build_card,
 }

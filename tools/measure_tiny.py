@@ -2,10 +2,10 @@
 
     python tools/measure_tiny.py [--seeds 1016 1017 1018] [--work build/tiny]
 
-For each seed it runs the quickstart recipe with two more arms, the displacement controls: the base
-plus Gaussian noise, and the base plus a share of the SFT change, both moved as far from the base as
-the RLVR backbone is. The tables hold mean and standard deviation over seeds, before and after
-training. Finished seeds are not run again.
+For each seed it runs the recipe `quickstart-prorl` with three more arms, the displacement controls:
+the base plus Gaussian noise, moved as far from the base as RLVR and as far as ProRL moved it, and
+the base plus a share of the SFT change, as far as RLVR. The tables hold mean and standard deviation
+over seeds, before and after training. Finished seeds are not run again.
 """
 
 import argparse
@@ -18,16 +18,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from tiny import BACKBONES
 from tiny.controls import noise_control, read_weights, relative_change, scaled_control
 
 ASSETS = Path(__file__).resolve().parent.parent / "hrsa_lightning" / "assets" / "tiny"
 BEGIN, END = "<!-- similarity:begin -->", "<!-- similarity:end -->"
 COMPARISONS = {
     "rlvr_vs_base": "RLVR",
+    "prorl_vs_base": "ProRL",
     "sft_vs_base": "SFT",
     "base_seed2_vs_base": "base, other seed (control)",
     "noise_vs_base": "base + noise (control)",
     "scaled_sft_vs_base": "base + scaled SFT change (control)",
+    "noise_prorl_vs_base": "base + noise as far as ProRL (control)",
 }
 METRICS = {
     "cka": "linear CKA, debiased",
@@ -51,6 +54,9 @@ def main() -> int:
     controls = arguments.work / "controls"
     arms = {
         "noise": noise_control(ASSETS / "base", ASSETS / "rlvr", controls / "noise", seed=1),
+        "noise_prorl": noise_control(
+            ASSETS / "base", ASSETS / "prorl", controls / "noise_prorl", seed=1
+        ),
         "scaled_sft": scaled_control(
             ASSETS / "base", ASSETS / "sft", ASSETS / "rlvr", controls / "scaled_sft"
         ),
@@ -59,7 +65,7 @@ def main() -> int:
     base = read_weights(ASSETS / "base")
     changes = {
         name: relative_change(base, read_weights(folder))
-        for name, folder in {"rlvr": ASSETS / "rlvr", "sft": ASSETS / "sft", **arms}.items()
+        for name, folder in {**{name: ASSETS / name for name in BACKBONES[1:]}, **arms}.items()
     }
     text = tables(collect(summaries), arguments.seeds, changes)
     card = ASSETS / "README.md"
@@ -71,14 +77,19 @@ def main() -> int:
 
 
 def measure(seed: int, controls: Mapping[str, Path], work: Path) -> list[dict[str, object]]:
-    """Run the quickstart under one seed, unless it has been, and return its summary's values."""
+    """Run the recipe under one seed, unless it has been, and return its summary's values."""
     output = work / str(seed)
     if not list(output.glob("*/*/summary.json")):
         settings = [
-            "recipe=quickstart",
+            "recipe=quickstart-prorl",
             f"seed={seed}",
             f"arms.base_seed2.seed={seed + 1000}",
             f"output_dir={output}",
+            # The tables hold what was first and what was last.
+            "callbacks.similarity.every_n_train_steps=1000000",
+            "callbacks.similarity.heatmap_every_n_evaluations=1000000",
+            "callbacks.similarity.null=0",
+            "callbacks.retrieval.every_n_train_steps=1000000",
             *(f"arms.{name}.backbone={folder}" for name, folder in controls.items()),
         ]
         command = [sys.executable, "-m", "hrsa_lightning.train", *settings]
@@ -102,7 +113,7 @@ def collect(summaries: Sequence[Sequence[Mapping[str, object]]]) -> Values:
 def tables(values: Values, seeds: Sequence[int], changes: Mapping[str, float]) -> str:
     """The card's section as Markdown."""
     lines = [
-        "Embeddings of the 512 probes under `recipe=quickstart`, seeds"
+        "Embeddings of the 512 probes under `recipe=quickstart-prorl`, seeds"
         f" {', '.join(map(str, seeds))}: mean ± standard deviation over seeds,"
         " before → after contrastive training. Before training nothing depends on the seed.",
         "",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import card, controls
+from tiny import BACKBONES, card, controls
 from tiny.evaluate import complete, is_beyond_noise, load_tokenizer, selection_problems
 from tiny.lm import load_model
 from tiny.pairs import held_out_texts, widen_probes
@@ -21,9 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hrsa_lightning import EmbeddingModel
+from hrsa_lightning.functional import knn_overlap, linear_cka
+
 TINY = Path(__file__).resolve().parents[2] / "hrsa_lightning" / "assets" / "tiny"
 SOURCES = ("definition", "example", "code")
-BACKBONES = ("base", "rlvr", "sft")
 
 
 def read(name: str) -> list[dict[str, object]]:
@@ -147,28 +149,44 @@ def test_tokenizer_is_the_one_the_base_was_pretrained_with() -> None:
 
 def test_recorded_weight_changes_are_those_of_the_files(record) -> None:
     base = controls.read_weights(TINY / "base")
-    for name in ("rlvr", "sft"):
+    for name in BACKBONES[1:]:
         change = controls.relative_change(base, controls.read_weights(TINY / name))
         assert change == pytest.approx(record["relative_weight_change"][name], abs=1e-4)
         assert change > 0.005
 
 
+def test_recorded_similarities_are_those_of_the_files(record, probes) -> None:
+    texts = [probe["text"] for probe in probes]
+    base, prorl = (
+        EmbeddingModel.from_pretrained(f"embedded:tiny/{name}", attention="causal").embed(texts)
+        for name in ("base", "prorl")
+    )
+    recorded = record["similarity"]["prorl"]
+    assert recorded["cka"] == pytest.approx(float(linear_cka(prorl, base)), abs=1e-3)
+    overlap = float(knn_overlap(prorl, base, k=10))
+    assert recorded["knn_overlap_10"] == pytest.approx(overlap, abs=5e-3)
+
+
 def test_recorded_accuracies_rise_beyond_noise(record) -> None:
-    for name in ("rlvr", "sft"):
+    for name in BACKBONES[1:]:
         assert is_beyond_noise(record["accuracy"]["rise_over_base"][name])
     assert record["rlvr"]["num_steps"] == record["sft"]["num_steps"]
 
 
-def test_rlvr_answers_selection_problems_better_than_the_base() -> None:
+@pytest.mark.parametrize(
+    ("name", "families", "factor"),
+    [("rlvr", ("arithmetic", "parity"), 1.3), ("prorl", ("comparison", "reversal"), 1.05)],
+)
+def test_reinforced_backbones_answer_selection_problems_better(name, families, factor) -> None:
     tokenizer = load_tokenizer(TINY / "base")
-    problems = [p for p in selection_problems() if p.family in ("arithmetic", "parity")]
+    problems = [p for p in selection_problems() if p.family in families]
     prompts = [problem.prompt for problem in problems]
-    right = {}
-    for name in ("base", "rlvr"):
-        completions = complete(load_model(TINY / name), tokenizer, prompts, do_sample=False)
+    right = []
+    for backbone in ("base", name):
+        completions = complete(load_model(TINY / backbone), tokenizer, prompts, do_sample=False)
         graded = zip(problems, completions, strict=True)
-        right[name] = sum(is_correct(problem.answer, text) for problem, text in graded)
-    assert right["rlvr"] > 1.3 * right["base"]
+        right.append(sum(is_correct(problem.answer, text) for problem, text in graded))
+    assert right[1] > factor * right[0]
 
 
 def test_card_quotes_the_record(record) -> None:
@@ -178,7 +196,7 @@ def test_card_quotes_the_record(record) -> None:
 
 def test_weights_are_finite_and_files_are_small_and_readable() -> None:
     files = [path for path in TINY.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 13_000_000
+    assert sum(path.stat().st_size for path in files) < 15 * 2**20
     for path in files:
         assert path.stat().st_mode & 0o777 == 0o644, path
     for name in BACKBONES:

@@ -25,7 +25,7 @@ datasets = pytest.importorskip("datasets")
 SAME_AS_PAIRED = ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b"]
 # The first solo run has no other run's trace to be compared with.
 LAUNCHED_WITH = {"solo": ["callbacks.other=null"]}
-FOR_HUB_MODELS = [name for name in RECIPES if name != "quickstart"]
+FOR_HUB_MODELS = [name for name in RECIPES if not name.startswith("quickstart")]
 ARCHITECTURES = {"olmo2-1b": "olmo2", "smollm2-135m": "llama", "qwen3-0.6b": "qwen3"}
 """Of the recipes whose backbones are no Qwen2."""
 

@@ -8,22 +8,28 @@ from tiny.splits import SPLIT_SEED
 from tiny.tasks import HELD_OUT_SHARE, WORKED_SHARE, WRONG_SHARE
 
 BEGIN, END = "<!-- similarity:begin -->", "<!-- similarity:end -->"
+SIMILARITIES = {
+    "cka": "linear CKA, debiased",
+    "knn_overlap_10": "k-NN overlap, k = 10",
+    "dimension_correlation": "dimension correlation",
+    "inverse_row_entropy": "inverse row entropy",
+}
 
 _TEMPLATE = """\
 ---
 license: other
 library_name: transformers
 language: en
-tags: [tiny, qwen2, rlvr, sft, representation-similarity]
+tags: [tiny, qwen2, rlvr, prorl, sft, representation-similarity]
 ---
 
-# Tiny base, RLVR and SFT backbones, with pairs and probes
+# Tiny base, RLVR, ProRL and SFT backbones, with pairs and probes
 
 What `hrsa_lightning` trains and watches when no model hub and no GPU is at hand: one small
-language model, the same model after reinforcement learning with verifiable rewards, and after
-supervised fine-tuning; contrastive pairs; and a probe set. Everything here is made by
-`python tools/build_tiny.py`. Every number below is read from `build.json` beside this card or from
-the builder's constants; those under Similarity come from `python tools/measure_tiny.py`.
+language model, the same model after reinforcement learning with verifiable rewards, short and
+prolonged, and after supervised fine-tuning; contrastive pairs; and a probe set. Everything here is
+made by `python tools/build_tiny.py`. Every number below is read from `build.json` beside this card
+or from the builder's constants; those under Similarity come from `python tools/measure_tiny.py`.
 
 These are instruments for watching training, not useful models. They write English and Python
 badly, and what they show about similarity at {num_parameters:,} parameters need not hold at
@@ -33,7 +39,7 @@ billions.
 
 | Path | Content |
 |---|---|
-| `base/`, `rlvr/`, `sft/` | Qwen2 folders: bf16 `model.safetensors`, and one tokenizer, copied |
+| `base/`, `rlvr/`, `prorl/`, `sft/` | Qwen2 folders: bf16 `model.safetensors`, one tokenizer |
 | `pairs_train.SOURCE.jsonl` | training pairs by source: {num_train} |
 | `pairs_test.jsonl` | {num_test} held-out pairs of all sources, with the field `source` |
 | `probes.jsonl` | {num_probes} held-out texts, each labeled noun, verb, adjective or code |
@@ -86,14 +92,14 @@ of the task problems, by a hash of the question, are held out from pretraining, 
 Different glosses can still resemble each other across the splits, and words of held-out synsets
 occur elsewhere.
 
-## How the three were made
+## How the four were made
 
 **Base.** {num_tokens:,} tokens in {base_steps:,} steps of {batch_size} windows of {length} tokens
 (AdamW, learning rate {base_lr:g} to {final_lr:g}, weight decay {weight_decay:g}, seed
 {base_seed}): {text_tokens:,} tokens of text and {task_tokens:,} of tasks (aim: {task_share:.0%}).
 Of the task documents {worked_share:.0%} show their work and the others only answer; of either kind
 {wrong_share:.0%} answer wrongly, so that reinforcement learning has something to sharpen. The
-weights are rounded to bf16, and RLVR and SFT start from the rounded weights.
+weights are rounded to bf16, and the others start from the rounded weights.
 
 **RLVR.** GRPO (TRL {trl}): {rl_steps} steps of {num_prompts} prompts x {num_generations} sampled
 completions, learning rate {rl_lr:g} with {rl_warmup} steps of warm-up and a cosine to 0, KL weight
@@ -102,6 +108,25 @@ Prompts of {hard_families} are drawn {hard_weight} times as often as those of an
 base answers these at once, and worst of all. Drawn evenly, the easy families taught it to answer
 at once, and greedy accuracy did not rise; at a constant learning rate accuracy rose and then fell.
 That is why the settings are as they are.
+
+**ProRL.** Prolonged reinforcement learning, named for the recipe that it follows (ProRL,
+arXiv 2505.24864) and for the model of that kind in the paper: GRPO with the same reward and prompts
+of the same kinds, in {prorl_periods} periods of {prorl_period_steps} steps. With each period the
+reference policy of the KL term (weight {prorl_beta:g}) becomes the policy as it then is, and the
+optimizer starts anew; within it the learning rate rises over {prorl_warmup} steps to {prorl_lr:g}
+and falls by a cosine to 0. Prompts whose {prorl_generations} completions are all right or all wrong
+are left out of the update. Each step samples for {prorl_prompts} prompts, with one update, so that
+ProRL's clipping has nothing to do. Seed {prorl_seed}. Settings were fixed beforehand, with six
+periods; five were trained, for want of time. What ships is the end of the latest period whose
+sampled accuracy on selection problems lies at most one standard error below the best, among those
+with a greedy accuracy of at least the base's: period {prorl_accepted}, after {prorl_steps:,} steps.
+Accuracy on selection problems at the end of each period, sampled / greedy:
+
+{prorl_table}
+
+At the end it is nearly deterministic: sampled and greedy accuracy are close, and for few prompts of
+a step both right and wrong answers came. It does arithmetic and parity worse than the base; what
+rises are the other families.
 
 **SFT.** {sft_steps} steps of {sft_batch} correct worked traces, all families alike, learning rate
 {sft_lr:g} with {sft_warmup} steps of warm-up, seed {sft_seed}; the loss is on the completion only.
@@ -125,9 +150,13 @@ By family (sampled / greedy):
 
 {family_table}
 
-## How far the weights moved
+## The four compared
 
-||W - W_base|| / ||W_base|| over all weights together: RLVR {rlvr_change:.4f}, SFT {sft_change:.4f}.
+Mean ± standard error over problems; sampled at temperature 1, and greedy. Weight change is
+||W - W_base|| / ||W_base|| over all weights together. Similarities are to the base, of the
+{num_probes} probes, mean-pooled at the output, before any contrastive training.
+
+{comparison_table}
 
 ## Similarity
 
@@ -135,9 +164,10 @@ By family (sampled / greedy):
 
 ## Rebuilding
 
-`python tools/build_tiny.py` with the extra `build` and WordNet 3.0; about an hour on two quiet
-cores. Built with Python {python}, {packages}, on {machine}. Seeds: split
-{split_seed}, tokenizer {tokenizer_seed}, base {base_seed}, RLVR {rl_seed}, SFT {sft_seed}.
+`python tools/build_tiny.py` with the extra `build` and WordNet 3.0; about an hour and a half on
+two quiet cores. Built with Python {python}, {packages}, on {machine}. Seeds: split
+{split_seed}, tokenizer {tokenizer_seed}, base {base_seed}, RLVR {rl_seed}, ProRL {prorl_seed},
+SFT {sft_seed}.
 
 On the machine that built them, the first steps of each training were run twice on one
 thread: {determinism}.
@@ -146,11 +176,11 @@ standard library, and so gives other text.
 
 ## Limits
 
-- One base, one RLVR run, one SFT run: differences between the three hold for these checkpoints.
+- One base and one run of each kind: differences between the four hold for these checkpoints.
 - RLVR and SFT took the same number of steps, but moved the weights by unlike amounts, and their
   learning rates, batches and mixtures of families differ: what sets them apart is not the method
-  alone.
-- The tasks are toys, and the RLVR and SFT backbones saw nothing else in tuning, so they may write
+  alone. ProRL differs from RLVR in learning rate and restarts, not in length alone.
+- The tasks are toys, and the tuned backbones saw nothing else in tuning, so they may write
   text worse than the base; this is not measured.
 - The rewards check the final answer only; worked steps may be wrong.
 - English dictionary text and Python only.
@@ -176,7 +206,8 @@ def render(record: dict[str, Any], similarity: str) -> str:
         similarity: the section on the measured similarities, from `similarity_section`.
     """
     pairs, stream, base = record["pairs"], record["stream"], record["base"]
-    rlvr, sft, accuracy = record["rlvr"], record["sft"], record["accuracy"]
+    rlvr, prorl, sft = record["rlvr"], record["prorl"], record["sft"]
+    accuracy = record["accuracy"]
     return _TEMPLATE.format(
         **record["architecture"],
         num_parameters=record["num_parameters"],
@@ -224,8 +255,18 @@ def render(record: dict[str, Any], similarity: str) -> str:
         num_samples=accuracy["num_samples"],
         accuracy_table=_accuracy_table(accuracy),
         family_table=_family_table(accuracy["by_family"]),
-        rlvr_change=record["relative_weight_change"]["rlvr"],
-        sft_change=record["relative_weight_change"]["sft"],
+        prorl_periods=prorl["num_periods"],
+        prorl_period_steps=prorl["num_steps_per_period"],
+        prorl_prompts=prorl["num_prompts"],
+        prorl_generations=prorl["num_generations"],
+        prorl_lr=prorl["learning_rate"],
+        prorl_warmup=prorl["num_warmup_steps"],
+        prorl_beta=prorl["beta"],
+        prorl_seed=prorl["seed"],
+        prorl_accepted=prorl["accepted_period"],
+        prorl_steps=_num_steps(record)["prorl"],
+        prorl_table=_period_table(prorl["selection_accuracies"]),
+        comparison_table=_comparison_table(record),
         similarity=similarity,
         trl=record["packages"]["trl"],
         transformers=record["packages"]["transformers"],
@@ -257,6 +298,45 @@ def _accuracy_table(record: dict[str, Any]) -> str:
             cells.append(f"{rise[kind]:+.3f} ± {rise[error]:.3f}" if rise else "")
         rows.append(f"| {' | '.join(cells)} | {accuracy['greedy_worked_share']:.0%} |")
     return "\n".join(rows)
+
+
+def _num_steps(record: dict[str, Any]) -> dict[str, int]:
+    prorl = record["prorl"]
+    return {
+        "rlvr": record["rlvr"]["num_steps"],
+        "prorl": prorl["accepted_period"] * prorl["num_steps_per_period"],
+        "sft": record["sft"]["num_steps"],
+    }
+
+
+def _period_table(accuracies: list[dict[str, float]]) -> str:
+    names = ["base", *(f"period {number}" for number in range(1, len(accuracies)))]
+    cells = [f"{a['sampled']:.3f} / {a['greedy']:.3f}" for a in accuracies]
+    return "\n".join([_row(names), _row(["---"] * len(names)), _row(cells)])
+
+
+def _comparison_table(record: dict[str, Any]) -> str:
+    accuracy, names = record["accuracy"], list(record["accuracy"]["backbones"])
+    steps, changes = _num_steps(record), record["relative_weight_change"]
+    rows = {
+        "steps from the base": [f"{steps[name]:,}" if name in steps else "" for name in names],
+        "weight change": [f"{changes[name]:.4f}" if name in changes else "" for name in names],
+    }
+    for problems, key in (("selection", "selection"), ("test", "backbones")):
+        for kind in ("sampled", "greedy"):
+            rows[f"{kind} accuracy, {problems} problems"] = [
+                f"{of_one[kind]:.3f} ± {of_one[f'{kind}_standard_error']:.3f}"
+                for of_one in accuracy[key].values()
+            ]
+    for metric, title in SIMILARITIES.items():
+        values = (record["similarity"].get(name) for name in names)
+        rows[title] = [f"{value[metric]:.4f}" if value else "" for value in values]
+    head = [_row(["", *names]), _row(["---"] * (1 + len(names)))]
+    return "\n".join([*head, *(_row([title, *cells]) for title, cells in rows.items())])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _family_table(by_family: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tiny.evaluate import MAX_NEW_TOKENS, load_tokenizer
 from tiny.lm import load_model
-from tiny.tasks import FAMILIES, FAMILY_WEIGHTS, draw_problem, is_correct
+from tiny.tasks import draw_training_problems, is_correct
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,8 @@ def exact_answer_reward(
 
 
 def training_prompts(seed: int) -> Dataset:
-    """Draw training problems as columns `prompt` and `answer`, the hard families more often."""
-    rng = random.Random(seed)
-    weights = [FAMILY_WEIGHTS.get(family, 1) for family in FAMILIES]
-    problems = [
-        draw_problem(rng, held_out=False, family=family)
-        for family in rng.choices(list(FAMILIES), weights, k=NUM_TRAINING_PROMPTS)
-    ]
+    """Draw training problems as columns `prompt` and `answer`."""
+    problems = draw_training_problems(random.Random(seed), NUM_TRAINING_PROMPTS)
     return Dataset.from_list(
         [{"prompt": problem.prompt, "answer": problem.answer} for problem in problems]
     )

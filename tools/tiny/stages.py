@@ -5,6 +5,8 @@ import json
 import logging
 import platform
 import random
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
@@ -16,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen2ForCausalLM
 
-from tiny import card, controls, corpus, evaluate, grpo, lm, sft
+from tiny import BACKBONES, card, controls, corpus, evaluate, grpo, lm, prorl, sft
 from tiny import pairs as pairs_module
 from tiny.stdlib import Function, read_functions, stdlib_path
 from tiny.tasks import FAMILY_WEIGHTS
@@ -24,15 +26,16 @@ from tiny.tokenizer import save_tokenizer, train_tokenizer
 from tiny.wordnet import Synset, read_licence, read_synsets
 
 logger = logging.getLogger(__name__)
-BACKBONES = ("base", "rlvr", "sft")
 RECORDED_STAGES = (
     "pairs",
     "tokenizer",
     "stream",
     "base",
     "rlvr",
+    "prorl",
     "sft",
     "accuracy",
+    "similarity",
     "repeatability",
 )
 RECORDED_PACKAGES = ("torch", "transformers", "tokenizers", "trl", "numpy", "datasets")
@@ -143,6 +146,14 @@ def build_rlvr(folders: Folders) -> dict[str, object]:
     return {**asdict(config), "family_weights": FAMILY_WEIGHTS}
 
 
+def build_prorl(folders: Folders) -> dict[str, object]:
+    """Train the ProRL backbone and write it rounded to bf16."""
+    config = prorl.ProrlConfig()
+    model, outcome = prorl.train_prorl(folders.out / "base", config, folders.work / "prorl")
+    lm.save_model(model, folders.out / "prorl")
+    return {**asdict(config), **outcome, "family_weights": FAMILY_WEIGHTS}
+
+
 def build_sft(folders: Folders) -> dict[str, object]:
     """Train the SFT backbone and write it rounded to bf16."""
     config = sft.SftConfig()
@@ -151,19 +162,21 @@ def build_sft(folders: Folders) -> dict[str, object]:
 
 
 def build_accuracy(folders: Folders) -> dict[str, object]:
-    """Measure the backbones on the test problems, and refuse a tuned one that is no better.
+    """Measure the backbones, and refuse a tuned one that is no better on the test problems.
 
     Raises:
         RuntimeError: the sampled or the greedy accuracy of a tuned backbone does not rise over the
             base by more than two standard errors.
     """
     torch.set_num_threads(1)
-    problems = evaluate.test_problems()
+    problems, chosen_on = evaluate.test_problems(), evaluate.selection_problems()
     tokenizer = evaluate.load_tokenizer(folders.out / "base")
     measured: dict[str, evaluate.Accuracies] = {}
+    on_selection: dict[str, dict[str, float]] = {}
     for name in BACKBONES:
         model = lm.load_model(folders.out / name)
         measured[name] = evaluate.measure(model, tokenizer, problems)
+        on_selection[name] = evaluate.measure(model, tokenizer, chosen_on).summary()
         logger.info("%s: %s", name, measured[name].summary())
     rises = {name: evaluate.rises(measured["base"], measured[name]) for name in BACKBONES[1:]}
     for name, rise in rises.items():
@@ -175,6 +188,7 @@ def build_accuracy(folders: Folders) -> dict[str, object]:
         "num_problems": len(problems),
         "num_samples": evaluate.NUM_SAMPLES,
         "backbones": {name: value.summary() for name, value in measured.items()},
+        "selection": on_selection,
         "rise_over_base": rises,
         "by_family": {name: value.by_family(problems) for name, value in measured.items()},
     }
@@ -195,6 +209,13 @@ def build_repeatability(folders: Folders) -> dict[str, object]:
     def reinforced(steps: int) -> Qwen2ForCausalLM:
         return grpo.train_grpo(base, grpo.GrpoConfig(num_steps=steps), folders.work / "grpo")
 
+    def prolonged(steps: int) -> Qwen2ForCausalLM:
+        model, reference = lm.load_model(base), lm.load_model(base)
+        short = prorl.ProrlConfig(num_steps_per_period=steps, num_warmup_steps=1)
+        torch.set_num_threads(short.num_threads)
+        prorl.train_period(model, reference, evaluate.load_tokenizer(base), short, 0)
+        return model
+
     def tuned(steps: int) -> Qwen2ForCausalLM:
         return sft.train_sft(base, sft.SftConfig(num_steps=steps))
 
@@ -202,6 +223,7 @@ def build_repeatability(folders: Folders) -> dict[str, object]:
     for name, train, steps in (
         ("base", pretrained, 10),
         ("rlvr", reinforced, 3),
+        ("prorl", prolonged, 3),
         ("sft", tuned, 10),
     ):
         first, second = (train(steps).state_dict() for _ in range(2))
@@ -209,6 +231,32 @@ def build_repeatability(folders: Folders) -> dict[str, object]:
         logger.info("%s: %d steps twice, bit-identical: %s", name, steps, is_equal)
         record[name] = {"num_steps": steps, "is_bit_identical": is_equal}
     return record
+
+
+def build_similarity(folders: Folders) -> dict[str, object]:
+    """Compare every tuned backbone with the base on the probes, at the output, as shipped."""
+    models = [f"{name}={folders.out / name}" for name in BACKBONES]
+    options = {
+        "--texts": folders.out / "probes.jsonl",
+        "--layers": "output",
+        "--metrics": "cka,knn_overlap,procrustes,dimension_correlation",
+        "--null": 0,
+        "--out": folders.work / "compared",
+    }
+    command = [sys.executable, "-m", "hrsa_lightning.compare", *models]
+    for option, value in options.items():
+        command += [option, str(value)]
+    subprocess.run(command, check=True)
+    results = json.loads((folders.work / "compared" / "results.json").read_text())
+    return {
+        comparison["model"]: {
+            row["metric"]: round(row["value"], 4)
+            for row in comparison["values"]
+            if row["metric"] in card.SIMILARITIES
+        }
+        for comparison in results["comparisons"]
+        if comparison["reference"] == "base"
+    }
 
 
 def build_card(folders: Folders) -> dict[str, object]:

@@ -168,6 +168,15 @@ def draw_problem(rng: random.Random, *, held_out: bool, family: str | None = Non
             return problem
 
 
+def draw_training_problems(rng: random.Random, count: int) -> list[Problem]:
+    """Draw problems for reinforcement learning, the hard families more often."""
+    weights = [FAMILY_WEIGHTS.get(family, 1) for family in FAMILIES]
+    return [
+        draw_problem(rng, held_out=False, family=family)
+        for family in rng.choices(list(FAMILIES), weights, k=count)
+    ]
+
+
 def held_out_problems(max_per_family: int, seed: int) -> list[Problem]:
     """Draw distinct held-out problems: as many of each family as asked for, or as there are."""
     rng = random.Random(seed)
