@@ -56,7 +56,7 @@ def test_the_summary_names_what_one_dimension_dominates_and_leaves_undefined_met
         "b",
         "a",
         {"output": "output"},
-        Heatmap(["output"], ["output"], [[1.0]], [[1.0]], 9),
+        Heatmap(["output"], ["output"], [[1.0]], [[1.0]], None, None, 9),
         [
             value("procrustes_residual", 0.5, identity=0.161, p_value=0.005),
             value("inverse_row_entropy", float("nan")),

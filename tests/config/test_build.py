@@ -214,5 +214,5 @@ def test_time_is_up_for_a_start_and_not_for_the_run(tmp_path):
 @pytest.mark.parametrize("name", ["LearningRateFinder", "BatchSizeFinder"])
 def test_callbacks_that_cannot_be_resumed_are_refused(name):
     config = _config(f"callbacks.search._target_=lightning.pytorch.callbacks.{name}")
-    with pytest.raises(ConfigError, match=rf"callbacks.search._target_: expected .* got .*{name}:"):
+    with pytest.raises(ConfigError, match=rf"callbacks.search._target_: expected .* got .*{name}"):
         build_callbacks(config)
