@@ -239,7 +239,7 @@ def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path, ca
         "callbacks.other.every_n_train_steps=1",
     )
     screen = capsys.readouterr().out
-    for text in ("against_other at output, before -> after", "against_other.png", "report.html"):
+    for text in ("against_other at output, before → after", "against_other.png", "report.html"):
         assert text in screen
     assert (second / "report" / "report.html").is_file()
     records = read_tags(second / "against_other.jsonl")
