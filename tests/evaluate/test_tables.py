@@ -116,7 +116,7 @@ def test_runs_of_different_recipes_are_different_arms(runs, tmp_path):
 
     other = tmp_path / "other"
     other.mkdir()
-    text = (runs[1] / "config.yaml").read_text().replace("lr: 0.004", "lr: 0.001")
+    text = (runs[1] / "config.yaml").read_text().replace("lr: 0.002", "lr: 0.001")
     (other / "config.yaml").write_text(text)
     (other / "adapters").symlink_to(runs[1] / "adapters")
     models = [model for run in (runs[0], other) for model in find_models(f"{run}:base")]

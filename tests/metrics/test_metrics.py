@@ -211,7 +211,8 @@ def test_plot(name: str) -> None:
     assert axes is not None
     _, axes = metric.plot([metric.compute(), metric.compute()])
     assert len(axes.lines[0].get_xdata()) == 2
-    assert pyplot.get_fignums() == []
+    assert len(pyplot.get_fignums()) == 2, "as those of torchmetrics, for notebooks and show()"
+    pyplot.close("all")
 
 
 @EACH
