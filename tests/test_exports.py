@@ -75,4 +75,4 @@ def test_commands_are_modules_with_a_main():
     )
     assert done.returncode == 0
     assert "quickstart" in done.stdout
-    assert len(done.stdout.splitlines()) < 40
+    assert len(done.stdout.splitlines()) < 50

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.report.answer import (
     answer_of,
     base_of,
@@ -39,6 +38,7 @@ from hrsa_lightning.report.verdict import (
     findings_of,
     side_of,
 )
+from hrsa_lightning.similarity.history import MAPS
 from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
@@ -149,7 +149,7 @@ def _details(findings: Findings, pictures: Pictures, pairs: Sequence[Pair]) -> l
     """Layer-by-layer maps and spectra."""
     found = [
         (f"Every layer against every layer ({info_of(kind).title})", "maps", gallery)
-        for kind in HEATMAPS
+        for kind in MAPS
         if (gallery := pictures.maps(pairs, kind)).panels or kind == "cka"
     ]
     for kind, heading in (

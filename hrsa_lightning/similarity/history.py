@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io import numbered, read_json_lines, write_text
-from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
 __all__ = [
@@ -39,6 +38,9 @@ DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 
 _NUMBERS = ("value", "chance", "low", "high", "identity", "null_95", "p_value")
+MAPS = ("cka", "cka_standardized", "dimension_correlation")
+"""Those of `hrsa_lightning.metrics.heatmaps.HEATMAPS`, which takes torch to import."""
+
 _SPECTRA = ("singular_values", "row_entropy")
 _LARGEST = 1e100
 """Larger values are taken as undefined, so that squares and sums stay finite."""
@@ -280,7 +282,7 @@ def _measurement(step: int, fields: dict[str, Any]) -> Measurement:
 def _detail(fields: dict[str, Any]) -> Detail:
     """A map has rows and columns, a spectrum has neither."""
     rows, columns = fields.get("rows", ()), fields.get("columns", ())
-    if (fields["kind"] in HEATMAPS and not rows) or (fields["kind"] in _SPECTRA and rows):
+    if (fields["kind"] in MAPS and not rows) or (fields["kind"] in _SPECTRA and rows):
         raise ValueError
     if rows:
         shape = [len(columns)] * len(rows)

@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity import Measurement, read_history, summarize
 from hrsa_lightning.similarity.history import (
+    MAPS,
     Detail,
     Evaluation,
     append_record,
@@ -176,6 +178,10 @@ def test_details_of_version_0_1(tmp_path):
     assert math.isnan(grid.values[0][1])
     expected = Detail(2, "row_entropy", [0.5], "math", "rlvr", "base", "output")
     assert entropy == expected._replace(monitor="similarity")
+
+
+def test_the_maps_are_those_of_the_metrics():
+    assert tuple(HEATMAPS) == MAPS
 
 
 def test_histories_are_read_without_torch():
