@@ -30,7 +30,7 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS, Measurement, headline_layer
+from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 from hrsa_lightning.similarity.metric_info import HEADLINE, info_of
 from hrsa_lightning.similarity.references import INITIAL
 
@@ -114,7 +114,7 @@ def cards_of(
             group = f"{_TASK}/{group}"
         elif m.reference and is_own:
             group = f"{group}_initial"
-        is_main = m.layer in (layer, MEAN_OVER_LAYERS) and not m.label
+        is_main = m.layer == layer and not m.label
         is_headline = m.metric in shown and is_main and bool(m.reference)
         rest = f"{group}_layers" if compared and not is_score else group
         where = "".join(f"/{part}" for part in (m.layer, m.label) if part)
