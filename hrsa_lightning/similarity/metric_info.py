@@ -154,7 +154,7 @@ def main_metrics(metrics: Sequence[str], *, is_dominated: bool = False) -> list[
         >>> main_metrics(["mine"])
         ['mine']
     """
-    ranked = [*headline_metrics(metrics), *metrics]
+    ranked = list(dict.fromkeys([*headline_metrics(metrics), *metrics]))
     if is_dominated:
         ranked.sort(key="cka_standardized".__ne__)
     found = [next((m for m in ranked if info_of(m).kind == kind), "") for kind in KINDS]

@@ -160,7 +160,7 @@ def test_four_bits_leave_embeddings_and_adapters_as_they_are():
 def test_steps_and_tokens():
     plan = _plan("trainer.max_steps=-1", "data.batch_size=16", examples=1000, text_tokens=20)
     assert plan.workload.steps == 62
-    assert plan.workload.tokens == 16 * 5 * 20
+    assert plan.workload.tokens == 16 * 3 * 20
     assert _plan("data.train=[somewhere.jsonl]", "trainer.max_steps=-1").workload.steps is None
 
 
