@@ -55,7 +55,7 @@ def whole_run(tmp_path_factory):
 
 def test_quickstart_shows_tables_pictures_and_the_tensorboard_line(whole_run):
     folder, done = whole_run
-    for text in ("rlvr_vs_base", "sft_vs_base", "base_seed2_vs_base", "mrr@10", "knn_overlap_10"):
+    for text in ("rlvr vs base", "sft vs base", "base_seed2 vs base", "mrr@10", "knn_overlap_10"):
         assert text in done.stdout
     control = "base_seed2 is base with its own order of batches, drawn negatives and adapters"
     assert control in " ".join(done.stdout.split())
