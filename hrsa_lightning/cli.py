@@ -5,7 +5,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def listing(described: Mapping[str, str]) -> str:
+    """Names and what they are, a line each, in two columns."""
+    width = max(map(len, described), default=0)
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
+
+
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `EncoderOptions.of` reads."""
     add: Any = parser.add_argument
@@ -188,9 +194,8 @@ def markdown_text(text: str) -> str:
 
 
 def _usage() -> str:
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return f"usage: hrsa COMMAND ...\n\n{listing}\n\nhrsa COMMAND --help says more; hrsa --version."
+    more = "hrsa COMMAND --help says more; hrsa --version."
+    return f"usage: hrsa COMMAND ...\n\n{listing(COMMANDS)}\n\n{more}"
 
 
 if __name__ == "__main__":

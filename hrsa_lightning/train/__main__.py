@@ -8,11 +8,11 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrsa_lightning.cli import answered, program
+from hrsa_lightning.cli import answered, listing, program
 from hrsa_lightning.config import (
     describe_presets,
     describe_recipes,
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    recipes, presets = _listing(describe_recipes()), _listing(describe_presets())
+    recipes, presets = listing(describe_recipes()), listing(describe_presets())
     parser = argparse.ArgumentParser(
         prog=program("train"),
         usage="%(prog)s recipe=NAME [key=value ...] [--print-config]",
@@ -72,11 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     return parser
-
-
-def _listing(described: Mapping[str, str]) -> str:
-    width = max(map(len, described), default=0)
-    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
 
 
 def _checked_pairs(config: Config) -> "list[PairSource]":
