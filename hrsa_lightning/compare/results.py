@@ -62,9 +62,13 @@ def write_overview(found: Sequence[tuple[str, str, Path, ComparisonResults]], ou
             cells = [_number(values[m]) if m in values else "" for m in metrics]
             rows.append([title, kind, folder.as_posix(), str(results.num_rows), *cells])
     header = ["comparison", "kind", "folder", "rows", *metrics]
-    linked = [[f"[{row[0]}]({row[2]}/report.md)", row[1], *row[3:]] for row in rows]
-    lines = ["# Overview", "", f"Means over layers where there are several, else {OUTPUT}.", ""]
-    lines += markdown_table([[*header[:2], *header[3:]], *linked])
+    lines = [
+        "# Overview",
+        "",
+        f"Means over layers where there are several, else {OUTPUT}. Each folder has a report.",
+        "",
+        *markdown_table([header, *rows]),
+    ]
     write_text(out / "overview.csv", csv_text([tuple(header), *map(tuple, rows)]))
     write_text(out / "report.md", "\n".join(lines) + "\n")
 

@@ -125,5 +125,5 @@ def test_memory_of_long_texts_does_not_grow_with_their_number(tmp_path):
         extractor = evaluator.extractor
         assert len(extractor.probes[""].order) == count // 4
         peaks.append(peak_bytes(extractor.extract))
-    # Four texts of 1,024 tokens make as large a batch as 32 of 128; a second one adds its rows only.
+    # Four texts of 1,024 tokens are as large a batch as 32 of 128; a second one adds its rows only.
     assert peaks[1] < 1.1 * peaks[0]
