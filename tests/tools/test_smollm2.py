@@ -12,7 +12,9 @@ from smollm2 import accuracy, problems, training
 
 BASE = Path(__file__).resolve().parents[2] / "hrsa_lightning" / "assets" / "tiny" / "base"
 RLVR = replace(training.RLVR, num_prompts=2, num_generations=4, max_steps=3, checkpoint_every=1)
-SFT = replace(training.SFT, num_prompts=2, rows_per_pass=1, max_steps=3, checkpoint_every=1)
+SFT = replace(
+    training.SFT, num_prompts=2, num_generations=1, rows_per_pass=1, max_steps=3, checkpoint_every=1
+)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tiny.prorl import sample
 
 from smollm2.backbones import load
 from smollm2.problems import Problem, held_out_problems, is_correct
-from smollm2.training import MAX_NEW_TOKENS
+from smollm2.training import MAX_NEW_TOKENS, end_token
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,13 @@ def _measure(work: Path, name: str, problems: list[Problem]) -> Accuracies:
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if len(done) < len(problems):
         model, tokenizer = load(work / name), load_tokenizer(work / name)
+        end = end_token(tokenizer)
         for start in range(len(done), len(problems), _BATCH_SIZE):
             batch = problems[start : start + _BATCH_SIZE]
             prompts = [problem.prompt for problem in batch]
             generator = torch.Generator().manual_seed(start)
             greedy, sampled = (
-                sample(model, tokenizer, prompts, count, drawn, MAX_NEW_TOKENS)
+                sample(model, tokenizer, prompts, count, drawn, MAX_NEW_TOKENS, end)
                 for count, drawn in ((1, None), (NUM_SAMPLES, generator))
             )
             lines = []
@@ -66,5 +67,5 @@ def _measure(work: Path, name: str, problems: list[Problem]) -> Accuracies:
     return Accuracies(
         sampled=np.array([line["sampled"] for line in done], dtype=np.float64),
         greedy=np.array([line["greedy"] for line in done], dtype=np.float64),
-        worked=float(np.mean(["The answer is" in line["text"] for line in done])),
+        worked=float(np.mean(["=" in line["text"] for line in done])),
     )

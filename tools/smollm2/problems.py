@@ -12,6 +12,16 @@ _NAMES = ("Tom", "Ann", "Ben", "Mia", "Sam", "Eva", "Max", "Zoe")
 _THINGS = ("apples", "books", "coins", "pens", "cards", "stamps", "shells", "cups")
 
 
+EXAMPLES = """\
+Question: Ann has 3 pens and finds 4 more. How many pens does Ann have?
+Answer: 3 + 4 = 7
+Question: Tom has 9 cups and gives 5 cups to Eva. How many cups does Tom have left?
+Answer: 9 - 5 = 4
+Question: Sam has 2 boxes with 4 books in each box. How many books does Sam have?
+Answer: 2 * 4 = 8
+"""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question with its worked steps and its answer.
@@ -28,13 +38,16 @@ class Problem:
 
     @property
     def prompt(self) -> str:
-        """What the model is given, in the template of SmolLM2's chats."""
-        return f"<|im_start|>user\n{self.question}<|im_end|>\n<|im_start|>assistant\n"
+        """What the model is given; the completion is the rest of the line.
+
+        Without the examples, the base talks on and is hardly ever right.
+        """
+        return f"{EXAMPLES}Question: {self.question}\nAnswer:"
 
     @property
     def trace(self) -> str:
         """The worked answer that supervised fine-tuning imitates."""
-        return f"{'. '.join(self.steps)}. The answer is {self.answer}."
+        return f" {'. '.join(self.steps)}. The answer is {self.answer}."
 
     @property
     def is_held_out(self) -> bool:
@@ -43,8 +56,8 @@ class Problem:
 
 
 def _give(rng: random.Random, one: str, other: str, things: str) -> Problem:
-    has = rng.randint(5, 40)
-    gives = rng.randint(2, has - 1)
+    has = rng.randint(4, 20)
+    gives = rng.randint(1, has - 1)
     left = has - gives
     question = (
         f"{one} has {has} {things} and gives {gives} {things} to {other}."
@@ -53,35 +66,33 @@ def _give(rng: random.Random, one: str, other: str, things: str) -> Problem:
     return Problem(question, (f"{has} - {gives} = {left}",), str(left))
 
 
-def _gather(rng: random.Random, one: str, other: str, things: str) -> Problem:
-    has, given, found = rng.randint(2, 20), rng.randint(2, 20), rng.randint(2, 9)
-    middle, total = has + given, has + given + found
+def _find(rng: random.Random, one: str, other: str, things: str) -> Problem:
+    has, finds = rng.randint(2, 20), rng.randint(2, 12)
+    total = has + finds
     question = (
-        f"{one} has {has} {things}. {other} gives {one} {given} more, and then {one} finds"
-        f" {found} more. How many {things} does {one} have now?"
+        f"{one} has {has} {things} and finds {finds} more. How many {things} does {one} have?"
     )
-    steps = (f"{has} + {given} = {middle}", f"{middle} + {found} = {total}")
-    return Problem(question, steps, str(total))
+    return Problem(question, (f"{has} + {finds} = {total}",), str(total))
 
 
 def _boxes(rng: random.Random, one: str, other: str, things: str) -> Problem:
-    boxes, each = rng.randint(2, 9), rng.randint(2, 12)
+    boxes, each = rng.randint(2, 9), rng.randint(2, 9)
     total = boxes * each
     question = (
-        f"{one} buys {boxes} boxes for {other} with {each} {things} in each box."
-        f" How many {things} does {other} get?"
+        f"{one} has {boxes} boxes with {each} {things} in each box."
+        f" How many {things} does {one} have?"
     )
     return Problem(question, (f"{boxes} * {each} = {total}",), str(total))
 
 
-def _gain_and_lose(rng: random.Random, one: str, other: str, things: str) -> Problem:
-    has, gets = rng.randint(5, 30), rng.randint(2, 20)
+def _get_and_lose(rng: random.Random, one: str, other: str, things: str) -> Problem:
+    has, gets = rng.randint(2, 12), rng.randint(2, 9)
     middle = has + gets
-    loses = rng.randint(2, middle - 1)
+    loses = rng.randint(1, middle - 1)
     left = middle - loses
     question = (
-        f"{one} has {has} {things}, gets {gets} more from {other} and then loses {loses}."
-        f" How many {things} does {one} have in the end?"
+        f"{one} has {has} {things}, gets {gets} more from {other} and loses {loses} {things}."
+        f" How many {things} does {one} have?"
     )
     steps = (f"{has} + {gets} = {middle}", f"{middle} - {loses} = {left}")
     return Problem(question, steps, str(left))
@@ -89,9 +100,9 @@ def _gain_and_lose(rng: random.Random, one: str, other: str, things: str) -> Pro
 
 FAMILIES: tuple[Callable[[random.Random, str, str, str], Problem], ...] = (
     _give,
-    _gather,
+    _find,
     _boxes,
-    _gain_and_lose,
+    _get_and_lose,
 )
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from tiny.prorl import Group, graded, grpo_loss, log_probs, sample
 from transformers import PreTrainedTokenizerBase
 
 from smollm2.backbones import merge, with_adapters
-from smollm2.problems import Problem, draw_problems, is_correct
+from smollm2.problems import EXAMPLES, Problem, draw_problems, is_correct
 
 logger = logging.getLogger(__name__)
 
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS = 32
+END = "\n"
+"""What ends a completion: all of them are the rest of a line."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class TrainingConfig:
         max_steps: Steps at most.
         learning_rate: Constant after `num_warmup_steps` steps.
         num_prompts: Problems a step.
-        num_generations: Completions of each (RLVR).
-        rows_per_pass: Problems whose graph is held at once.
+        num_generations: Completions of each in RLVR; in SFT, problems that share a row's examples.
+        rows_per_pass: Prompts, with all their completions, whose graph is held at once.
         checkpoint_every: Steps between two checkpoints.
         keep_every: Steps between two adapters that are kept for good.
         window: RLVR ends when the mean reward of so many steps is no higher than that of as many
@@ -44,7 +46,7 @@ class TrainingConfig:
     max_steps: int
     learning_rate: float
     num_prompts: int
-    num_generations: int = 1
+    num_generations: int = 8
     rows_per_pass: int = 2
     num_warmup_steps: int = 10
     max_grad_norm: float = 1.0
@@ -53,8 +55,8 @@ class TrainingConfig:
     window: int = 40
 
 
-RLVR = TrainingConfig(seed=17, max_steps=400, learning_rate=2e-4, num_prompts=8, num_generations=8)
-SFT = TrainingConfig(seed=23, max_steps=2000, learning_rate=2e-4, num_prompts=32, rows_per_pass=16)
+RLVR = TrainingConfig(seed=17, max_steps=400, learning_rate=2e-4, num_prompts=8)
+SFT = TrainingConfig(seed=23, max_steps=2000, learning_rate=2e-4, num_prompts=32)
 _Step = Callable[[PeftModel, PreTrainedTokenizerBase, int], dict[str, float]]
 
 
@@ -71,7 +73,8 @@ def train_rlvr(work: Path, config: TrainingConfig = RLVR) -> None:
             prompts,
             config.num_generations,
             generator,
-            max_new_tokens=MAX_NEW_TOKENS,
+            MAX_NEW_TOKENS,
+            end_token(tokenizer),
         )
         groups, reward = graded(tokenizer, problems, completions, is_correct)
         _backward(model, groups, config.rows_per_pass)
@@ -92,14 +95,13 @@ def train_sft(work: Path, config: TrainingConfig = SFT) -> None:
     num_tokens = json.loads(record.read_text())["tokens"]
 
     def step(model: PeftModel, tokenizer: PreTrainedTokenizerBase, number: int) -> dict[str, float]:
-        groups = []
-        for problem in _problems(config, number):
-            trace = [*tokenizer(problem.trace)["input_ids"], tokenizer.eos_token_id]
-            prompt = tokenizer(problem.prompt)["input_ids"]
-            # With an advantage of 1, the policy gradient is that of the likelihood.
-            groups.append(Group(prompt, [trace], torch.ones(1)))
+        problems = _problems(config, number)
+        groups = [
+            _traces(tokenizer, problems[start : start + config.num_generations])
+            for start in range(0, len(problems), config.num_generations)
+        ]
         loss = _backward(model, groups, config.rows_per_pass)
-        return {"loss": loss, "tokens": sum(len(group.completions[0]) for group in groups)}
+        return {"loss": loss, "tokens": sum(int(a.sum()) for g in groups for a in g.advantages)}
 
     def is_over(log: list[dict[str, float]]) -> bool:
         return sum(line["tokens"] for line in log) >= num_tokens
@@ -113,16 +115,45 @@ def _problems(config: TrainingConfig, step: int) -> list[Problem]:
     return draw_problems(rng, config.num_prompts, held_out=False)
 
 
+def _traces(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> Group:
+    """Problems with their traces as completions of one prompt, the examples before them.
+
+    With an advantage of 1 the policy gradient is that of the likelihood; questions have 0.
+    """
+    completions, advantages = [], []
+    for problem in problems:
+        question = tokenizer(problem.prompt.removeprefix(EXAMPLES))["input_ids"]
+        trace = tokenizer(problem.trace + END)["input_ids"]
+        completions.append([*question, *trace])
+        advantages.append(torch.tensor([0.0] * len(question) + [1.0] * len(trace)))
+    return Group(tokenizer(EXAMPLES)["input_ids"], completions, advantages)
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token of `END`."""
+    ids = tokenizer(END)["input_ids"]
+    return int(ids[0])
+
+
 def _backward(model: PeftModel, groups: list[Group], rows: int) -> float:
-    """Add the gradient of the mean over all tokens, a few rows at a time; return their loss."""
-    total = sum(len(ids) for group in groups for ids in group.completions)
-    loss = 0.0
-    for start in range(0, len(groups), rows):
-        values, advantages = log_probs(model.get_base_model(), groups[start : start + rows])
-        share = len(values) / total
-        (share * grpo_loss(values, values.detach(), advantages, beta=0.0)).backward()
-        loss -= float(values.detach().sum()) / total
-    return loss
+    """Add the gradient of the mean over all tokens with an advantage, a few rows at a time.
+
+    Returns:
+        The mean negative log-likelihood of these tokens.
+    """
+    passes = [groups[start : start + rows] for start in range(0, len(groups), rows)]
+    total, loss = 0, 0.0
+    for part in passes:
+        values, advantages = log_probs(model.get_base_model(), part)
+        counted = advantages != 0
+        values, advantages = values[counted], advantages[counted]
+        total += len(values)
+        (len(values) * grpo_loss(values, values.detach(), advantages, beta=0.0)).backward()
+        loss -= float(values.detach().sum())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= total
+    return loss / max(total, 1)
 
 
 def _train(

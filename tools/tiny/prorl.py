@@ -52,11 +52,14 @@ class ProrlConfig:
 
 @dataclass(frozen=True)
 class Group:
-    """Completions of one prompt and how much better each is than their mean, in deviations."""
+    """Completions of one prompt and how much better each is than their mean, in deviations.
+
+    An advantage is one number, or one for each token of its completion.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
-    advantages: torch.Tensor
+    advantages: Sequence[torch.Tensor]
 
 
 @torch.no_grad()
@@ -67,6 +70,7 @@ def sample(
     num_generations: int,
     generator: torch.Generator | None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    end_token_id: int | None = None,
 ) -> list[list[list[int]]]:
     """Sample completions at temperature 1, with their end token where they have one.
 
@@ -77,10 +81,12 @@ def sample(
         num_generations: completions of each prompt.
         generator: decides the samples; without one, the likeliest token is taken.
         max_new_tokens: of a completion.
+        end_token_id: ends a completion; the tokenizer's end of text if not given.
 
     Returns:
         Token ids by prompt and completion.
     """
+    end = tokenizer.eos_token_id if end_token_id is None else end_token_id
     batch = tokenizer(list(prompts), padding=True, return_tensors="pt")
     mask = batch["attention_mask"]
     cache = DynamicCache(config=model.config)
@@ -108,7 +114,7 @@ def sample(
             ids = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[1] - 1)
         for row, token in zip(rows.tolist(), ids[:, 0].tolist(), strict=True):
             completions[row].append(token)
-        going = (ids[:, 0] != tokenizer.eos_token_id).nonzero()[:, 0]
+        going = (ids[:, 0] != end).nonzero()[:, 0]
         if not len(going):
             break
         if len(going) < len(rows):
