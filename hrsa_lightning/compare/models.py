@@ -8,10 +8,11 @@ from torch import nn
 
 from hrsa_lightning.compare.options import ExtractionOptions
 from hrsa_lightning.config.schema import ModelConfig
-from hrsa_lightning.errors import BackboneError, ConfigError, first_line
+from hrsa_lightning.errors import BackboneError, ConfigError, EncoderError
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
+from hrsa_lightning.runs.encoder import load_sentence_transformer
 from hrsa_lightning.runs.loading import check_source
 from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.extraction import Extractor
@@ -21,7 +22,7 @@ __all__ = [
     "OUTPUT",
     "KnownModel",
     "chosen_layers",
-    "load_sentence_transformer",
+    "load_packaged",
     "make_extractor",
     "read_model",
 ]
@@ -96,42 +97,26 @@ def _is_packaged(source: Source) -> bool:
         return True
     try:
         check_source(source)
-    except BackboneError as error:
-        return "is an encoder" in str(error)
+    except EncoderError:
+        return True
+    except BackboneError:
+        pass  # told where it is loaded
     return False
 
 
 def _read_sentence_transformer(name: str, source: Source, options: ExtractionOptions) -> KnownModel:
     if options.level == "token":
         raise ConfigError(f"--level token: expected decoders, got {name}, which pools by itself")
-    loaded = load_sentence_transformer(source, options)
+    loaded = load_packaged(source, options)
     model = ModelConfig(attention="its own", pooling="its own", dtype=options.dtype or "float32")
     model.normalize = any(type(part).__name__ == "Normalize" for part in loaded)
     depth, width = len(_stacked_layers(loaded)), int(loaded.get_embedding_dimension())
     return KnownModel(name, source, model, None, depth, width, source.identity())
 
 
-def load_sentence_transformer(source: Source, options: ExtractionOptions) -> Any:
-    """A model by sentence-transformers, on the CPU.
-
-    Raises:
-        BackboneError: It cannot be loaded.
-        ConfigError: sentence-transformers is not installed.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ConfigError(
-            f"model {source.spec!r} needs sentence-transformers: pip install 'hrsa-lightning[mine]'"
-        ) from None
-    dtype = {"dtype": options.dtype} if options.dtype else {}
-    try:
-        model = SentenceTransformer(
-            source.backbone, device="cpu", revision=source.revision, model_kwargs=dtype
-        )
-    # Errors of many libraries come through: hub clients, transformers, the model's own modules.
-    except Exception as error:
-        raise BackboneError(f"model {source.spec!r}: {first_line(error)}") from error
+def load_packaged(source: Source, options: ExtractionOptions) -> Any:
+    """A model by sentence-transformers, on the CPU; see `load_sentence_transformer`."""
+    model = load_sentence_transformer(source, device="cpu", dtype=options.dtype)
     longest = model.max_seq_length or options.max_length
     model.max_seq_length = min(longest, options.max_length)
     return model.eval()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config, ModelConfig
-from hrsa_lightning.errors import BackboneError, ConfigError
+from hrsa_lightning.errors import BackboneError, ConfigError, first_line
 from hrsa_lightning.io import Query
 from hrsa_lightning.runs.resolve import Source, find_sources
 
@@ -121,7 +121,7 @@ class ModelReference:
             BackboneError: It cannot be loaded.
             ConfigError: sentence-transformers is needed and not installed.
         """
-        load = _load_sentence_transformer if self.packaged else _load_own
+        load = _load_packaged if self.packaged else _load_own
         return load(self, options or EncoderOptions())
 
 
@@ -237,32 +237,48 @@ def _saved_attention(folder: Path) -> str:
     return "causal" if content.get("is_causal") else "bidirectional"
 
 
-def _load_sentence_transformer(reference: ModelReference, options: EncoderOptions) -> Encoder:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ConfigError(
-            f"model {reference.name!r} needs sentence-transformers: "
-            "pip install 'sentence-transformers>=6,<7'"
-        ) from None
-    source = reference.source
-    dtype = {"dtype": options.dtype} if options.dtype else {}
-    try:
-        model = SentenceTransformer(
-            source.backbone,
-            device=_device(options),
-            revision=source.revision,
-            trust_remote_code=options.trust_remote_code,
-            model_kwargs=dtype,
-        )
-    # Errors of many libraries come through: hub clients, transformers, the model's own modules.
-    except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BackboneError(f"model {reference.name!r} cannot be loaded: {first}") from error
+def _load_packaged(reference: ModelReference, options: EncoderOptions) -> Encoder:
+    model = load_sentence_transformer(
+        reference.source,
+        device=_device(options),
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
     model.max_seq_length = options.max_length or min(
         _MAX_LENGTH, model.max_seq_length or _MAX_LENGTH
     )
     return SentenceTransformerEncoder(model, reference.identity(options), options.batch_size)
+
+
+def load_sentence_transformer(
+    source: Source, *, device: str, dtype: str | None, trust_remote_code: bool = False
+) -> Any:
+    """A model by sentence-transformers.
+
+    Raises:
+        BackboneError: It cannot be loaded.
+        ConfigError: sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ConfigError(
+            f"model {source.spec!r} needs sentence-transformers: "
+            "pip install 'sentence-transformers>=6,<7'"
+        ) from None
+    try:
+        return SentenceTransformer(
+            source.backbone,
+            device=device,
+            revision=source.revision,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": dtype} if dtype else {},
+        )
+    # Errors of many libraries come through: hub clients, transformers, the model's own modules.
+    except Exception as error:
+        raise BackboneError(
+            f"model {source.spec!r} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def _device(options: EncoderOptions) -> str:
