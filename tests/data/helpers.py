@@ -66,3 +66,26 @@ class CodeTokenizer:
             ord(character) + self.shift for text in texts for character in str(text)[:max_length]
         ]
         return Codes(torch.tensor(codes), list(texts))
+
+
+def replace_builder(monkeypatch, table):
+    """Answer `datasets.load_dataset_builder` with a table; returns what it and its builder get."""
+    import datasets
+
+    asked = []
+
+    class Builder:
+        __module__ = "datasets.packaged_modules.parquet.parquet"
+
+        def __init__(self, *args, **kwargs):
+            asked.append((args, kwargs))
+
+        def download_and_prepare(self):
+            pass
+
+        def as_dataset(self, split):
+            asked.append(split)
+            return table
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", Builder)
+    return asked
