@@ -114,6 +114,14 @@ def load_tokenizer(
     A tokenizer without a pad token pads with its end-of-sequence token: padding is masked out, so
     that any token would do.
 
+    Args:
+        path: as of `load_backbone`.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python files that come with the tokenizer.
+
+    Returns:
+        A tokenizer of `transformers` that gives character offsets and has a pad token.
+
     Raises:
         BackboneError: there is no tokenizer, it is not a fast one (character offsets are needed),
             or it has neither a pad nor an end-of-sequence token.

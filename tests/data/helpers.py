@@ -69,7 +69,12 @@ class CodeTokenizer:
 
 
 def replace_builder(monkeypatch, table):
-    """Answer `datasets.load_dataset_builder` with a table; returns what it and its builder get."""
+    """Answer `datasets.load_dataset_builder`; returns what it and its builder are asked.
+
+    Args:
+        monkeypatch: Of the test.
+        table: Makes the table of a name and a split.
+    """
     import datasets
 
     asked = []
@@ -77,15 +82,15 @@ def replace_builder(monkeypatch, table):
     class Builder:
         __module__ = "datasets.packaged_modules.parquet.parquet"
 
-        def __init__(self, *args, **kwargs):
-            asked.append((args, kwargs))
+        def __init__(self, path, **options):
+            self._name, self._options = path, options
 
         def download_and_prepare(self):
             pass
 
         def as_dataset(self, split):
-            asked.append(split)
-            return table
+            asked.append((self._name, self._options, split))
+            return table(self._name, split)
 
     monkeypatch.setattr(datasets, "load_dataset_builder", Builder)
     return asked

@@ -103,10 +103,10 @@ def test_unreadable_folder(tmp_path):
     ],
 )
 def test_hub_addresses(monkeypatch, address, expected):
-    asked = replace_builder(monkeypatch, datasets.Dataset.from_dict(COLUMNS))
+    asked = replace_builder(monkeypatch, lambda *_: datasets.Dataset.from_dict(COLUMNS))
     (source,) = read_pairs([address])
     name, config, split = expected
-    assert asked == [((name,), {"name": config}), split]
+    assert asked == [(name, {"name": config}, split)]
     assert (source.name, source[0]) == (address, EXPECTED["columns"][0])
 
 
