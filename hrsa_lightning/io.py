@@ -437,7 +437,13 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d*)\]")
 class ContrastivePair:
     """A query with the passages that answer it and passages that nearly do.
 
-    `positive_ids` and `negative_ids` name the documents of the passages, one each, or are empty.
+    Attributes:
+        query: A text, or an instruction and a text.
+        positives: Texts that answer it, at least one.
+        negatives: Texts that nearly do.
+        id: Name of the pair.
+        positive_ids: Of each positive, the document that it is a part of; empty where no file says.
+        negative_ids: The same of the negatives.
     """
 
     query: Query

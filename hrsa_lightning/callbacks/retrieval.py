@@ -38,7 +38,7 @@ class RetrievalMonitor(Monitor):
 
     Values are `retrieval/<arm>/mrr@10`, `retrieval/<arm>/ndcg@10`, `retrieval/<arm>/recall@1`, ….
     Passages are ranked by cosine similarity; of passages that score the same, the wrong ones count
-    as found first. All arguments that are not listed are those of `SimilarityMonitor`.
+    as found first.
 
     Args:
         pairs: Path of a JSONL file, or a list, of `query` (a text or [instruction, text]), and
@@ -53,6 +53,13 @@ class RetrievalMonitor(Monitor):
         max_length: Most tokens of a text, for the default encoding.
         batch_size: Texts per batch, for the default encoding.
         limit: Use at most so many queries; the corpus is that of these.
+        every_n_train_steps: See `SimilarityMonitor`, as for the next three.
+        every_n_epochs: How often, in epochs.
+        log_spaced: Evaluate at steps that are further and further apart.
+        max_overhead: Largest share of the training time.
+        history: File of the values; `None` writes none.
+        on_error: See `SimilarityMonitor`.
+        name: First part of the tags.
 
     Raises:
         ConfigError: When an argument has no meaning.

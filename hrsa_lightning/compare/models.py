@@ -12,7 +12,7 @@ from hrsa_lightning.errors import BackboneError, ConfigError, EncoderError
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
-from hrsa_lightning.runs.encoder import load_sentence_transformer
+from hrsa_lightning.runs.encoder import load_packaged
 from hrsa_lightning.runs.loading import check_source
 from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.extraction import Extractor
@@ -22,7 +22,7 @@ __all__ = [
     "OUTPUT",
     "KnownModel",
     "chosen_layers",
-    "load_packaged",
+    "load_sentence_transformer",
     "make_extractor",
     "read_model",
 ]
@@ -107,16 +107,16 @@ def _is_packaged(source: Source) -> bool:
 def _read_sentence_transformer(name: str, source: Source, options: ExtractionOptions) -> KnownModel:
     if options.level == "token":
         raise ConfigError(f"--level token: expected decoders, got {name}, which pools by itself")
-    loaded = load_packaged(source, options)
+    loaded = load_sentence_transformer(source, options)
     model = ModelConfig(attention="its own", pooling="its own", dtype=options.dtype or "float32")
     model.normalize = any(type(part).__name__ == "Normalize" for part in loaded)
     depth, width = len(_stacked_layers(loaded)), int(loaded.get_embedding_dimension())
     return KnownModel(name, source, model, None, depth, width, source.identity())
 
 
-def load_packaged(source: Source, options: ExtractionOptions) -> Any:
-    """A model by sentence-transformers, on the CPU; see `load_sentence_transformer`."""
-    model = load_sentence_transformer(source, device="cpu", dtype=options.dtype)
+def load_sentence_transformer(source: Source, options: ExtractionOptions) -> Any:
+    """A model by sentence-transformers, on the CPU, see `load_packaged`."""
+    model = load_packaged(source, device="cpu", dtype=options.dtype)
     longest = model.max_seq_length or options.max_length
     model.max_seq_length = min(longest, options.max_length)
     return model.eval()

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hrsa_lightning.compare.models import (
     KnownModel,
     chosen_layers,
-    load_packaged,
+    load_sentence_transformer,
     make_extractor,
 )
 from hrsa_lightning.compare.options import ExtractionOptions
@@ -220,7 +220,7 @@ class ModelRunner:
     def _run(self, known: KnownModel, home: Path) -> None:
         packaged = known.tokenizer is None
         if packaged:
-            model = load_packaged(known.source, self._options).to(self._device)
+            model = load_sentence_transformer(known.source, self._options).to(self._device)
         else:
             model = load_model(known.source, known.model).to(self._device)
         layers = chosen_layers(model, self._options, known.name)

@@ -45,7 +45,12 @@ _FORMAT = 1
 
 
 class PairSource(Protocol):
-    """A readable, checked sequence of pairs. `negative_counts` has one number per pair."""
+    """A readable, checked sequence of pairs.
+
+    Attributes:
+        name: What messages call it.
+        negative_counts: (num_pairs,), hard negatives of each pair.
+    """
 
     name: str
     negative_counts: NDArray[np.int32]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from hrsa_lightning.config.schema import Config, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
 from hrsa_lightning.io import Query
+from hrsa_lightning.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.runs.resolve import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -121,7 +122,7 @@ class ModelReference:
             BackboneError: It cannot be loaded.
             ConfigError: sentence-transformers is needed and not installed.
         """
-        load = _load_packaged if self.packaged else _load_own
+        load = _load_sentence_transformer if self.packaged else _load_own
         return load(self, options or EncoderOptions())
 
 
@@ -237,8 +238,8 @@ def _saved_attention(folder: Path) -> str:
     return "causal" if content.get("is_causal") else "bidirectional"
 
 
-def _load_packaged(reference: ModelReference, options: EncoderOptions) -> Encoder:
-    model = load_sentence_transformer(
+def _load_sentence_transformer(reference: ModelReference, options: EncoderOptions) -> Encoder:
+    model = load_packaged(
         reference.source,
         device=_device(options),
         dtype=options.dtype,
@@ -250,13 +251,19 @@ def _load_packaged(reference: ModelReference, options: EncoderOptions) -> Encode
     return SentenceTransformerEncoder(model, reference.identity(options), options.batch_size)
 
 
-def load_sentence_transformer(
-    source: Source, *, device: str, dtype: str | None, trust_remote_code: bool = False
+def load_packaged(
+    source: Source, *, device: str, dtype: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """A model by sentence-transformers.
+    """The `SentenceTransformer` of a folder or hub id, from safetensors only.
+
+    Args:
+        source: Which one.
+        device: Where, as torch names it.
+        dtype: Of the weights; None takes the model's own.
+        trust_remote_code: Run Python files that come with the model.
 
     Raises:
-        BackboneError: It cannot be loaded.
+        BackboneError: It cannot be loaded, or a part of it has no weights in safetensors.
         ConfigError: sentence-transformers is not installed.
     """
     try:
@@ -267,18 +274,43 @@ def load_sentence_transformer(
             "pip install 'sentence-transformers>=6,<7'"
         ) from None
     try:
+        folder = _downloaded(source, trust_remote_code)
+        _check_packaged(folder)
         return SentenceTransformer(
-            source.backbone,
+            str(folder),
             device=device,
-            revision=source.revision,
             trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": dtype} if dtype else {},
+            model_kwargs={"use_safetensors": True, **({"dtype": dtype} if dtype else {})},
         )
     # Errors of many libraries come through: hub clients, transformers, the model's own modules.
     except Exception as error:
         raise BackboneError(
             f"model {source.spec!r} cannot be loaded: {first_line(error)}"
         ) from error
+
+
+def _downloaded(source: Source, trust_remote_code: bool) -> Path:
+    """The model's folder, for a hub id with what may be read of it."""
+    if Path(source.backbone).is_dir():
+        return Path(source.backbone)
+    from huggingface_hub import snapshot_download
+
+    patterns = [*MODEL_FILES, *(["*.py"] if trust_remote_code else [])]
+    found = snapshot_download(source.backbone, revision=source.revision, allow_patterns=patterns)
+    return Path(found)
+
+
+def _check_packaged(folder: Path) -> None:
+    """Refuse pickles in any part: sentence-transformers reads them where it finds nothing else."""
+    for pattern in ("pytorch_model*.bin", "adapter_model*.bin"):
+        for path in folder.rglob(pattern):
+            if not any(path.parent.glob("*.safetensors")):
+                raise BackboneError(
+                    f"{path}: expected weights in safetensors; other formats can run code when "
+                    "they are read"
+                )
+    if (folder / "config.json").is_file():
+        check_weights(folder)
 
 
 def _device(options: EncoderOptions) -> str:
