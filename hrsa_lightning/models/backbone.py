@@ -28,8 +28,8 @@ from transformers.models.auto.modeling_auto import (
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
-from hrsa_lightning.models.paths import check_weights, resolve_backbone
-from hrsa_lightning.tokenizers import read_tokenizer
+from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.pretrained import check_weights, read_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
@@ -83,8 +83,7 @@ def load_backbone(
         place = _cuda_device(f"{attn_implementation=}" if flash else f"{quantization=}", device)
     if quantization is not None:
         quantized = _quantization_options(quantization, dtype, place)
-    if Path(source).is_dir():
-        check_weights(Path(source))
+    check_weights(source, revision)
     model = _load_weights(
         source,
         config,
@@ -111,7 +110,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a backbone.
 
-    It is read as `hrsa_lightning.tokenizers.read_tokenizer` does, with the checkpoint's own rules.
+    It is read as `hrsa_lightning.pretrained.read_tokenizer` does, with the checkpoint's own rules.
     A tokenizer without a pad token pads with its end-of-sequence token: padding is masked out, so
     that any token would do.
 
