@@ -27,6 +27,9 @@ HUB_PREFIX = "hub:"
 TABLES = (".parquet", ".json", ".csv")
 """Suffixes of files that the `datasets` package reads."""
 
+_HUB_FORMATS = ("parquet", "json", "csv", "text", "arrow")
+"""By the names of the `datasets` package; others read pickles, or query servers."""
+
 _COMPRESSED = tuple(f"{suffix}.gz" for suffix in JSON_LINES)
 
 
@@ -513,16 +516,21 @@ def _load_hub(entry: SourceEntry) -> Any:
     """The data set of an entry; of its repository only `files` are fetched where they are said."""
     name, config, split, _ = entry._address()
     split = entry.split or split or "train"
-    options = {} if entry.revision is None else {"revision": entry.revision}
-    load = _import_datasets().load_dataset
+    options: dict[str, Any] = {} if entry.revision is None else {"revision": entry.revision}
     if entry.files is None:
-        return _call(load, hub_dataset(name), config or None, split=split, **options)
-    data_files = {re.split(r"[\[:+]", split)[0]: entry.files}
-    return _call(load, hub_dataset(name), data_files=data_files, split=split, **options)
+        options["name"] = config or None
+    else:
+        options["data_files"] = {re.split(r"[\[:+]", split)[0]: entry.files}
+    builder = _call(_import_datasets().load_dataset_builder, hub_dataset(name), **options)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in _HUB_FORMATS:  # `hub:pandas` with files, for one, reads pickles
+        raise DataError(f"expected files of {', '.join(_HUB_FORMATS)} on the hub, got {kind}")
+    _call(builder.download_and_prepare)
+    return _call(builder.as_dataset, split=split)
 
 
 def hub_dataset(name: str) -> str:
-    """The hub's data set of this name, for `load_dataset`."""
+    """The hub's data set of this name, as the `datasets` package takes it."""
     return name
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.sources import PRESETS, TextEntry
+from tests.data.helpers import replace_builder
 from tests.hub import replace_hub
 
 
@@ -116,15 +117,11 @@ def hub(tmp_path, monkeypatch):
         rows = datasets.Dataset.from_list([row] * 6)
         rows.to_parquet(tmp_path / name / "test-00000-of-00001.parquet")
     replace_hub(monkeypatch, tmp_path)
-    config = monkeypatch.setattr
 
-    def load(folder, configuration=None, split=None, **options):
-        asked.append((configuration, split))
+    def table(folder, split):
         return datasets.Dataset.from_parquet(f"{folder}/{split}-00000-of-00001.parquet")
 
-    asked = []
-    config(datasets, "load_dataset", load)
-    return asked
+    return replace_builder(monkeypatch, table)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("tiny")])
@@ -134,7 +131,8 @@ def test_presets_of_the_hub_read_the_documented_columns(name, hub):
     text, label = TEXTS[name]
     assert found.texts == [text] * 4
     assert found.labels == (None if label is None else [label] * 4)
-    assert hub == [("main" if name == "reasoning" else None, "test")]
+    ((_, options, split),) = hub
+    assert (options["name"], split) == ("main" if name == "reasoning" else None, "test")
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("tiny")])
