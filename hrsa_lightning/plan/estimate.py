@@ -4,8 +4,11 @@ Every figure is an estimate. AdamW keeps two moments of the size of the trained 
 keeps the graphs of texts while its budget lasts, and has one chunk's graph beside them otherwise.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+import random
+import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +22,7 @@ from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import sample_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError
 from hrsa_lightning.io import exists
+from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
 from hrsa_lightning.resources import resolve_path
@@ -39,6 +43,7 @@ CHARACTERS_PER_TOKEN = 4
 """Assumed where the length of a text is estimated from its characters (English, 32 k and more)."""
 
 _SAMPLE = 400
+_NUM_BATCHES = 4
 _DEFAULT_PROBES = 512
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -55,6 +60,8 @@ class Workload:
         texts: Queries and passages of a step, of all processes.
         mean_tokens: Tokens of a text, on average.
         tokens_are: Where `mean_tokens` comes from, in words.
+        padded_tokens: Tokens of a step on one process, padded in chunks, in the source whose texts
+            are longest: batches come from one source each, and memory is that of the largest.
         width: Tokens of the longest row.
         chunk_texts: Rows of that width in a chunk, at most those of a process.
     """
@@ -64,6 +71,7 @@ class Workload:
     texts: int
     mean_tokens: float
     tokens_are: str
+    padded_tokens: float
     width: int
     chunk_texts: int
 
@@ -75,7 +83,7 @@ class Workload:
     @property
     def rows(self) -> float:
         """Texts of a step on one process, in rows of full width."""
-        return self.tokens / self.processes / self.width
+        return self.padded_tokens / self.width
 
 
 @dataclass(frozen=True)
@@ -195,19 +203,21 @@ def workload_of(
             f"data.batch_size: {data.batch_size} queries do not divide over {processes} processes"
         )
     width = max(data.query_length, data.passage_length)
+    texts = data.batch_size * (1 + data.train_group_size)
     if text_tokens is None:
-        mean, tokens_are = _estimate_tokens(config)
+        mean, padded, tokens_are = _estimate_tokens(config, processes)
     else:
         mean, tokens_are = min(text_tokens, width), "as given"
-    texts = data.batch_size * (1 + data.train_group_size)
+        padded = texts * mean / processes
     limit = config.max_tokens_per_chunk
-    rows = math.ceil(texts * mean / processes / width)
+    rows = math.ceil(padded / width)
     return Workload(
         processes=processes,
         steps=_count_steps(config, examples),
         texts=texts,
         mean_tokens=mean,
         tokens_are=tokens_are,
+        padded_tokens=padded,
         width=width,
         chunk_texts=rows if limit is None else min(rows, max(1, limit // width)),
     )
@@ -361,20 +371,31 @@ def _count_steps(config: Config, examples: int | None) -> int | None:
     return (trainer.max_epochs or 1) * max(1, batches // trainer.accumulate_grad_batches)
 
 
-def _estimate_tokens(config: Config) -> tuple[float, str]:
-    """Mean tokens of a text over the first pairs of each file, queries and passages alike."""
+def _estimate_tokens(config: Config, processes: int) -> tuple[float, float, str]:
+    """Mean tokens of a text, and the padded tokens of a step on one process at its largest.
+
+    Both over the first pairs of each file, queries and passages alike.
+    """
     data = config.data
-    group = data.train_group_size
-    sample = [
-        min(query / CHARACTERS_PER_TOKEN, data.query_length)
-        + group * min(passages / CHARACTERS_PER_TOKEN, data.passage_length)
-        for query, passages in _sampled(config)
-    ]
-    if not sample:
-        longest = data.query_length + group * data.passage_length
-        return longest / (1 + group), "every text at its longest"
-    words = f"{CHARACTERS_PER_TOKEN} characters a token, over {len(sample)} pairs of the files"
-    return sum(sample) / len(sample) / (1 + group), words
+    longest = data.query_length + data.train_group_size * data.passage_length
+    texts = data.batch_size // processes * (1 + data.train_group_size)
+    sources = [lengths for entry in data.train if (lengths := _sampled_lengths(config, entry))]
+    if not sources:
+        mean = longest / (1 + data.train_group_size)
+        return mean, mean * texts, "every text at its longest"
+    sample = [length for source in sources for pair in source for length in pair]
+    rng = random.Random(0)
+    padded = 0
+    for source in sources:
+        for _ in range(_NUM_BATCHES):
+            pairs = rng.choices(source, k=data.batch_size // processes)
+            lengths = torch.tensor([math.ceil(length) for pair in pairs for length in pair])
+            limit = config.max_tokens_per_chunk or sys.maxsize
+            chunks = length_sorted_chunks(lengths, limit)
+            padded = max(padded, sum(len(one) * int(lengths[one].max()) for one in chunks))
+    num_pairs = sum(map(len, sources))
+    words = f"{CHARACTERS_PER_TOKEN} characters a token, over {num_pairs} pairs of the files"
+    return sum(sample) / len(sample), float(padded), words
 
 
 def _count_pairs(entry: PairEntry, limit: int | None) -> int | None:
@@ -387,14 +408,22 @@ def _count_pairs(entry: PairEntry, limit: int | None) -> int | None:
     return None if count is None else int(min(count, most))
 
 
-def _sampled(config: Config) -> Iterator[tuple[int, float]]:
-    """Characters of a query with its instruction, and of a passage on average."""
-    for entry in config.data.train:
-        try:
-            pairs = sample_pairs(entry, _SAMPLE)
-        except DataError:
-            continue  # train answers it; here it counts for nothing
-        for pair in pairs:
-            query = pair.query if isinstance(pair.query, str) else "".join(pair.query)
-            passages = [*pair.positives, *pair.negatives]
-            yield len(query), sum(map(len, passages)) / len(passages)
+def _sampled_lengths(config: Config, entry: Any) -> list[list[float]]:
+    """Tokens of a query with its instruction and of as many passages as are drawn, by pair."""
+    data = config.data
+    try:
+        pairs = sample_pairs(PairEntry.of(entry), _SAMPLE)
+    except DataError:
+        return []  # train answers it; here it counts for nothing
+    lengths = []
+    for pair in pairs:
+        query = pair.query if isinstance(pair.query, str) else "".join(pair.query)
+        passages = itertools.cycle(pair.negatives or pair.positives)
+        drawn = [pair.positives[0], *itertools.islice(passages, data.train_group_size - 1)]
+        lengths.append(
+            [
+                min(len(query) / CHARACTERS_PER_TOKEN, data.query_length),
+                *(min(len(text) / CHARACTERS_PER_TOKEN, data.passage_length) for text in drawn),
+            ]
+        )
+    return lengths

@@ -137,7 +137,8 @@ def test_an_automatic_budget_takes_half_of_what_is_free():
 
 def test_more_processes_share_the_work_and_shards_the_weights():
     one, four = _plan(), _plan("trainer.devices=2", "trainer.num_nodes=2")
-    assert four.memory["kept graphs"] == pytest.approx(one.memory["kept graphs"] / 4, rel=0.05)
+    # The smaller a batch, the more of it is padding.
+    assert four.memory["kept graphs"] == pytest.approx(one.memory["kept graphs"] / 4, rel=0.1)
     assert four.memory["weights"] == one.memory["weights"]
     assert four.memory["gradients"] == 2 * one.memory["gradients"]  # and DDP's buckets
     sharded = _plan("trainer.devices=4", "trainer.strategy=fsdp2")
@@ -163,6 +164,22 @@ def test_steps_and_tokens():
     assert plan.workload.steps == 62
     assert plan.workload.tokens == 16 * 3 * 20
     assert _plan("data.train=[somewhere.jsonl]", "trainer.max_steps=-1").workload.steps is None
+
+
+def test_memory_is_that_of_the_source_with_the_longest_texts():
+    """Batches come from one source each: the mean over all would hide the largest."""
+    sources = {
+        name: f"data.train=[embedded:tiny/pairs_train.{name}.jsonl]"
+        for name in ("definition", "code")
+    }
+    alone = {name: _plan(source).workload for name, source in sources.items()}
+    both = _plan(
+        "data.train=[embedded:tiny/pairs_train.definition.jsonl,"
+        "embedded:tiny/pairs_train.code.jsonl]"
+    ).workload
+    assert both.padded_tokens == pytest.approx(alone["code"].padded_tokens, rel=0.1)
+    assert both.padded_tokens > 1.5 * alone["definition"].padded_tokens
+    assert alone["code"].padded_tokens > alone["code"].tokens
 
 
 def test_names_of_recipes_backbones_are_known():
