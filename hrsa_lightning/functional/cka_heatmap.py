@@ -169,16 +169,12 @@ def _gram_sums(
         return block.div_(deviations[index]) if standardize else block
 
     units = [unit_of(layer) for layer in layers]
+    # Not the mean: massive rows pull it away from all others.
+    centers = [
+        location(layer.to(dtype), unit).to(dtype) for layer, unit in zip(layers, units, strict=True)
+    ]
     if standardize:
-        spreads = [feature_spread(layer, chunk_bytes) for layer in layers]
-        centers, deviations = (
-            [part.to(dtype) for part in parts] for parts in zip(*spreads, strict=True)
-        )
-    else:
-        centers = [
-            location(layer.to(dtype), unit).to(dtype)
-            for layer, unit in zip(layers, units, strict=True)
-        ]
+        deviations = [feature_spread(layer, chunk_bytes)[1].to(dtype) for layer in layers]
     totals = [
         torch.stack([centered(index, rows, above).sum(0) for rows in blocks]).sum(0)
         for index in range(num)

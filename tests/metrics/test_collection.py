@@ -98,6 +98,15 @@ def test_metrics_of_a_plain_collection_share_their_moments() -> None:
     assert values["LinearCKA"].item() == pytest.approx(F.linear_cka(x, y).item(), rel=1e-6)
 
 
+def test_sums_of_float64_products_are_not_shared_with_others() -> None:
+    x, y = pair()
+    metrics = MetricCollection(
+        {"cka": LinearCKA(), "procrustes": OrthogonalProcrustes(mean_cosine=False)}
+    )
+    metrics.update(x, y, x_ids=range(120))
+    assert len(metrics.compute_groups) == 2
+
+
 def test_reset_forward_clone_and_pickle() -> None:
     x, y = pair()
     metrics = hrsa_metrics()
