@@ -149,12 +149,12 @@ def hostile(
         x[:, 3] *= 1e4
         y[:, 5] *= 300
     directions = torch.randn(2, d, generator=generator, dtype=torch.float64)
-    shifts = 10**offset * directions * torch.stack((x.std(), y.std()))[:, None]
+    shifts = 10**offset * directions * torch.stack((x.std(0), y.std(0)))
     return (x + shifts[0]).float(), (y + shifts[1]).float()
 
 
 @EACH
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     condition=st.floats(0, 4),
     distance=st.floats(-4, 1),
@@ -166,7 +166,9 @@ def test_float32_gives_the_values_of_float64(
     size: str, condition: float, distance: float, massive: str, offset: float, seed: int
 ) -> None:
     """Functions and metrics, the latter with and without rows, on the same numbers."""
-    x, y = hostile(size, min(condition, 3 if offset < 3 else 0), distance, massive, offset, seed)
+    if massive == "dimension":
+        offset = min(offset, 1)  # rows would have one direction to rounding
+    x, y = hostile(size, condition, distance, massive, offset, seed)
     expected = values(x.double(), y.double())
     found = values(x, y)
     for name in ("inverse_row_entropy", "standard_error", "spectrum"):

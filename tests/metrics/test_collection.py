@@ -89,7 +89,11 @@ def test_all_members_share_one_state_from_the_first_update_on() -> None:
 def test_metrics_of_a_plain_collection_share_their_moments() -> None:
     x, y = pair()
     collection = MetricCollection(
-        [LinearCKA(), DimensionCorrelation(), OrthogonalProcrustes(mean_cosine=False)]
+        [
+            LinearCKA(state=("exact",)),
+            DimensionCorrelation(state=("exact",)),
+            OrthogonalProcrustes(mean_cosine=False),
+        ]
     )
     collection.update(x[:60], y[:60])
     assert len(collection.compute_groups) == 1
