@@ -16,19 +16,18 @@ from typing import Any
 from hrsa_lightning.cli import HelpFormatter, answered, program
 from hrsa_lightning.config import Config, load_settings, to_yaml
 from hrsa_lightning.config.schema import is_backbone
-from hrsa_lightning.data.entries import HUB_PREFIX, PairEntry
+from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import EntryPairs, read_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
 from hrsa_lightning.io import is_file, pair_line, read_json, replacing, write_json, write_text
-from hrsa_lightning.models.paths import check_weights, resolve_backbone
+from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.resources import EMBEDDED
+from hrsa_lightning.sources import HUB_PREFIX
 
 _EPILOG = """\
 OUT has data/*.jsonl in the training format, models/*, fetched.json (revisions, pairs, licenses) and
 recipe.yaml, for `train recipe=OUT/recipe.yaml` with the network cut."""
-
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
-"""Of a backbone's repository: no pickles, and Python files only where remote code is allowed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,7 +172,8 @@ def _fetch_backbone(
     source = resolve_backbone(backbone)
     if Path(source).is_dir():
         return backbone if backbone.startswith(EMBEDDED) else source
-    name = f"models/{source.replace('/', '--')}" + (f"@{revision[:10]}" if revision else "")
+    pinned = f"@{re.sub(r'[^A-Za-z0-9._-]', '_', revision[:10])}" if revision else ""
+    name = f"models/{source.replace('/', '--')}{pinned}"
     asked = {"backbone": source, "revision": revision, "trust_remote_code": remote_code}
     known: Mapping[str, Any] | None = record.find(name, asked)
     if known is None:

@@ -521,10 +521,13 @@ def overlap_of_neighbors(
         part.scatter_(1, second, widest)
     values = {}
     for k in ks:
-        shared = (later < k).sum(1).double()
-        size = 2 * k - shared if overlap == "jaccard" else torch.full_like(shared, k)
-        values[k] = (shared / size).mean()
+        values[k] = overlap_share((later < k).sum(1).double(), k, overlap).mean()
     return values
+
+
+def overlap_share(shared: Tensor, k: int, overlap: Overlap) -> Tensor:
+    """The overlap of two sets of k neighbors that have so many in common."""
+    return shared / (2 * k - shared if overlap == "jaccard" else k)
 
 
 def chance_overlap(k: int, num_samples: int, overlap: Overlap = "jaccard") -> float:
@@ -532,6 +535,14 @@ def chance_overlap(k: int, num_samples: int, overlap: Overlap = "jaccard") -> fl
 
     Two random sets of k out of n - 1 share a hypergeometric number of samples, k^2 / (n - 1) on
     average.
+
+    Args:
+        k: number of neighbors.
+        num_samples: number of samples n, more than k.
+        overlap: see `knn_overlap`.
+
+    Returns:
+        A number in (0, 1].
 
     Example:
         >>> chance_overlap(10, 101, "mutual")

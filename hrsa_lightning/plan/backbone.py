@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, first_line
 from hrsa_lightning.models.lora import add_lora, cast_frozen_linears
 from hrsa_lightning.models.paths import resolve_backbone
 
@@ -45,6 +45,7 @@ KNOWN: Mapping[str, _Shape] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
     "Qwen/Qwen3-0.6B-Base": ("qwen3", 1024, 3072, 28, 16, 8, 151_936),
     "Qwen/Qwen3-0.6B": ("qwen3", 1024, 3072, 28, 16, 8, 151_936),
+    "Qwen/Qwen3-4B": ("qwen3", 2560, 9728, 36, 32, 8, 151_936),
     "Qwen/Qwen2.5-7B": ("qwen2", 3584, 18_944, 28, 28, 4, 152_064),
     "Qwen/Qwen2.5-14B": ("qwen2", 5120, 13_824, 48, 40, 8, 152_064),
     "Qwen/Qwen2.5-32B": ("qwen2", 5120, 27_648, 64, 40, 8, 152_064),
@@ -80,7 +81,7 @@ def backbone_config(
         )
     except (OSError, ValueError, KeyError) as error:
         if Path(source).is_dir():
-            raise BackboneError(f"backbone {path!r}: {str(error).splitlines()[0]}") from error
+            raise BackboneError(f"backbone {path!r}: {first_line(error)}") from error
         raise BackboneError(
             f"backbone {path!r}: its config.json is not to be had from"
             f" {'the hub' if online else 'its cache here (--online asks the hub)'}, and it is none"

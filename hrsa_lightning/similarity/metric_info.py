@@ -161,8 +161,21 @@ def main_metrics(metrics: Sequence[str], *, is_dominated: bool = False) -> list[
     return list(filter(None, found)) or [m for m in ranked if info_of(m).sign][:_MOST_MAIN]
 
 
-def metric_order(metric: str) -> tuple[int, str, int]:
-    """Sorting key: by level as the paper has them, neighbors by number, others last."""
+def metric_order(metric: str, level: str = "") -> tuple[float, str, int]:
+    """Sorting key: by level, neighbors by number; one of a user's behind ours of its level.
+
+    Args:
+        metric: Its key.
+        level: Of a metric that is not ours, where it is known; others come last.
+
+    Example:
+        >>> keys = ["mine", "procrustes_residual", "cka"]
+        >>> sorted(keys, key=lambda key: metric_order(key, "geometry"))
+        ['cka', 'mine', 'procrustes_residual']
+    """
     neighbors = re.fullmatch(r"(.*?)_?(\d+)", metric)
     stem, number = (neighbors[1], int(neighbors[2])) if neighbors else (metric, 0)
-    return (_ORDER.index(stem) if stem in _ORDER else len(_ORDER), stem, number)
+    if stem in _ORDER:
+        return (_ORDER.index(stem), stem, number)
+    of_level = [place for place, known in enumerate(_KNOWN.values()) if known.level == level]
+    return (of_level[-1] + 0.5 if of_level else len(_ORDER), stem, number)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.pretrained import check_weights, read_tokenizer
 from hrsa_lightning.similarity.extraction import (
     Extractor,
     Representations,
@@ -33,7 +34,6 @@ from hrsa_lightning.similarity.trace import (
     share_file,
     write_representations,
 )
-from hrsa_lightning.tokenizers import read_tokenizer
 
 __all__ = [
     "INITIAL",
@@ -314,10 +314,10 @@ class ModelReference(_KeptReference):
                 preserve_training_state(module),
             ):
                 layers = self._layers_of(module, extractor.layers[arm])
-                own = self.tokenizer(extractor.max_length)
+                own = self.tokenizer(extractor.max_length) is not None
                 owner = self.owner() if own else arm
-                tokenize = extractor.tokenizer_for(module if own else live, own)
-                shares = extractor.share(module, layers, owner, tokenize)
+                tokenizer = extractor.tokenizer_for(module if own else live, self.tokenizer)
+                shares = extractor.share(module, layers, owner, tokenizer)
             found[arm if self.per_arm else ""] = extractor.gather(shares)
         return {
             probes: {arm: snapshots[probes] for arm, snapshots in found.items()}
@@ -402,6 +402,7 @@ class PretrainedReference(ModelReference):
         from transformers import AutoModel
 
         try:
+            check_weights(self.source)
             model = AutoModel.from_pretrained(
                 self.source, use_safetensors=True, dtype=dtype_of(live)
             )

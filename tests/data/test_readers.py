@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.callbacks.retrieval import read_retrieval_pairs
-from hrsa_lightning.compare.texts import load_texts
-from hrsa_lightning.data import read_pairs, read_texts
+from hrsa_lightning.data import read_pairs
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.similarity.probes import load_probes
+from hrsa_lightning.sources import TextEntry
 
 ODD = ["line\u2028separator", "next\u0085line", "form\x0cfeed", "größer"]
 ORDER = {text: number for number, text in enumerate(ODD)}  # probes are ordered by length
@@ -29,9 +29,8 @@ def _probes_of(path):
 READERS = {
     "pairs": _pairs_of,
     "held-out pairs": lambda path: [pair.query for pair in read_retrieval_pairs(path)],
-    "texts": lambda path: [probe.text for probe in read_texts(path)],
     "probes": _probes_of,
-    "comparison": lambda path: load_texts(str(path)).texts,
+    "comparison": lambda path: TextEntry.of(path).read().texts,
 }
 
 
@@ -103,5 +102,5 @@ def test_files_that_are_not_there(tmp_path, reader, name):
 def test_plain_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(codecs.BOM_UTF8 + "first\r\n\nse\u2028cond\n".encode())
-    for reader in ("texts", "probes", "comparison"):
+    for reader in ("probes", "comparison"):
         assert READERS[reader](path) == ["first", "se\u2028cond"]

@@ -98,8 +98,11 @@ def test_changed_requests_are_fetched_anew_and_mistakes_are_a_line(hub, tmp_path
     assert main(["recipe=small.yaml", "--out", "got", "data.limit=5", "arms.other=null"]) == 0
     assert len((tmp_path / "got" / "data" / "triplets.jsonl").read_text().splitlines()) == 5
     (hub / "owner" / "other" / "model.safetensors").unlink()
-    assert main(["recipe=small.yaml", "--out", "got"]) == 2
+    revision = "arms.other.revision=/../../../x"
+    assert main(["recipe=small.yaml", "--out", "got", revision]) == 2
     assert "has no *.safetensors file" in capsys.readouterr().err
+    models = sorted(path.name for path in (tmp_path / "got" / "models").iterdir())
+    assert models == ["owner--base", "owner--other@_.._.._.._"]
     (tmp_path / "file").write_text("")
     assert main(["recipe=small.yaml", "--out", "file"]) == 2
     assert "--out: expected a folder, got a file" in capsys.readouterr().err
