@@ -168,7 +168,6 @@ PUBLIC = [
     (module, name)
     for module, text in REFERENCES.items()
     for name in re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    if hasattr(importlib.import_module(module), name)
 ]
 
 
