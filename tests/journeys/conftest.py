@@ -1,5 +1,7 @@
 """One tiny run on one process, which all others are compared with."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,15 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def settings(make_once: Callable[..., Path]) -> tuple[str, ...]:
     """Both monitors on few texts, a checkpoint at every step, five steps."""
-    folder = tmp_path_factory.mktemp("texts")
-    for name, share in (("probes", 4), ("pairs_test", 10)):
-        lines = Path(resolve_path(f"embedded:tiny/{name}.jsonl")).read_text().splitlines()
-        (folder / f"{name}.jsonl").write_text("\n".join(lines[::share]) + "\n")
+
+    def write_texts(folder: Path) -> None:
+        for name, share in (("probes", 4), ("pairs_test", 10)):
+            lines = Path(resolve_path(f"embedded:tiny/{name}.jsonl")).read_text().splitlines()
+            (folder / f"{name}.jsonl").write_text("\n".join(lines[::share]) + "\n")
+
+    folder = make_once("texts", write_texts)
     return (
         *SETTINGS,
         f"callbacks.similarity.probes={folder / 'probes.jsonl'}",
@@ -46,19 +51,17 @@ def micro_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def one_process(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_process(settings: tuple[str, ...], make_once: Callable[..., Path]) -> Path:
     """The folder of an undisturbed run on one process."""
-    return _undisturbed(1, settings, tmp_path_factory)
+    return run_of(make_once("on_1", partial(_train_undisturbed, 1, settings)))
 
 
 @pytest.fixture(scope="session")
-def two_processes(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_processes(settings: tuple[str, ...], make_once: Callable[..., Path]) -> Path:
     """The folder of an undisturbed run on two processes that Lightning starts."""
-    return _undisturbed(2, settings, tmp_path_factory)
+    return run_of(make_once("on_2", partial(_train_undisturbed, 2, settings)))
 
 
-def _undisturbed(devices: int, settings: tuple[str, ...], places: pytest.TempPathFactory) -> Path:
-    folder = places.mktemp(f"on_{devices}")
+def _train_undisturbed(devices: int, settings: tuple[str, ...], folder: Path) -> None:
     with train("lightning", devices, folder, *settings) as ranks:
         check_all_ended_well(ranks.wait())
-    return run_of(folder)

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModel
 
 from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.train.__main__ import main
 from tests.histories import read_tags
 
 SMALL = [
@@ -19,16 +20,6 @@ SMALL = [
     "data.batch_size=16",
     "trainer.enable_progress_bar=false",
 ]
-
-
-def _command(*settings):
-    return [sys.executable, "-m", "hrsa_lightning.train", *settings]
-
-
-def _run(*settings, code=0):
-    done = subprocess.run(_command(*settings), capture_output=True, text=True, timeout=400)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 def _folder(output_dir):
@@ -49,7 +40,11 @@ def whole_run(tmp_path_factory):
     """The quickstart as it is shipped, two steps of it and a part of the held-out queries."""
     output = tmp_path_factory.mktemp("whole")
     short = ["trainer.max_steps=2", "callbacks.retrieval.limit=100"]
-    done = _run("recipe=quickstart", *short, f"output_dir={output}")
+    command = [sys.executable, "-m", "hrsa_lightning.train", "recipe=quickstart", *short]
+    done = subprocess.run(
+        [*command, f"output_dir={output}"], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     return _folder(output), done
 
 
@@ -102,8 +97,9 @@ def test_adapters_are_in_pefts_own_format(whole_run):
         ("callbacks.retrieval.pairs=missing.jsonl", "missing.jsonl"),
     ],
 )
-def test_mistakes_end_with_one_line_and_code_2(tmp_path, setting, message):
-    done = _run(*SMALL, setting, f"output_dir={tmp_path}", code=2)
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
+def test_mistakes_end_with_one_line_and_code_2(tmp_path, capsys, setting, message):
+    assert main([*SMALL, setting, f"output_dir={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
     assert not list(tmp_path.glob("*/*/checkpoints/*"))
