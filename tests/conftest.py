@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +42,27 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def quickstart(make_once: Callable[..., Path]) -> Path:
+    """`runs/quickstart/TIME` and `screen.txt` of two steps of the quickstart, in a folder.
+
+    The quickstart as a user starts it and as it is shipped, with a part of the held-out queries.
+    """
+
+    def start(folder: Path) -> None:
+        command = [sys.executable, "-m", "hrsa_lightning.train", "recipe=quickstart"]
+        with (folder / "screen.txt").open("w") as screen:
+            subprocess.run(
+                [*command, "trainer.max_steps=2", "callbacks.retrieval.limit=100"],
+                cwd=folder,
+                check=True,
+                stdout=screen,
+                timeout=400,
+            )
+
+    return make_once("quickstart", start)
 
 
 @pytest.fixture(scope="session")

@@ -6,48 +6,33 @@ from pathlib import Path
 
 import pytest
 
-from hrsa_lightning.resources import resolve_path
 from tests.contrastive_runs import write_recipe
 from tests.journeys.checks import check_all_ended_well, run_of
 from tests.journeys.processes import train
 
-SETTINGS = (
-    "recipe=quickstart",
-    # Arms of two seeds, and so of two orders of batches.
-    "arms={base: {backbone: 'embedded:tiny/base'}, "
-    "rlvr: {backbone: 'embedded:tiny/rlvr', seed: 2017}}",
-    "data.batch_size=16",
-    "trainer.accelerator=cpu",
-    "trainer.max_steps=5",
-    "trainer.enable_progress_bar=false",
-    "checkpoint.every_n_train_steps=1",
-    "checkpoint.keep=2",
-    "callbacks.similarity.every_n_train_steps=2",
-    "callbacks.retrieval.every_n_train_steps=2",
-)
+
+@pytest.fixture(scope="session")
+def micro_recipe(make_once: Callable[..., Path]) -> Path:
+    """A recipe whose run takes a second beside imports and pictures."""
+    return make_once("micro", write_recipe) / "micro.yaml"
 
 
 @pytest.fixture(scope="session")
-def settings(make_once: Callable[..., Path]) -> tuple[str, ...]:
-    """Both monitors on few texts, a checkpoint at every step, five steps."""
+def settings(micro_recipe: Path) -> tuple[str, ...]:
+    """Arms of two seeds, and so of two orders of batches; a checkpoint at every step, five steps.
 
-    def write_texts(folder: Path) -> None:
-        for name, share in (("probes", 4), ("pairs_test", 10)):
-            lines = Path(resolve_path(f"embedded:tiny/{name}.jsonl")).read_text().splitlines()
-            (folder / f"{name}.jsonl").write_text("\n".join(lines[::share]) + "\n")
-
-    folder = make_once("texts", write_texts)
+    A metric of each kind is enough: every rank of every run draws its curves.
+    """
     return (
-        *SETTINGS,
-        f"callbacks.similarity.probes={folder / 'probes.jsonl'}",
-        f"callbacks.retrieval.pairs={folder / 'pairs_test.jsonl'}",
+        f"recipe={micro_recipe}",
+        "arms.other.seed=2017",
+        "optimizer.lr=2e-3",
+        "trainer.max_steps=5",
+        "checkpoint={every_n_train_steps: 1, keep: 2}",
+        "callbacks.similarity.metrics=[cka,knn_overlap_10,procrustes_residual]",
+        "callbacks.similarity.every_n_train_steps=2",
+        "callbacks.retrieval.every_n_train_steps=2",
     )
-
-
-@pytest.fixture(scope="session")
-def micro_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe whose run takes a few seconds."""
-    return write_recipe(tmp_path_factory.mktemp("micro"))
 
 
 @pytest.fixture(scope="session")
