@@ -59,7 +59,7 @@ def quickstart(make_once: Callable[..., Path]) -> Path:
                 cwd=folder,
                 check=True,
                 stdout=screen,
-                timeout=400,
+                timeout=1800,
             )
 
     return make_once("quickstart", start)
