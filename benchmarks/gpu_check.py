@@ -288,7 +288,9 @@ def _train(folder: Path, settings: list[str], dry_run: bool) -> str:
     command = [sys.executable, "-m", "hrsa_lightning.train", "recipe=quickstart"]
     command += [f"output_dir={folder}", "trainer.max_steps=3", "trainer.devices=1"]
     command += [f"trainer.accelerator={accelerator}", "arms.sft=null", "arms.base_seed2=null"]
-    command += ["callbacks.similarity.every_n_train_steps=3", "callbacks.retrieval=null", *settings]
+    command += ["callbacks.retrieval=null", *settings]
+    similarity = "=null" if dry_run else ".every_n_train_steps=3"
+    command += [f"callbacks.similarity{similarity}"]
     started = time.monotonic()
     found = subprocess.run(command, capture_output=True, text=True)
     seconds = time.monotonic() - started
