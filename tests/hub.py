@@ -7,13 +7,13 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from hrsa_lightning.data import entries
+from hrsa_lightning import sources
 from hrsa_lightning.fetch import __main__ as fetching
 
 
 def replace_hub(monkeypatch, folder: Path) -> None:
     """Take every data set and model of the hub from `folder/OWNER/NAME`."""
-    monkeypatch.setattr(entries, "hub_dataset", lambda name: str(folder / name))
+    monkeypatch.setattr(sources, "hub_dataset", lambda name: str(folder / name))
 
     def download(name: str, revision: str | None, target: Path, patterns: Sequence[str]) -> None:
         shutil.copytree(folder / name, target)

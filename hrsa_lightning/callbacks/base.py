@@ -39,6 +39,7 @@ from hrsa_lightning.similarity.history import (
 )
 from hrsa_lightning.similarity.isolation import lazy_weight_of, preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.probes import is_address
 
 __all__ = ["Monitor", "OnError", "find_arms", "receive_batch", "resolve_probes"]
 
@@ -549,7 +550,7 @@ def resolve_probes(source: Any, trainer: Trainer, pl_module: LightningModule) ->
         DataError: When there is no such loader, or there are several.
     """
     found, name, key = source, "", ""
-    if isinstance(source, str) and not Path(source).exists():
+    if isinstance(source, str) and not (Path(source).exists() or is_address(source)):
         name, _, key = source.partition(":")
         found = _loader(name, trainer, pl_module)
     if type(found).__name__ == "CombinedLoader":

@@ -251,4 +251,5 @@ def _pixels(figure: "Figure") -> Any:
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
+    figure.set_layout_engine("none")  # found once: it holds where the figure is saved as well
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

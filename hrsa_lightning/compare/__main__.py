@@ -5,6 +5,7 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hrsa_lightning.cli import answered, positive, program
 from hrsa_lightning.compare.options import (
@@ -13,21 +14,29 @@ from hrsa_lightning.compare.options import (
     ExtractionOptions,
     MetricOptions,
     name_models,
+    read_model_pairs,
+    read_text_entries,
 )
-from hrsa_lightning.compare.texts import load_texts
-from hrsa_lightning.errors import ConfigError, nearest
+from hrsa_lightning.errors import BackboneError, ConfigError, nearest
+from hrsa_lightning.runs.resolve import Source
+from hrsa_lightning.sources import Texts
 
 _HELP = """\
-usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE [options]
+usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE [SOURCE ...] [options]
 
 Compare models layer by layer on the same texts; of each pair the one given first is the reference.
 MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base, LoRA adapter,
   RUN[:arm] or RUN/checkpoints/step_N[:arm]; without an arm, all of them
 
-  --texts SOURCE       .jsonl, .parquet, .json, plain text (one text a line), or hub:NAME[:CONFIG]
+  --pairs paper        in place of MODELs: every pair of the paper (tiny: of the embedded ones; or a
+                       FILE.yaml of pairs by name); paper:NAME takes one
+  --texts SOURCE       .jsonl, .parquet, .json, .csv, plain text (one text a line), preset:NAME or
+                       hub:NAME[:CONFIG][@SPLIT[:N]]; several as NAME=SOURCE, or a FILE.yaml of them
   --column text   --split train   --label label     where the data has texts, split and labels
+                       (or a template of columns: --column '{question}\n{solution}')
   --limit N            only the first N texts
   --level sentence     or token: one row per token, for models with one tokenizer
+  --max-tokens N       most rows at level token, taken evenly from each text
   --layers all         or last, or globs over module names: '**.layers.1?,output'
   --pooling mean       of layers and of plain models (first, last)   --exclude-first-token
   --max-length 128   --batch-size 32   --device auto   --dtype float32 (bfloat16, float16, auto)
@@ -63,13 +72,15 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=program("compare"), allow_abbrev=False)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL")
-    add("--texts", required=True)
-    add("--column", default="text")
+    add("models", nargs="*", metavar="MODEL")
+    add("--pairs")
+    add("--texts", required=True, nargs="+", action="extend")
+    add("--column")
     add("--split")
     add("--label")
     add("--limit", type=positive)
     add("--level", choices=("sentence", "token"), default="sentence")
+    add("--max-tokens", type=positive)
     add("--layers", type=_listed, default=("all",))
     add("--pooling", choices=("mean", "first", "last"), default="mean")
     add("--exclude-first-token", action="store_true")
@@ -121,39 +132,92 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.null,
         arguments.standardize,
     )
-    sources = name_models(arguments.models, arguments.base)
-    texts = load_texts(
-        arguments.texts,
-        column=arguments.column,
-        split=arguments.split,
-        label=arguments.label,
-        limit=arguments.limit,
-    )
+    jobs = _jobs(arguments, extraction)
     from transformers.utils.logging import disable_progress_bar
 
     from hrsa_lightning.compare.comparison import compare_models
-    from hrsa_lightning.compare.results import cautions, summary_lines, write_results
+    from hrsa_lightning.compare.results import (
+        cautions,
+        summary_lines,
+        write_overview,
+        write_results,
+    )
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        results = compare_models(
-            sources,
-            texts,
-            arguments.out,
-            extraction=extraction,
-            metrics=metrics,
-            device=arguments.device,
-            keep=arguments.keep_representations,
-            resume=not arguments.no_resume,
-        )
-        write_results(results, arguments.out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise ConfigError(f"--out {arguments.out}: {error.strerror}") from error
-    print("\n".join([*summary_lines(results), *cautions(results)]))
-    print(f"\nreport: {arguments.out / 'report.md'}")
+    found = []
+    for job in jobs:
+        try:
+            results = compare_models(
+                job.sources,
+                job.texts,
+                job.out,
+                extraction=job.extraction,
+                metrics=metrics,
+                device=arguments.device,
+                keep=arguments.keep_representations,
+                resume=not arguments.no_resume,
+            )
+            write_results(results, job.out)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            raise ConfigError(f"--out {job.out}: {error.strerror}") from error
+        if len(jobs) > 1:
+            print(f"{job.title}:", flush=True)
+        print("\n".join([*summary_lines(results), *cautions(results)]), end="\n\n", flush=True)
+        found.append((job.title, job.kind, job.out.relative_to(arguments.out), results))
+    if len(jobs) > 1:
+        write_overview(found, arguments.out)
+    print(f"report: {arguments.out / 'report.md'}")
     return 0
+
+
+class _Job(NamedTuple):
+    """One comparison: models on one set of texts."""
+
+    title: str
+    kind: str
+    sources: dict[str, Source]
+    texts: Texts
+    extraction: ExtractionOptions
+    out: Path
+
+
+def _jobs(arguments: argparse.Namespace, extraction: ExtractionOptions) -> list[_Job]:
+    """All comparisons of a call, checked as far as can be without loading a model."""
+    if bool(arguments.models) == bool(arguments.pairs):
+        raise ConfigError("expected models, or --pairs")
+    groups = {"": ("", name_models(arguments.models, arguments.base))} if arguments.models else {}
+    pairs = read_model_pairs(arguments.pairs) if arguments.pairs else {}
+    for name, pair in pairs.items():
+        try:
+            groups[name] = pair.kind, name_models([pair.base, pair.tuned], arguments.base)
+        except BackboneError as error:
+            if len(pairs) == 1:
+                raise
+            print(f"{name} is left out: {error}", flush=True)
+    entries = read_text_entries(
+        arguments.texts,
+        text=arguments.column,
+        split=arguments.split,
+        label=arguments.label,
+        limit=arguments.limit,
+        level="token" if arguments.level == "token" else None,
+        max_tokens=arguments.max_tokens,
+    )
+    texts = {name: entry.read() for name, entry in entries.items()}
+    return [
+        _Job(
+            " on ".join(part for part in (pair, name) if part),
+            kind,
+            sources,
+            texts[name],
+            extraction.of(entry),
+            arguments.out.joinpath(*filter(None, (pair, name if len(entries) > 1 else ""))),
+        )
+        for pair, (kind, sources) in groups.items()
+        for name, entry in entries.items()
+    ]
 
 
 def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:

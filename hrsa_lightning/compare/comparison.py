@@ -15,7 +15,6 @@ from tqdm import tqdm
 from hrsa_lightning.compare.models import OUTPUT, KnownModel, read_model
 from hrsa_lightning.compare.options import EXTRAS, METRICS, ExtractionOptions, MetricOptions
 from hrsa_lightning.compare.representations import ModelRunner, StoredRepresentations
-from hrsa_lightning.compare.texts import Texts
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
@@ -35,6 +34,7 @@ from hrsa_lightning.similarity.measurement import (
     means_over_layers,
 )
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
+from hrsa_lightning.sources import Texts
 
 __all__ = [
     "Comparison",
@@ -154,7 +154,7 @@ def compare_models(
 
     Args:
         sources: At least two, from `name_models`.
-        texts: From `load_texts`.
+        texts: From `hrsa_lightning.sources.TextEntry.read`.
         out: Folder for the representations.
         extraction: How models turn texts into rows.
         metrics: What is measured.

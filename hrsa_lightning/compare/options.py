@@ -1,22 +1,36 @@
 """Options of a comparison: which models, how they are run, what is measured. Imports no torch."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.errors import ConfigError, DataError, first_line, nearest
+from hrsa_lightning.io import exists
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.resolve import Source, find_sources
+from hrsa_lightning.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry
 
-__all__ = ["EXTRAS", "METRICS", "ExtractionOptions", "MetricOptions", "name_models"]
+__all__ = [
+    "EXTRAS",
+    "METRICS",
+    "ExtractionOptions",
+    "MetricOptions",
+    "ModelPair",
+    "name_models",
+    "read_model_pairs",
+    "read_text_entries",
+]
 
 METRICS = ("cka", "knn_overlap", "procrustes", "dimension_correlation", "probe_transfer")
 """The five metrics, as `--metrics` names them; `cka` has plain and standardized values, too."""
 
 EXTRAS: tuple[Literal["cknna", "predictivity"], ...] = ("cknna", "predictivity")
 """More metrics for `--metrics`, which `all` leaves out."""
+
+PAIRS = ("paper", "tiny")
+"""Groups of pairs that come with the package, in `pairs.yaml`."""
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 
@@ -35,6 +49,7 @@ class ExtractionOptions:
         batch_size: Texts of full length per forward pass; more where they are shorter, and fewer on
             a CPU, where large batches gain nothing.
         exclude_first_token: Leave each text's first token out of the layers.
+        max_tokens: Most rows at token level, taken evenly from each text; `None` takes all.
         attention: `causal`, `bidirectional` or `auto`: as a run trained it, else as the config says
             (`is_causal`), else causal, as decoders are pretrained.
         dtype: Of the weights; `None` takes that of the run, else float32.
@@ -48,6 +63,17 @@ class ExtractionOptions:
     exclude_first_token: bool = False
     attention: Literal["auto", "causal", "bidirectional"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = None
+    max_tokens: int | None = None
+
+    def of(self, entry: TextEntry) -> "ExtractionOptions":
+        """These options, with what an entry of texts says of its own."""
+        levels = {"pooled": "sentence", "token": "token", None: self.level}
+        return replace(
+            self,
+            level=levels[entry.level],
+            max_length=entry.max_length or self.max_length,
+            max_tokens=entry.max_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,3 +143,112 @@ def _unique(names: Sequence[str], sources: Sequence[Source]) -> list[str]:
     ]
     same = [longer[:place].count(name) for place, name in enumerate(longer)]
     return [f"{name}_{n + 1}" if n else name for name, n in zip(longer, same, strict=True)]
+
+
+def read_text_entries(given: Sequence[str], **options: Any) -> dict[str, TextEntry]:
+    """Understand the texts of a command line, without reading them.
+
+    Args:
+        given: Each `[NAME=]SOURCE`, where SOURCE is what `TextEntry.of` takes, or a `.yaml` file
+            of entries by name.
+        options: Fields of all entries that do not say them.
+
+    Returns:
+        Entries by name; a single one may have an empty name.
+
+    Raises:
+        DataError: An entry has no meaning, or two have one name.
+    """
+    entries: dict[str, TextEntry] = {}
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for text in given:
+        named = None if exists(text) else _NAMED.fullmatch(text)
+        name, source = (named[1], named[2]) if named else ("", text)
+        several: Mapping[str, Any] = {name: source}
+        if source.endswith((".yaml", ".yml")):
+            several = _read_yaml("--texts", source)
+        for key, value in several.items():
+            own = _entry_mapping(value)
+            try:
+                entry = TextEntry.of({**chosen, **own})
+            except DataError as error:
+                raise DataError(f"--texts {key or source}: {error}") from None
+            title = str(key) if key or len(given) == 1 else _title(source)
+            if title in entries:
+                raise DataError(f"--texts {title}: expected names that differ; write NAME=SOURCE")
+            entries[title] = entry
+    return entries
+
+
+def _entry_mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    text = str(value)
+    if text.startswith(PRESET_PREFIX):
+        return {"preset": text.removeprefix(PRESET_PREFIX)}
+    return {"path": text}
+
+
+def _title(source: str) -> str:
+    for prefix in (PRESET_PREFIX, HUB_PREFIX):
+        if source.startswith(prefix):
+            return _file_name(source.removeprefix(prefix))
+    return _file_name(Path(source).stem)
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A model and what was made of it.
+
+    Attributes:
+        base: As `compare` takes it.
+        tuned: As `compare` takes it.
+        kind: How it was made, such as SFT or RLVR.
+    """
+
+    base: str
+    tuned: str
+    kind: str = ""
+
+
+def read_model_pairs(given: str) -> dict[str, ModelPair]:
+    """Pairs of models by name.
+
+    Args:
+        given: `paper` or `tiny` (those that come with the package), or a `.yaml` file; with `:NAME`
+            behind it, that pair alone.
+
+    Raises:
+        ConfigError: There is no such file or pair, or an entry is none.
+    """
+    address, _, chosen = given.partition(":") if not exists(given) else (given, "", "")
+    shipped = Path(__file__).with_name("pairs.yaml")
+    content = _read_yaml("--pairs", shipped if address in PAIRS else address)
+    if address in PAIRS:
+        content = content[address]
+    pairs = {}
+    for name, entry in content.items():
+        known = [field.name for field in fields(ModelPair)]
+        unknown = [key for key in entry if key not in (*known, "tables", "recipe")]
+        if unknown or not {"base", "tuned"} <= set(entry):
+            raise ConfigError(f"--pairs {name}: expected base, tuned and kind, got {list(entry)}")
+        pairs[str(name)] = ModelPair(**{key: entry[key] for key in known if key in entry})
+    if chosen and chosen not in pairs:
+        raise ConfigError(
+            f"--pairs {given}: expected one of {', '.join(pairs)}.{nearest(chosen, pairs)}"
+        )
+    return {chosen: pairs[chosen]} if chosen else pairs
+
+
+def _read_yaml(option: str, path: str | Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{option} {path}: {first_line(error)}") from None
+    if not isinstance(content, Mapping) or not content:
+        raise ConfigError(
+            f"{option} {path}: expected a mapping of names, got {type(content).__name__}"
+        )
+    return content

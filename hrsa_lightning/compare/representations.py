@@ -35,7 +35,7 @@ from hrsa_lightning.models.tokenization import EmbeddingTokenizer, TokenizedText
 from hrsa_lightning.runs.loading import load_model
 from hrsa_lightning.similarity.extraction import Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
-from hrsa_lightning.similarity.probes import ProbeSet
+from hrsa_lightning.similarity.probes import ProbeSet, rows_per_text
 
 __all__ = ["ModelRunner", "RepresentationWriter", "StoredRepresentations"]
 
@@ -46,6 +46,9 @@ _FLOAT_BYTES = 4
 
 _WINDOW = 32
 """Batches whose texts are tokenized at once and sorted by their numbers of tokens."""
+
+_LONG = 512
+"""Tokens of a text from which on a batch holds fewer texts."""
 
 _CPU_TOKENS = 1024
 """Most tokens, padding included, of a forward pass on a CPU. There larger batches gain nothing, and
@@ -148,6 +151,9 @@ class ModelRunner:
         self._folder = folder
         self._device = device
         self._resume = resume
+        self._max_rows: int | None = None
+        if options.level == "token" and options.max_tokens is not None:
+            self._max_rows = rows_per_text(options.max_tokens, len(self._texts))
 
     def num_rows(self, models: Sequence[KnownModel]) -> int:
         """Rows that every layer will have.
@@ -221,11 +227,14 @@ class ModelRunner:
         writer = RepresentationWriter(home, layers.names)
         extractor = make_extractor(self._options, packaged)
         extractor.device = self._device
+        level = "token" if self._options.level == "token" else ""
+        pooling = extractor.pooling.at_level(level, self._max_rows)
         bar = tqdm(total=len(self._texts), desc=known.name, unit="text", disable=None)
         try:
             with bar, preserve_training_state(model):
                 for spans, batch in self._packaged(model) if packaged else self._batches(known):
-                    writer.add(extractor.extract_batch(model, batch, layers), spans)
+                    rows = extractor.extract_batch(model, batch, layers, pooling)
+                    writer.add(rows, spans)
                     bar.update(len(spans))
             writer.finish({"model": known.source.spec, "extraction": asdict(self._options)})
         except BaseException:
@@ -247,7 +256,8 @@ class ModelRunner:
     def _batches(self, known: KnownModel) -> Iterator[tuple[list[tuple[int, int]], dict[str, Any]]]:
         """Texts of like length, with the first row and the number of rows of each."""
         tokenizer = _tokenizer(known)
-        most_tokens = self._options.batch_size * self._options.max_length
+        # Longer texts come in smaller batches, so that they need no more memory.
+        most_tokens = self._options.batch_size * min(self._options.max_length, _LONG)
         if self._device.type == "cpu":
             most_tokens = min(most_tokens, _CPU_TOKENS)
         begun = 0
@@ -268,7 +278,8 @@ class ModelRunner:
         """Rows of texts of so many tokens."""
         if self._options.level == "sentence":
             return torch.ones_like(lengths)
-        return (lengths - int(self._options.exclude_first_token)).clamp(min=1)
+        counts = (lengths - int(self._options.exclude_first_token)).clamp(min=1)
+        return counts if self._max_rows is None else counts.clamp(max=self._max_rows)
 
     def _tokens(self, tokenizer: EmbeddingTokenizer) -> tuple[list[tuple[int, ...]], list[int]]:
         """Token ids of every text, and how many of them become rows."""

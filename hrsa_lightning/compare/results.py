@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.compare.comparison import Comparison, ComparisonResults
-from hrsa_lightning.compare.models import KnownModel
+from hrsa_lightning.compare.models import OUTPUT, KnownModel
 from hrsa_lightning.io import csv_text, write_json, write_text
 from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
 from hrsa_lightning.plots.curves import panels_figure
@@ -19,7 +19,7 @@ from hrsa_lightning.similarity.metric_info import info_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["summary_lines", "write_results"]
+__all__ = ["summary_lines", "write_overview", "write_results"]
 
 _PROFILE = "layers.png"
 _LEVELS = ("chance", "identity", "null_95", "p_value")
@@ -38,6 +38,44 @@ def write_results(results: ComparisonResults, out: Path) -> None:
     write_json(out / "results.json", _content(results))
     write_text(out / "results.csv", _csv(results))
     write_text(out / "report.md", "\n".join(_report(results)) + "\n")
+
+
+def write_overview(found: Sequence[tuple[str, str, Path, ComparisonResults]], out: Path) -> None:
+    """Write `report.md` and `overview.csv` of several comparisons: means over layers, as tables.
+
+    Args:
+        found: Title, kind of the pair, folder below `out`, and results of each.
+        out: Their folder.
+    """
+    metrics = list(
+        dict.fromkeys(
+            metric
+            for *_, results in found
+            for each in results.comparisons
+            for metric in _defined(_headline(each))
+        )
+    )
+    rows = []
+    for title, kind, folder, results in found:
+        for each in results.comparisons:
+            values = {m.metric: m.value for m in _headline(each)}
+            cells = [_number(values[m]) if m in values else "" for m in metrics]
+            rows.append([title, kind, folder.as_posix(), str(results.num_rows), *cells])
+    header = ["comparison", "kind", "folder", "rows", *metrics]
+    lines = [
+        "# Overview",
+        "",
+        f"Means over layers where there are several, else {OUTPUT}. Each folder has a report.",
+        "",
+        *markdown_table([header, *rows]),
+    ]
+    write_text(out / "overview.csv", csv_text([tuple(header), *map(tuple, rows)]))
+    write_text(out / "report.md", "\n".join(lines) + "\n")
+
+
+def _headline(comparison: Comparison) -> list[Measurement]:
+    """Means over layers, or the values of the last place where there are none."""
+    return [m for m in comparison.means if not m.label] or _last(comparison)
 
 
 def summary_lines(results: ComparisonResults) -> list[str]:

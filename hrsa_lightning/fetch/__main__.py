@@ -16,12 +16,13 @@ from typing import Any
 from hrsa_lightning.cli import HelpFormatter, answered, program
 from hrsa_lightning.config import Config, load_settings, to_yaml
 from hrsa_lightning.config.schema import is_backbone
-from hrsa_lightning.data.entries import HUB_PREFIX, PairEntry
+from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import EntryPairs, read_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
 from hrsa_lightning.io import is_file, pair_line, read_json, replacing, write_json, write_text
 from hrsa_lightning.models.paths import check_weights, resolve_backbone
 from hrsa_lightning.resources import EMBEDDED
+from hrsa_lightning.sources import HUB_PREFIX
 
 _EPILOG = """\
 OUT has data/*.jsonl in the training format, models/*, fetched.json (revisions, pairs, licenses) and

@@ -521,10 +521,13 @@ def overlap_of_neighbors(
         part.scatter_(1, second, widest)
     values = {}
     for k in ks:
-        shared = (later < k).sum(1).double()
-        size = 2 * k - shared if overlap == "jaccard" else torch.full_like(shared, k)
-        values[k] = (shared / size).mean()
+        values[k] = overlap_share((later < k).sum(1).double(), k, overlap).mean()
     return values
+
+
+def overlap_share(shared: Tensor, k: int, overlap: Overlap) -> Tensor:
+    """The overlap of two sets of k neighbors that have so many in common."""
+    return shared / (2 * k - shared if overlap == "jaccard" else k)
 
 
 def chance_overlap(k: int, num_samples: int, overlap: Overlap = "jaccard") -> float:

@@ -35,6 +35,7 @@ from hrsa_lightning.functional.knn import (
     knn_overlap,
     nearest_neighbors,
     overlap_of_neighbors,
+    overlap_share,
 )
 from hrsa_lightning.functional.predictivity import linear_predictivity
 from hrsa_lightning.functional.probe_transfer import (
@@ -48,9 +49,12 @@ from hrsa_lightning.functional.reference import Reference
 NUM_PERMUTATIONS = 200
 LEVEL = 0.95
 FEW = NUM_PERMUTATIONS
-"""With more samples, what needs sums of products alone (all but neighbors and accuracies) has the
-values of all n - 1 cyclic shifts of the samples in a random order. Shifts form a group, so that
-p-values are exact, and all of them cost less than two hundred random orders."""
+"""With more samples, what needs sums of products alone (all but accuracies) has the values of all
+n - 1 cyclic shifts of the samples in a random order. Shifts form a group, so that p-values are
+exact, and all of them cost less than two hundred random orders."""
+
+MANY = 1024
+"""Of more samples, neighbors are shuffled again: all shifts cost n^3."""
 
 ROWS_AT_ONCE = 256
 
@@ -94,6 +98,7 @@ def permutation_null(
     function is computed anew for each permutation. Of more than 200 samples, where sums of products
     are all that a value needs, the permutations are the n - 1 cyclic shifts of the samples in a
     random order: a group, so that the p-value is exact as well, and cheaper than 200 of the others.
+    The same holds for neighbors among at most 1,024 samples.
 
     Args:
         function: takes ``x``, ``y``, ``others`` and ``options``, and gives a tensor, a named tuple
@@ -258,12 +263,28 @@ def _correlated(x: Tensor, y: Tensor) -> Tensor:
 def permuted_overlaps(
     near_x: Tensor, near_y: Tensor, orders: Tensor, ks: tuple[int, ...], overlap: Overlap
 ) -> Values:
-    """k-NN overlap at each k from neighbor lists, (p,) each."""
-    found = [
-        overlap_of_neighbors(near_x, order.argsort()[near_y[order]], ks, overlap)
-        for order in orders
-    ]
-    return {k: torch.stack([values[k] for values in found]) for k in ks}
+    """k-NN overlap at each k from neighbor lists, (p,) each, or one for each shift."""
+    n = len(near_x)
+    if not FEW < n <= MANY:
+        found = [
+            overlap_of_neighbors(near_x, order.argsort()[near_y[order]], ks, overlap)
+            for order in orders
+        ]
+        return {k: torch.stack([values[k] for values in found]) for k in ks}
+    # With neighbors counted from their own row, row i meets row i + s unchanged: one product of
+    # both membership matrices has what any two rows share.
+    order, rows = orders[0], torch.arange(n, device=near_x.device)
+    sides = [(order.argsort()[near[order]] - rows[:, None]) % n for near in (near_x, near_y)]
+    partners = (rows[:, None] + rows[1:]) % n
+    values: Values = {}
+    for k in ks:
+        left, right = (
+            torch.zeros(n, n, device=rows.device).scatter_(1, side[:, :k], 1.0) for side in sides
+        )
+        with full_precision(rows.device):
+            shared = (left @ right.mT).gather(1, partners)
+        values[k] = overlap_share(shared.double(), k, overlap).mean(0)
+    return values
 
 
 def permuted_correlation(x: Tensor, y: Tensor, orders: Tensor, chunk_bytes: int) -> Values:

@@ -45,6 +45,7 @@ KNOWN: Mapping[str, _Shape] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": _SMOLLM2,
     "Qwen/Qwen3-0.6B-Base": ("qwen3", 1024, 3072, 28, 16, 8, 151_936),
     "Qwen/Qwen3-0.6B": ("qwen3", 1024, 3072, 28, 16, 8, 151_936),
+    "Qwen/Qwen3-4B": ("qwen3", 2560, 9728, 36, 32, 8, 151_936),
     "Qwen/Qwen2.5-7B": ("qwen2", 3584, 18_944, 28, 28, 4, 152_064),
     "Qwen/Qwen2.5-14B": ("qwen2", 5120, 13_824, 48, 40, 8, 152_064),
     "Qwen/Qwen2.5-32B": ("qwen2", 5120, 27_648, 64, 40, 8, 152_064),

@@ -97,8 +97,8 @@ class SimilarityEvaluator:
         models: One module, or several by name, also as `DistributedDataParallel` or Fabric wraps
             them; `None` where `prepare` will get them.
         probes: The fixed inputs: a `DataLoader` or list of batches (read once), a tensor, texts,
-            records with `text` and `label`, the path of a JSONL file of these, or a mapping from
-            names to any of these.
+            records with `text` and `label`, where texts lie (a path, `hub:NAME`, `preset:NAME` or a
+            mapping, see `hrsa_lightning.sources.TextEntry`), or a mapping from names to these.
         layers: Names or globs over `named_modules()`, and `"output"` (or `"output.KEY"`) for what
             the forward call returns. `*` stays between dots, `**` crosses them. A mapping gives
             them short names of your own. The default is the output and, of the largest stack of

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from hrsa_lightning.similarity.pooling import LayerPooling, Pooling, has_channel
 from hrsa_lightning.similarity.probes import (
     ProbeSet,
     Tokenizer,
+    is_entry,
     load_probes,
-    read_texts,
     tokenizer_of,
 )
 
@@ -49,6 +48,8 @@ Snapshot = dict[str, Tensor]
 """Layer to (rows, features)."""
 Representations = dict[str, dict[str, Snapshot]]
 """Probe set to model to layer to (rows, features)."""
+Tokenizers = Callable[[int], Tokenizer | None]
+"""Most tokens of a text to a tokenizer; to `None` where texts cannot be tokenized."""
 Shares = dict[str, dict[str, dict[int, Tensor]]]
 """Probe set to layer to number of a batch to the rows of that batch."""
 
@@ -68,6 +69,7 @@ class Extractor:
         ranks: Processes that share the probes.
         device: Where models run.
         holder: Attribute that holds the models in a larger module, or an empty string.
+        pooling: Of probe sets without a level of their own.
 
     Raises:
         ConfigError: When an argument has no meaning.
@@ -105,9 +107,11 @@ class Extractor:
         self.ranks = Ranks(1, 0)
         self.device = torch.device("cpu")
         self.holder = ""
-        self._sources = probes if isinstance(probes, Mapping) else {"": probes}
+        is_one = not isinstance(probes, Mapping) or is_entry(probes)
+        self._sources: Mapping[str, Any] = {"": probes} if is_one else probes
         self._forward = forward or call_module
-        self._pooling = LayerPooling(pooling, mask, exclude_first_token)
+        self.pooling = LayerPooling(pooling, mask, exclude_first_token)
+        self._poolings: dict[str, LayerPooling] = {}
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._label_key = label_key
@@ -122,16 +126,15 @@ class Extractor:
         Raises:
             DataError: The message begins with `probes`.
         """
-        for source in self._sources.values():
+        for name, source in self._sources.items():
             if isinstance(source, str) and source.isidentifier() and not is_file(source):
                 continue  # it may be the name of a loader method
             try:
-                if isinstance(source, (str, Path)):
-                    read_texts(source)
-                elif isinstance(source, (int, float, list, Mapping)):
+                if is_entry(source) or isinstance(source, (int, float, list, Mapping)):
                     load_probes(source, size=1, label_key=None, limit=None, shard=0, shards=1)
             except DataError as error:
-                raise DataError(f"probes: {str(error).removeprefix('probes: ')}") from None
+                where = f"probes.{name}" if name else "probes"
+                raise DataError(f"{where}: {str(error).removeprefix('probes: ')}") from None
 
     def prepare(
         self,
@@ -180,12 +183,17 @@ class Extractor:
                 shard=ranks.shard,
                 shards=ranks.num_shards,
                 receive=receive,
+                max_length=self.max_length,
             )
             for name, source in self._sources.items()
         }
+        self._poolings = {
+            name: self.pooling.at_level(probes.level, probes.max_rows)
+            for name, probes in self.probes.items()
+        }
         if any(probes.texts is not None for probes in self.probes.values()):
             for name, model in self.models.items():
-                if self.tokenizer_for(model) is None:
+                if self.tokenizer_for(model)(self.max_length) is None:
                     raise ConfigError(
                         "probes: texts need tokenizer=, or a method probe_batch(texts, max_length) "
                         f"of {_called(name)}"
@@ -201,7 +209,8 @@ class Extractor:
         with self.ranks.raise_on_all_ranks():  # tokenize first, so that no forward pass has to wait
             for name, model in self.models.items():
                 for probes in self.probes.values():
-                    for _ in probes.batches(self._rounds(probes), name, self.tokenizer_for(model)):
+                    tokenize = self.tokenizer_for(model)(probes.max_length or self.max_length)
+                    for _ in probes.batches(self._rounds(probes), name, tokenize):
                         pass
         shares = {}
         for name, model in self.models.items():
@@ -216,7 +225,7 @@ class Extractor:
         }
 
     def share(
-        self, module: nn.Module, layers: LayerSelection, owner: str, tokenize: Tokenizer | None
+        self, module: nn.Module, layers: LayerSelection, owner: str, tokenizer: Tokenizers
     ) -> Shares:
         """This rank's share of one model's representations; no collectives but the model's own.
 
@@ -228,7 +237,7 @@ class Extractor:
             module: The model, in evaluation mode.
             layers: Which of its layers.
             owner: Whose tokens the text probes become.
-            tokenize: Turns texts into a batch.
+            tokenizer: See `tokenizer_for`.
         """
         sharded = is_sharded(module)
         failure: Exception | None = None
@@ -237,9 +246,10 @@ class Extractor:
             own = self._own(probes)
             rounds = self._rounds(probes) if sharded else own
             share: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers.names}
+            tokenize = tokenizer(probes.max_length or self.max_length)
             for turn, batch in enumerate(probes.batches(rounds, owner, tokenize)):
                 try:
-                    snapshot = self.extract_batch(module, batch, layers)
+                    snapshot = self.extract_batch(module, batch, layers, self._poolings[name])
                 except Exception as error:
                     if not sharded:
                         raise
@@ -264,7 +274,13 @@ class Extractor:
             for name, share in shares.items()
         }
 
-    def extract_batch(self, module: nn.Module, batch: Any, layers: LayerSelection) -> Snapshot:
+    def extract_batch(
+        self,
+        module: nn.Module,
+        batch: Any,
+        layers: LayerSelection,
+        pooling: LayerPooling | None = None,
+    ) -> Snapshot:
         """Pooled representations of one batch; of a layer called several times, the last call.
 
         Hooks live only while the batch is in flight. What cannot be pooled is an error after the
@@ -279,7 +295,8 @@ class Extractor:
         """
         batch = copied(batch, self.device, dtype_of(module))
         sizes = sizes_of(batch)
-        mask = cache(lambda: self._pooling.mask_of(batch))
+        pooling = pooling or self.pooling
+        mask = cache(lambda: pooling.mask_of(batch))
         found: dict[str, Tensor | Exception] = {}
 
         def keep(name: str, part: nn.Module, result: Any, key: str | None = None) -> None:
@@ -289,7 +306,7 @@ class Extractor:
                 if isinstance(activation, Tensor):
                     channels_first = has_channels_first(module, part, activation.shape)
                 with torch.autocast(self.device.type, enabled=False):
-                    found[name] = self._pooling.rows(name, activation, mask(), channels_first)
+                    found[name] = pooling.rows(name, activation, mask(), channels_first)
             except Exception as error:
                 found[name] = error
 
@@ -310,7 +327,8 @@ class Extractor:
             if isinstance(rows, Exception):
                 raise rows
             snapshot[name] = rows.to(store_on)
-        self._check_rows({name: len(rows) for name, rows in snapshot.items()}, sizes)
+        own = {n: len(rows) for n, rows in snapshot.items() if pooling.counts_samples(n)}
+        self._check_rows(own, sizes)
         return snapshot
 
     def _call(self, module: nn.Module, batch: Any) -> Any:
@@ -334,18 +352,18 @@ class Extractor:
         for name, snapshot in gathered.items():
             labels = self.probes[name].labels
             for layer, rows in snapshot.items():
-                if labels and self._pooling.counts_samples(layer) and len(rows) != len(labels):
+                counts = self._poolings[name].counts_samples(layer)
+                if labels and counts and len(rows) != len(labels):
                     raise DataError(
                         f"label_key: expected a label for each of {len(rows)} samples, "
                         f"got {len(labels)}"
                     )
 
-    def _check_rows(self, rows: Mapping[str, int], sizes: set[int] | None) -> None:
+    def _check_rows(self, own: Mapping[str, int], sizes: set[int] | None) -> None:
         """Ask what a sample is where the layers, or a layer and the batch, do not agree on it.
 
         Rows of a pooling function, and tokens as rows, are taken as they are.
         """
-        own = {n: count for n, count in rows.items() if self._pooling.counts_samples(n)}
         if not own:
             return
         (first, expected), *others = own.items()
@@ -361,15 +379,26 @@ class Extractor:
             f"pooling={{{other or first!r}: lambda activation, mask: ...}}"
         )
 
-    def tokenizer_for(self, module: nn.Module, own: Tokenizer | None = None) -> Tokenizer | None:
+    def tokenizer_for(self, module: nn.Module, own: Tokenizers | None = None) -> Tokenizers:
         """What turns texts into batches of a module: `own`, or else the user's, or its method.
 
         Padding on the left shifts the positions of a model with a table of them: it gets the
         positions of the tokens themselves where it takes them.
+
+        Returns:
+            A tokenizer for texts of so many tokens at most, or `None` where there is none.
         """
-        tokenize = own or self._tokenizer or tokenizer_of(module, self.max_length)
+
+        def tokenizer(max_length: int) -> Tokenizer | None:
+            found = own(max_length) if own else None
+            found = found or self._tokenizer or tokenizer_of(module, max_length)
+            return found and self._positioned(module, found)
+
+        return tokenizer
+
+    def _positioned(self, module: nn.Module, tokenize: Tokenizer) -> Tokenizer:
         table = position_table(module)
-        if tokenize is None or table is None:
+        if table is None:
             return tokenize
 
         def positioned(texts: list[str]) -> Mapping[str, Any]:
@@ -390,12 +419,11 @@ class Extractor:
 
     def text_split_differently(self, owner: str, other: str) -> str | None:
         """A text of which two owners have other tokens, where rows are tokens; else `None`."""
-        selections = self.layers.values()
-        if not any(self._pooling.method_of(name) == "none" for s in selections for name in s.names):
-            return None
+        names = [name for selection in self.layers.values() for name in selection.names]
         found = (
-            probes.text_split_differently(owner, other, self._pooling.mask_of)
-            for probes in self.probes.values()
+            probes.text_split_differently(owner, other, self.pooling.mask_of)
+            for name, probes in self.probes.items()
+            if any(self._poolings[name].method_of(layer) == "none" for layer in names)
         )
         return next((text for text in found if text is not None), None)
 

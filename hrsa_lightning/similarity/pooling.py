@@ -1,5 +1,6 @@
 """From a layer's activation to a (samples, features) matrix, for tokens, images and vectors."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -64,6 +65,24 @@ class LayerPooling:
         self._pooling = pooling
         self._mask = mask
         self._exclude_first_token = exclude_first_token
+        self._max_rows: int | None = None
+
+    def at_level(self, level: str, max_rows: int | None = None) -> "LayerPooling":
+        """The pooling of a probe set with a level of its own.
+
+        Args:
+            level: `token` for a row per token, `pooled` for one per sample, or empty for neither.
+            max_rows: At level `token`, most rows of a sample, evenly spaced.
+        """
+        own = copy.copy(self)
+        own._max_rows = max_rows
+        if level == "token":
+            own._pooling = "none"
+        elif level == "pooled" and isinstance(self._pooling, Mapping):
+            own._pooling = {k: "mean" if m == "none" else m for k, m in self._pooling.items()}
+        elif level == "pooled" and self._pooling == "none":
+            own._pooling = "mean"
+        return own
 
     def method_of(self, layer: str) -> PoolingMethod:
         """The pooling method of one layer."""
@@ -93,8 +112,8 @@ class LayerPooling:
         else:
             mask = _token_mask(batch)
         if mask is not None and mask.ndim > 1 and self._exclude_first_token:
-            return drop_first_token(mask)
-        return mask
+            mask = drop_first_token(mask)
+        return mask if mask is None or self._max_rows is None else _thinned(mask, self._max_rows)
 
     def rows(
         self,
@@ -260,6 +279,15 @@ def drop_first_token(mask: Tensor) -> Tensor:
     mask = mask.bool()
     is_first = mask & (mask.cumsum(1) == 1)
     return mask & ~(is_first & (mask.sum(1, keepdim=True) > 1))
+
+
+def _thinned(mask: Tensor, most: int) -> Tensor:
+    """At most so many counted tokens of each sample, evenly spaced."""
+    place, count = mask.bool().cumsum(1), mask.bool().sum(1, keepdim=True)
+    kept = count.clamp(max=most)
+    return mask.bool() & (
+        place * kept // count.clamp(min=1) > (place - 1) * kept // count.clamp(min=1)
+    )
 
 
 def _one_sample(part: Tensor) -> Tensor:

@@ -14,16 +14,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import Problems, check_text, read_text_records
+from hrsa_lightning.io import check_text
+from hrsa_lightning.resources import EMBEDDED
 from hrsa_lightning.similarity.batches import content_of, copied, described, entry_of, sizes_of
 from hrsa_lightning.similarity.isolation import preserve_training_state
+from hrsa_lightning.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry
 
 __all__ = [
     "ProbeSet",
     "Tokenizer",
     "batch_probes",
+    "is_address",
+    "is_entry",
     "load_probes",
-    "read_texts",
+    "rows_per_text",
     "text_probes",
     "tokenizer_of",
 ]
@@ -41,7 +45,10 @@ class ProbeSet:
         labels: One label per sample, or `None`.
         texts: All texts in the order of the samples, for probes given as texts.
         held: Batches of this shard by number, for probes given as batches.
-        size: Samples in a batch of texts.
+        ends: Of each batch of texts, the text after its last.
+        level: See `hrsa_lightning.sources.TextEntry`, as for the next two; empty where unsaid.
+        max_length: `None` where unsaid.
+        max_rows: Most rows of a text at level `token`, from its `max_tokens`.
     """
 
     order: list[int]
@@ -49,7 +56,10 @@ class ProbeSet:
     labels: list[str] | None = None
     texts: list[str] | None = None
     held: dict[int, Any] = field(default_factory=dict)
-    size: int = 32
+    ends: list[int] = field(default_factory=list)
+    level: str = ""
+    max_length: int | None = None
+    max_rows: int | None = None
     _tokenized: dict[str, dict[int, Any]] = field(default_factory=dict)
 
     def batches(
@@ -76,7 +86,7 @@ class ProbeSet:
         kept = self._tokenized.setdefault(owner, {})
         for number in numbers:
             if number not in kept:
-                texts = self.texts[number * self.size : (number + 1) * self.size]
+                texts = self.texts[self._begin(number) : self.ends[number]]
                 kept[number] = _checked(dict(tokenize(texts)), len(texts))
             yield kept[number]
 
@@ -98,8 +108,11 @@ class ProbeSet:
             sides = [_token_rows(kept[number], mask_of) for kept in (ours, theirs)]
             for row, (first, second) in enumerate(zip(*sides, strict=False)):
                 if first != second and self.texts is not None:
-                    return self.texts[number * self.size + row]
+                    return self.texts[self._begin(number) + row]
         return None
+
+    def _begin(self, number: int) -> int:
+        return self.ends[number - 1] if number else 0
 
 
 def load_probes(
@@ -111,14 +124,15 @@ def load_probes(
     shard: int,
     shards: int,
     receive: Callable[[Any], Any] | None = None,
+    max_length: int = 128,
 ) -> ProbeSet:
     """Make a probe set of texts, tensors or batches.
 
     Args:
-        source: Texts, records with a `text` (also a dataset of them), the path of a JSONL file of
-            either, one tensor, or an iterable of batches such as a `DataLoader`, which is read
-            once.
+        source: Texts, records with a `text` (also a dataset of them), anything that `TextEntry.of`
+            takes, one tensor, or an iterable of batches such as a `DataLoader`, which is read once.
         size: Samples per batch, for texts and tensors.
+        max_length: Most tokens of a text, where an entry does not say its own.
         label_key: Where a batch holds its labels: a key of a mapping or a position in a tuple.
         limit: At most so many batches.
         shard: Which shard this process holds.
@@ -129,8 +143,9 @@ def load_probes(
     Raises:
         DataError: When there are no samples or a form is not understood.
     """
-    if isinstance(source, (str, Path)):
-        source = read_texts(source)
+    if is_entry(source):
+        entry = TextEntry.of(source)
+        return _entry_probes(entry, size=size, limit=limit, max_length=max_length)
     if isinstance(source, Tensor):
         source = torch.split(source, size)
     if isinstance(source, Dataset) and not (
@@ -178,13 +193,61 @@ def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = Non
     records.sort(key=lambda record: len(record["text"]))
     texts = [record["text"] for record in records]
     labels = [str(record["label"]) for record in records if record.get("label") is not None]
+    ends = [*range(size, len(texts), size), len(texts)]
     return ProbeSet(
-        order=list(range(-(-len(texts) // size))),
+        order=list(range(len(ends))),
         fingerprint=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
         labels=labels if len(labels) == len(texts) else None,
         texts=texts,
-        size=size,
+        ends=ends,
     )
+
+
+def _entry_probes(entry: TextEntry, *, size: int, limit: int | None, max_length: int) -> ProbeSet:
+    """A probe set of an entry's texts.
+
+    A batch holds `size` texts of at most `max_length` tokens; of longer ones fewer, so that it
+    takes no more memory: as many tokens in all, or a single text.
+    """
+    _, texts, labels = entry.read()
+    known: Sequence[str | None] = labels or [None] * len(texts)
+    records = [{"text": text, "label": label} for text, label in zip(texts, known, strict=True)]
+    probes = text_probes(records, size=size, limit=limit)
+    assert probes.texts is not None
+    longest = entry.max_length or max_length
+    # A token has at least one byte, and a tokenizer may add a few of its own.
+    lengths = [min(longest, len(text.encode()) + 2) for text in probes.texts]
+    probes.ends, begin = [], 0
+    for place, length in enumerate(lengths):  # in rising order
+        if place > begin and (
+            place - begin == size or (place - begin + 1) * length > size * max_length
+        ):
+            probes.ends.append(place)
+            begin = place
+    probes.ends.append(len(lengths))
+    probes.order = list(range(len(probes.ends)))
+    probes.level, probes.max_length = entry.level or "", entry.max_length
+    if entry.level == "token":
+        probes.labels = None  # they belong to texts
+    if entry.max_tokens is not None:
+        probes.max_rows = rows_per_text(entry.max_tokens, len(probes.texts))
+    if asked := [part for part in (entry.level, entry.max_length, entry.max_tokens) if part]:
+        content = json.dumps([probes.fingerprint, *asked])
+        probes.fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    return probes
+
+
+def rows_per_text(max_tokens: int, num_texts: int) -> int:
+    """Most rows of each text where all together have at most `max_tokens`.
+
+    Raises:
+        DataError: There are more texts.
+    """
+    if max_tokens < num_texts:
+        raise DataError(
+            f"max_tokens: expected at least one for each of {num_texts} texts, got {max_tokens}"
+        )
+    return max_tokens // num_texts
 
 
 def batch_probes(
@@ -249,25 +312,16 @@ def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
     return lambda texts: dict(probe_batch(texts, max_length))
 
 
-def read_texts(path: str | Path) -> list[dict[str, Any]]:
-    """Texts of a file: JSON lines (`text`, optionally `label`), or one a line of `.txt`.
+def is_entry(source: Any) -> bool:
+    """Whether probes are said by where they lie, and not given."""
+    if isinstance(source, Mapping):
+        return any(isinstance(source.get(key), str) for key in ("path", "preset"))
+    return isinstance(source, str | Path | TextEntry)
 
-    Raises:
-        DataError: The file is not there, holds no text, or has bad lines, all named in one error.
-    """
-    problems = Problems()
-    records = []
-    for number, record in read_text_records(path, problems.add):
-        try:
-            check_text(record.get("text"), "text")
-            check_text(str(record.get("label", "none")), "label")
-        except DataError as error:
-            problems.add(f"{path}:{number}", str(error))
-        records.append(record)
-    problems.raise_if_any()
-    if not records:
-        raise DataError(f"{path}: no texts in the file")
-    return records
+
+def is_address(source: Any) -> bool:
+    """Whether a text is a data set of the hub, a preset or an embedded file, by how it begins."""
+    return isinstance(source, str) and source.startswith((HUB_PREFIX, PRESET_PREFIX, EMBEDDED))
 
 
 def _token_rows(

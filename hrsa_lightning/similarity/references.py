@@ -314,10 +314,10 @@ class ModelReference(_KeptReference):
                 preserve_training_state(module),
             ):
                 layers = self._layers_of(module, extractor.layers[arm])
-                own = self.tokenizer(extractor.max_length)
+                own = self.tokenizer(extractor.max_length) is not None
                 owner = self.owner() if own else arm
-                tokenize = extractor.tokenizer_for(module if own else live, own)
-                shares = extractor.share(module, layers, owner, tokenize)
+                tokenizer = extractor.tokenizer_for(module if own else live, self.tokenizer)
+                shares = extractor.share(module, layers, owner, tokenizer)
             found[arm if self.per_arm else ""] = extractor.gather(shares)
         return {
             probes: {arm: snapshots[probes] for arm, snapshots in found.items()}

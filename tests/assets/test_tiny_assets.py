@@ -14,6 +14,7 @@ from tiny.lm import load_model
 from tiny.pairs import held_out_texts, widen_probes
 from tiny.splits import split_of_id
 from tiny.tasks import is_correct
+from tiny.texts import DOMAINS, draw_traces
 from tokenizers import Tokenizer
 from transformers import (
     AutoModel,
@@ -83,6 +84,18 @@ def test_wide_probes_are_drawn_from_the_training_pairs() -> None:
     probes = read("probes_wide.jsonl")
     assert probes == widen_probes(lines)
     assert len({probe["text"].lower() for probe in probes}) == len(probes) == 4096
+
+
+def test_traces_are_of_held_out_problems_and_right() -> None:
+    traces = read("traces.jsonl")
+    assert traces == draw_traces()
+    assert all(is_correct(str(trace["answer"]), str(trace["solution"])) for trace in traces)
+
+
+def test_domains_are_even_and_in_no_training_pair(train) -> None:
+    domains = read("domains.jsonl")
+    assert Counter(line["label"] for line in domains) == dict.fromkeys(DOMAINS, 96)
+    assert held_out_texts(domains).isdisjoint(held_out_texts(train))
 
 
 def test_ids_fall_in_their_split(train, test_pairs, probes) -> None:

@@ -5,16 +5,22 @@ import errno
 import json
 import math
 import random
+import re
 import shutil
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from hrsa_lightning.compare import __main__ as compare
 from hrsa_lightning.compare import comparison as comparisons
 from hrsa_lightning.compare import representations, results
+from hrsa_lightning.compare.options import read_model_pairs
 from hrsa_lightning.compare.representations import RepresentationWriter
+from hrsa_lightning.resources import resource_files
 from hrsa_lightning.runs.loading import load_model
 from hrsa_lightning.train import __main__ as train
 from tests.contrastive_runs import WORDS, write_pairs
@@ -483,3 +489,61 @@ def test_help_names_every_option_on_one_screen(capsys):
     assert max(map(len, text.splitlines())) <= 100
     options = {name for action in compare._parser()._actions for name in action.option_strings}
     assert {name for name in options if name not in text} == {"-h", "--help"}
+
+
+def test_pairs_and_several_texts_in_one_call(place, tmp_path, capsys):
+    pairs = tmp_path / "pairs.yaml"
+    pairs.write_text(
+        f"near: {{kind: RLVR, base: {place / 'base'}, tuned: {place / 'rlvr'}}}\n"
+        f"gone: {{kind: SFT, base: {place / 'base'}, tuned: {tmp_path / 'none'}}}\n"
+    )
+    texts = tmp_path / "texts.yaml"
+    probes = place / "probes.jsonl"
+    texts.write_text(
+        f"words: {{path: {probes}, level: pooled, limit: 20}}\n"
+        f"tokens: {{path: {probes}, text: '{{topic}} {{text}}', level: token, max_tokens: 240}}\n"
+    )
+    out = tmp_path / "out"
+    command = ["--pairs", str(pairs), "--texts", str(texts), "--layers", "last", "--null", "0"]
+    command += ["--metrics", "cka,dimension_correlation", "--out", str(out), *LENGTHS]
+    assert compare.main(command) == 0
+    assert "gone is left out: " in capsys.readouterr().out
+    with (out / "overview.csv").open() as file:
+        rows = {row["comparison"]: row for row in csv.DictReader(file)}
+    assert {name: int(row["rows"]) for name, row in rows.items()} == {
+        "near on words": 20,
+        "near on tokens": 240,
+    }
+    assert {row["kind"] for row in rows.values()} == {"RLVR"}
+    for row in rows.values():
+        assert (out / row["folder"] / "report.md").is_file()
+        assert 0 < float(row["cka"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "paper", "A", "B"], "expected models, or --pairs"),
+        (["--pairs", "paper:qwen3"], "--pairs paper:qwen3: expected one of .*Did you mean"),
+        (["--pairs", "none.yaml"], "--pairs none.yaml: .*No such file"),
+        (["--pairs", "tiny", "--texts", "preset:tiny_labels"], "expected names that differ"),
+    ],
+)
+def test_mistakes_of_groups_get_one_line(arguments, message, capsys):
+    assert compare.main([*arguments, "--texts", "preset:tiny_labels"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+
+
+def test_the_paper_pairs_are_those_of_its_tables():
+    pairs = read_model_pairs("paper")
+    assert {name for name, pair in pairs.items() if pair.kind == "SFT"} == {
+        "qwen2.5-math-1.5b",
+        "qwen3-0.6b",
+    }
+    assert len(pairs) == 9
+    content = yaml.safe_load((Path(compare.__file__).parent / "pairs.yaml").read_text())["paper"]
+    counts = Counter(table for entry in content.values() for table in entry["tables"])
+    assert counts == {1: 5, 9: 8, 10: 6}
+    recipes = resource_files("recipes")
+    assert all(entry.get("recipe", "paper") in recipes for entry in content.values())

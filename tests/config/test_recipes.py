@@ -22,7 +22,7 @@ from tests.tiny import make_backbone
 RECIPES = resource_files("recipes")
 PRESETS = resource_files("callbacks")
 datasets = pytest.importorskip("datasets")
-SAME_AS_PAIRED = ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b"]
+SAME_AS_PAIRED = ["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-0.6b", "qwen3-4b-psr"]
 # The first solo run has no other run's trace to be compared with.
 LAUNCHED_WITH = {"solo": ["callbacks.other=null"]}
 FOR_HUB_MODELS = [name for name in RECIPES if not name.startswith("quickstart")]
@@ -255,7 +255,7 @@ def test_solo_run_is_compared_with_the_trace_of_another(small, hub, tmp_path, ca
 
 
 def test_a_checkpoint_of_your_own_has_to_be_named(small, capsys):
-    assert train(["recipe=qwen3-0.6b", *small]) == 2
+    assert train(["recipe=qwen3-4b-psr", *small]) == 2
     assert "arms.rlvr.backbone" in capsys.readouterr().err
 
 

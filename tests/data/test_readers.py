@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.callbacks.retrieval import read_retrieval_pairs
-from hrsa_lightning.compare.texts import load_texts
 from hrsa_lightning.data import read_pairs, read_texts
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.similarity.probes import load_probes
+from hrsa_lightning.sources import TextEntry
 
 ODD = ["line\u2028separator", "next\u0085line", "form\x0cfeed", "größer"]
 ORDER = {text: number for number, text in enumerate(ODD)}  # probes are ordered by length
@@ -31,7 +31,7 @@ READERS = {
     "held-out pairs": lambda path: [pair.query for pair in read_retrieval_pairs(path)],
     "texts": lambda path: [probe.text for probe in read_texts(path)],
     "probes": _probes_of,
-    "comparison": lambda path: load_texts(str(path)).texts,
+    "comparison": lambda path: TextEntry.of(path).read().texts,
 }
 
 

@@ -51,6 +51,8 @@ SHIFTED = {
     "cka_standardized": (F.linear_cka, {"standardize": True}),
     "cka in chunks": (F.linear_cka, {"chunk_bytes": 8 * 61 * 4 * 7}),
     "correlation": (F.dimension_correlation, {}),
+    "knn": (F.knn_overlap, {"k": (3, 6), "similarity": "euclidean"}),
+    "knn_mutual": (F.knn_overlap, {"k": 5, "overlap": "mutual"}),
 }
 
 

@@ -74,9 +74,9 @@ def cut(monkeypatch):
 
 def test_recipes_are_planned_without_a_network(cut, capsys):
     settings = ["callbacks.similarity=null", "data.query_length=32", "data.passage_length=32"]
-    assert main(["recipe=qwen3-0.6b", "trainer.devices=1", *settings]) == 0
+    assert main(["recipe=qwen3-4b-psr", "trainer.devices=1", *settings]) == 0
     said = capsys.readouterr().out
-    assert "rlvr         ./path/of/your/rlvr-checkpoint: 606.14 M" in said
+    assert "rlvr         ./path/of/your/Qwen3-4B-PSR: " in said
     assert "not here: as base" in said
     assert "the run: 811 steps" in said  # of the pairs that recipe=public records
     assert main(["recipe=solo", "arms.model.backbone=no-one/nothing", *settings]) == 2

@@ -44,6 +44,8 @@ billions.
 | `pairs_test.jsonl` | {num_test} held-out pairs of all sources, with the field `source` |
 | `probes.jsonl` | {num_probes} held-out texts, each labeled noun, verb, adjective or code |
 | `probes_wide.jsonl` | 4096 texts of the training pairs, for backbones that do not train on them |
+| `traces.jsonl` | 336 worked traces of held-out tasks: prompt, solution, answer, correct, family |
+| `domains.jsonl` | 768 glosses of nouns that no training pair has, labeled with WordNet domains |
 | `build.json` | seeds, settings, package versions, token counts, accuracies |
 | `LICENSE.wordnet`, `LICENSE.python` | the notices of the two text sources |
 

@@ -22,6 +22,7 @@ from tiny import BACKBONES, card, controls, corpus, evaluate, grpo, lm, prorl, s
 from tiny import pairs as pairs_module
 from tiny.stdlib import Function, read_functions, stdlib_path
 from tiny.tasks import FAMILY_WEIGHTS
+from tiny.texts import draw_domains, draw_traces
 from tiny.tokenizer import save_tokenizer, train_tokenizer
 from tiny.wordnet import Synset, read_licence, read_synsets
 
@@ -83,6 +84,10 @@ def build_pairs(folders: Folders) -> dict[str, object]:
     pairs_module.write_jsonl(folders.out / "probes.jsonl", probes)
     wide = pairs_module.widen_probes([*train["definition"], *train["code"]])
     pairs_module.write_jsonl(folders.out / "probes_wide.jsonl", wide)
+    pairs_module.write_jsonl(folders.out / "traces.jsonl", draw_traces())
+    trained = pairs_module.held_out_texts(line for lines in train.values() for line in lines)
+    domains = draw_domains(folders.wordnet, trained)
+    pairs_module.write_jsonl(folders.out / "domains.jsonl", domains)
     (folders.out / "LICENSE.wordnet").write_text(read_licence(folders.wordnet), encoding="utf-8")
     python_licence = (stdlib_path() / "LICENSE.txt").read_text(encoding="utf-8")
     (folders.out / "LICENSE.python").write_text(python_licence, encoding="utf-8")
