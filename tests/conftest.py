@@ -25,10 +25,12 @@ def _fixed_seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_once(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """`make_once(name, fill)`: a folder that one of the workers of pytest-xdist fills for all."""
     root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if hasattr(request.config, "workerinput"):
         root = root.parent
 
     def make(name: str, fill: Callable[[Path], object]) -> Path:

@@ -10,11 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+from tests.forks import FORKS
 
 PATIENCE = 300.0
 """Seconds after which a process that is still there has hung; several share a core here."""
@@ -27,26 +28,15 @@ class Ended(NamedTuple):
     text: str
 
 
-_FORKS = get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        *("lightning.pytorch", "peft", "transformers.models.qwen2.modeling_qwen2"),
-        *("hrsa_lightning.config.build", "hrsa_lightning.modules", "hrsa_lightning.callbacks"),
-        *("hrsa_lightning.report.writing", "torch.distributed.fsdp", "torch.utils.tensorboard"),
-        *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
-    ]
-)
-
-
 class Rank:
     """The train command in a process of its own, as far as needed with the methods of `Popen`.
 
-    Importing takes most of the time of a tiny run, so the process is forked from one that has
-    imported what it needs, and nothing else. The ranks that Lightning starts are started anew.
+    It is forked, as importing takes most of the time of a tiny run; the ranks that Lightning starts
+    are started anew.
     """
 
     def __init__(self, arguments: list[str], environment: dict[str, str], screen: Path) -> None:
-        self._process = _FORKS.Process(target=_train, args=(arguments, environment, screen))
+        self._process = FORKS.Process(target=_train, args=(arguments, environment, screen))
         self._process.start()
         self.screen = screen
 
