@@ -222,7 +222,7 @@ def training(dry_run: bool) -> None:
     """Steps of ours beside sentence-transformers', of the shape of Qwen2.5-0.5B with LoRA."""
     from benchmarks import train_throughput as throughput
     from hrsa_lightning.models.tokenization import EmbeddingTokenizer
-    from hrsa_lightning.tokenizers import read_tokenizer
+    from hrsa_lightning.pretrained import read_tokenizer
     from tools.tiny.stdlib import stdlib_path
 
     device = _device(dry_run)

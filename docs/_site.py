@@ -8,7 +8,7 @@ import griffe
 from latex2mathml.converter import convert
 
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)?)\$", re.DOTALL)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+(?:\n[^$\n]+)?)\$([,.;:)]*)", re.DOTALL)
 _MODULE = re.compile(r"^::: (hrsa_lightning\.\w+)$", re.MULTILINE)
 _ROW = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 _LINK = re.compile(r"\[([^\]]*)\]\((\.\./[^)\s]+)\)")
@@ -52,8 +52,9 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
 
 
 def _mathml(formula: re.Match[str]) -> str:
-    block, inline = formula.groups()
+    block, inline, mark = formula.groups()
     if block:
         return str(convert(block, display="block"))
-    # Markdown takes <math> at the beginning of a line for a paragraph of its own.
-    return f"<span>{convert(inline)}</span>"
+    # Markdown takes <math> at the beginning of a line for a paragraph of its own. A mark stays with
+    # what it follows.
+    return f'<span class="formula">{convert(inline)}{mark}</span>'

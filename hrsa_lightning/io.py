@@ -437,7 +437,13 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d*)\]")
 class ContrastivePair:
     """A query with the passages that answer it and passages that nearly do.
 
-    `positive_ids` and `negative_ids` name the documents of the passages, one each, or are empty.
+    Attributes:
+        query: A text, or an instruction and a text.
+        positives: Texts that answer it, at least one.
+        negatives: Texts that nearly do.
+        id: Name of the pair.
+        positive_ids: Of each positive, the document that it is a part of; empty where no file says.
+        negative_ids: The same of the negatives.
     """
 
     query: Query
@@ -644,6 +650,36 @@ id=None)
         ContrastivePair(query='2 + 2?', positives=('4',), negatives=('5', '3'), id=None)
     """
     return layout_of(record).parse(cast(Mapping[str, Any], record))
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSet:
+    """Queries, the corpus they search, and for each query the rows of `corpus` that answer it."""
+
+    queries: tuple[Query, ...]
+    corpus: tuple[str, ...]
+    relevance: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[ContrastivePair]) -> "RetrievalSet":
+        """Pool all positives and negatives into one corpus.
+
+        Equal passages are one row of the corpus, equal queries one query to which the positives of
+        all of them are relevant. Order is that of first appearance.
+
+        Example:
+            >>> pairs = [ContrastivePair("a?", ("a",), ("b",)), ContrastivePair("b?", ("b",))]
+            >>> RetrievalSet.from_pairs(pairs)
+            RetrievalSet(queries=('a?', 'b?'), corpus=('a', 'b'), relevance=((0,), (1,)))
+        """
+        corpus: dict[str, int] = {}
+        relevance: dict[Query, dict[int, None]] = {}
+        for pair in pairs:
+            rows = [corpus.setdefault(text, len(corpus)) for text in pair.positives]
+            relevance.setdefault(pair.query, {}).update(dict.fromkeys(rows))
+            for text in pair.negatives:
+                corpus.setdefault(text, len(corpus))
+        return cls(tuple(relevance), tuple(corpus), tuple(map(tuple, relevance.values())))
 
 
 def pair_line(pair: ContrastivePair) -> str:

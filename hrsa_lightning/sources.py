@@ -21,11 +21,14 @@ from hrsa_lightning.io import (
     exists,
     read_text_records,
 )
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.resources import EMBEDDED, resolve_path
 
 HUB_PREFIX = "hub:"
 TABLES = (".parquet", ".json", ".csv")
 """Suffixes of files that the `datasets` package reads."""
+
+_HUB_FORMATS = ("parquet", "json", "csv", "text", "arrow")
+"""By the names of the `datasets` package; others read pickles, or query servers."""
 
 _COMPRESSED = tuple(f"{suffix}.gz" for suffix in JSON_LINES)
 
@@ -423,6 +426,18 @@ class TextEntry(SourceEntry):
         return template
 
 
+def is_entry(source: Any) -> bool:
+    """Whether probes are said by where they lie, and not given."""
+    if isinstance(source, Mapping):
+        return any(isinstance(source.get(key), str) for key in ("path", "preset"))
+    return isinstance(source, str | Path | TextEntry)
+
+
+def is_address(source: Any) -> bool:
+    """Whether a text is a data set of the hub, a preset or an embedded file, by how it begins."""
+    return isinstance(source, str) and source.startswith((HUB_PREFIX, PRESET_PREFIX, EMBEDDED))
+
+
 def _filled(template: str, record: Mapping[str, Any]) -> str:
     if not _COLUMN.search(template):
         return check_text(record.get(template), template)
@@ -513,16 +528,21 @@ def _load_hub(entry: SourceEntry) -> Any:
     """The data set of an entry; of its repository only `files` are fetched where they are said."""
     name, config, split, _ = entry._address()
     split = entry.split or split or "train"
-    options = {} if entry.revision is None else {"revision": entry.revision}
-    load = _import_datasets().load_dataset
+    options: dict[str, Any] = {} if entry.revision is None else {"revision": entry.revision}
     if entry.files is None:
-        return _call(load, hub_dataset(name), config or None, split=split, **options)
-    data_files = {re.split(r"[\[:+]", split)[0]: entry.files}
-    return _call(load, hub_dataset(name), data_files=data_files, split=split, **options)
+        options["name"] = config or None
+    else:
+        options["data_files"] = {re.split(r"[\[:+]", split)[0]: entry.files}
+    builder = _call(_import_datasets().load_dataset_builder, hub_dataset(name), **options)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in _HUB_FORMATS:  # `hub:pandas` with files, for one, reads pickles
+        raise DataError(f"expected files of {', '.join(_HUB_FORMATS)} on the hub, got {kind}")
+    _call(builder.download_and_prepare)
+    return _call(builder.as_dataset, split=split)
 
 
 def hub_dataset(name: str) -> str:
-    """The hub's data set of this name, for `load_dataset`."""
+    """The hub's data set of this name, as the `datasets` package takes it."""
     return name
 
 

@@ -3,15 +3,17 @@
 import argparse
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
+import torch
 import yaml
 
 from hrsa_lightning.cli import find_command
@@ -160,6 +162,102 @@ def test_the_reference_lists_every_public_name(module):
     listed = re.findall(r"^\| `(\w+)` \|", REFERENCES[module], re.MULTILINE)
     assert [name for name in names if not name.isupper() and name not in listed] == []
     assert [name for name in listed if names and name not in names] == []
+
+
+PUBLIC = [
+    (module, name)
+    for module, text in REFERENCES.items()
+    for name in re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_every_field_argument_and_return_value_is_documented(module, name):
+    value = getattr(importlib.import_module(module), name)
+    assert sorted(gaps_of_class(value) if inspect.isclass(value) else gaps_of_function(value)) == []
+
+
+def test_what_is_not_documented_is_found():
+    class Pair(NamedTuple):
+        """Two.
+
+        Attributes:
+            left: One.
+        """
+
+        left: int
+        right: int
+
+        def scaled(self, factor: int) -> "Pair":
+            """Both, times something."""
+            return self
+
+    def scale(x: torch.Tensor, by: float) -> torch.Tensor:
+        """Multiply.
+
+        Args:
+            x: (n,) numbers.
+
+        Returns:
+            The product.
+        """
+        return x * by
+
+    assert gaps_of_class(Pair) == {"right", "scaled(factor)"}
+    assert gaps_of_function(scale) == {"by", "shape of what it returns"}
+
+
+def section(doc: str | None, *titles: str) -> str:
+    """Text of the Google sections with these titles."""
+    pattern = rf"^(?:{'|'.join(titles)}):\n((?: +.*\n|\n)+)"
+    return "".join(re.findall(pattern, inspect.cleandoc(doc or "") + "\n", re.MULTILINE))
+
+
+def documented(doc: str | None) -> set[str]:
+    """Names that have a line of their own, as an argument or a field."""
+    return set(re.findall(r"^    (\w+):", section(doc, "Args", "Attributes"), re.MULTILINE))
+
+
+def arguments_of(function: Any) -> set[str]:
+    found = inspect.signature(function).parameters.values()
+    return {p.name for p in found if p.name not in ("self", "cls") and p.kind is not p.VAR_KEYWORD}
+
+
+def gaps_of_function(function: Any) -> set[str]:
+    gaps = arguments_of(function) - documented(function.__doc__)
+    returned = str(inspect.signature(function).return_annotation)
+    says = section(function.__doc__, "Returns", "Yields")
+    if not says and returned not in ("None", str(Iterator[None])):  # what a `with` block gets
+        gaps.add("Returns")
+    if "Tensor" in returned and not re.search(r"\(.*\)|scalar", says):
+        gaps.add("shape of what it returns")
+    return gaps
+
+
+def gaps_of_class(cls: Any) -> set[str]:
+    """Fields and arguments have a line each; a method's arguments may be words of its sentence."""
+    ours = [base for base in cls.__mro__ if base.__module__.startswith(("hrsa_lightning", "tests"))]
+    others = [base for base in cls.__mro__[1:] if base is not object]
+    known = set().union(*(documented(base.__doc__) for base in ours))
+    if dataclasses.is_dataclass(cls):
+        gaps = {field.name for field in dataclasses.fields(cls)} - known
+    elif hasattr(cls, "_fields") or getattr(cls, "_is_protocol", False):
+        gaps = set(inspect.get_annotations(cls)) - known
+    elif "__init__" in vars(cls):
+        gaps = arguments_of(cls.__init__) - known
+    else:
+        gaps = set()
+    for name, member in vars(cls).items():
+        method = getattr(member, "fget", getattr(member, "__func__", member))
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        if any(name in vars(base) for base in others):  # documented there
+            continue
+        words = re.findall(r"\w+", method.__doc__ or "")
+        gaps |= {f"{name}({each})" for each in arguments_of(method) if each not in words}
+        if not words:
+            gaps.add(name)
+    return {name for name in gaps if not name.startswith("_")}
 
 
 def test_the_table_of_recipe_keys_is_complete():

@@ -39,7 +39,7 @@ from hrsa_lightning.similarity.history import (
 )
 from hrsa_lightning.similarity.isolation import lazy_weight_of, preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.similarity.probes import is_address
+from hrsa_lightning.sources import is_address
 
 __all__ = ["Monitor", "OnError", "find_arms", "receive_batch", "resolve_probes"]
 
@@ -119,13 +119,23 @@ class Monitor(Callback, ABC):
 
     @abstractmethod
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resolve what the user named. Called in isolation, before any evaluation of a fit."""
+        """Resolve what the user named. Called in isolation, before any evaluation of a fit.
+
+        Args:
+            trainer: The trainer of the fit.
+            pl_module: What it trains.
+        """
 
     @abstractmethod
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> list[Measurement]:
         """Evaluate, in evaluation mode and without gradients; the same on all ranks.
 
-        Steps need not be set.
+        Args:
+            trainer: The trainer of the fit.
+            pl_module: What it trains.
+
+        Returns:
+            The values; their steps need not be set.
         """
 
     @property
@@ -134,13 +144,18 @@ class Monitor(Callback, ABC):
         return True
 
     def publish(self, trainer: Trainer, step: int) -> None:
-        """Write pictures and the like after an evaluation; called on rank 0 only."""
+        """Write pictures and the like to `trainer`'s loggers; called on rank 0 only.
+
+        Args:
+            trainer: The trainer of the fit.
+            step: Optimizer step of the evaluation.
+        """
 
     def conclude(self) -> None:
         """Write what is kept of the last evaluation only; called on rank 0 only."""
 
     def finish(self, trainer: Trainer) -> None:
-        """Draw what the end of a fit leaves behind; called on rank 0 only."""
+        """Draw what the end of the fit of `trainer` leaves behind; called on rank 0 only."""
 
     def resume(self, source: Path, last_step: int) -> None:
         """Take over what stands beside a history, up to a step; called on rank 0 only.
@@ -155,7 +170,11 @@ class Monitor(Callback, ABC):
         return ""
 
     def begin(self, restored: dict[str, Any]) -> None:
-        """Start from nothing, or from what a checkpoint remembers, before the first evaluation."""
+        """Start from nothing, or from what a checkpoint remembers, before the first evaluation.
+
+        Args:
+            restored: What `remember` gave when the checkpoint was written; empty without one.
+        """
 
     def remember(self) -> dict[str, Any]:
         """What a checkpoint has to hold for `begin` to go on from it."""

@@ -52,7 +52,7 @@ class StepProgressBar(ProgressBar):
 
     @contextmanager
     def describe(self, trainer: Trainer, text: str) -> Iterator[None]:
-        """Show another text than `training` for as long as something else takes the time."""
+        """Show another text than `training` for as long as `trainer` does something else."""
         if self._bar is None and trainer.global_step == 0:  # before the first step, not at the end
             self._open(trainer)
         bar = self._bar

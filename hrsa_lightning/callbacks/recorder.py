@@ -32,12 +32,25 @@ class RepresentationRecorder(Monitor):
     The folder it writes is a `reference` for the `SimilarityMonitor` of another run, which compares
     itself with this one step for step. It holds safetensors and JSON, complete after every step.
     A run that resumes goes on with its trace, also where its logger makes a new folder.
-    All other arguments are those of `SimilarityMonitor`.
 
     Args:
         folder: Where to write, relative to the run's folder or absolute; `NAME-v1` and so on where
             there is the trace of another run.
         probes: See `SimilarityMonitor`; the other run has to use the same.
+        layers: See `SimilarityMonitor`, as for the others down to `on_error`.
+        arms: Attribute that holds the models.
+        forward: Runs a model on a batch.
+        pooling: Of activations, to rows.
+        mask: Which tokens count.
+        exclude_first_token: Leave the first token out.
+        every_n_train_steps: How often to record.
+        every_n_epochs: The same, in epochs.
+        log_spaced: Record at steps that are further and further apart.
+        tokenizer: Of probe texts.
+        max_length: Most tokens of a probe text.
+        batch_size: Probe texts per batch.
+        limit_probe_batches: Use so many batches of a loader.
+        on_error: What happens when a recording fails.
         name: First part of the tag of the seconds that recording took.
 
     Raises:

@@ -163,9 +163,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 raise
             raise ConfigError(f"--out {job.out}: {error.strerror}") from error
         if len(jobs) > 1:
-            print(f"{job.title}:", flush=True)
+            title = " on ".join(part for part in (job.pair, job.name) if part)
+            print(f"{title}:", flush=True)
         print("\n".join([*summary_lines(results), *cautions(results)]), end="\n\n", flush=True)
-        found.append((job.title, job.kind, job.out.relative_to(arguments.out), results))
+        folder = job.out.relative_to(arguments.out)
+        found.append((job.pair, job.kind, job.name, folder, results))
     if len(jobs) > 1:
         write_overview(found, arguments.out)
     print(f"report: {arguments.out / 'report.md'}")
@@ -175,8 +177,9 @@ def _run(arguments: argparse.Namespace) -> int:
 class _Job(NamedTuple):
     """One comparison: models on one set of texts."""
 
-    title: str
+    pair: str
     kind: str
+    name: str
     sources: dict[str, Source]
     texts: Texts
     extraction: ExtractionOptions
@@ -208,8 +211,9 @@ def _jobs(arguments: argparse.Namespace, extraction: ExtractionOptions) -> list[
     texts = {name: entry.read() for name, entry in entries.items()}
     return [
         _Job(
-            " on ".join(part for part in (pair, name) if part),
+            pair,
             kind,
+            name,
             sources,
             texts[name],
             extraction.of(entry),

@@ -8,10 +8,11 @@ from torch import nn
 
 from hrsa_lightning.compare.options import ExtractionOptions
 from hrsa_lightning.config.schema import ModelConfig
-from hrsa_lightning.errors import BackboneError, ConfigError, first_line
+from hrsa_lightning.errors import BackboneError, ConfigError, EncoderError
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
+from hrsa_lightning.runs.encoder import load_packaged
 from hrsa_lightning.runs.loading import check_source
 from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.extraction import Extractor
@@ -96,8 +97,10 @@ def _is_packaged(source: Source) -> bool:
         return True
     try:
         check_source(source)
-    except BackboneError as error:
-        return "is an encoder" in str(error)
+    except EncoderError:
+        return True
+    except BackboneError:
+        pass  # told where it is loaded
     return False
 
 
@@ -112,26 +115,8 @@ def _read_sentence_transformer(name: str, source: Source, options: ExtractionOpt
 
 
 def load_sentence_transformer(source: Source, options: ExtractionOptions) -> Any:
-    """A model by sentence-transformers, on the CPU.
-
-    Raises:
-        BackboneError: It cannot be loaded.
-        ConfigError: sentence-transformers is not installed.
-    """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ConfigError(
-            f"model {source.spec!r} needs sentence-transformers: pip install 'hrsa-lightning[mine]'"
-        ) from None
-    dtype = {"dtype": options.dtype} if options.dtype else {}
-    try:
-        model = SentenceTransformer(
-            source.backbone, device="cpu", revision=source.revision, model_kwargs=dtype
-        )
-    # Errors of many libraries come through: hub clients, transformers, the model's own modules.
-    except Exception as error:
-        raise BackboneError(f"model {source.spec!r}: {first_line(error)}") from error
+    """A model by sentence-transformers, on the CPU, see `load_packaged`."""
+    model = load_packaged(source, device="cpu", dtype=options.dtype)
     longest = model.max_seq_length or options.max_length
     model.max_seq_length = min(longest, options.max_length)
     return model.eval()

@@ -40,11 +40,13 @@ def write_results(results: ComparisonResults, out: Path) -> None:
     write_text(out / "report.md", "\n".join(_report(results)) + "\n")
 
 
-def write_overview(found: Sequence[tuple[str, str, Path, ComparisonResults]], out: Path) -> None:
+def write_overview(
+    found: Sequence[tuple[str, str, str, Path, ComparisonResults]], out: Path
+) -> None:
     """Write `report.md` and `overview.csv` of several comparisons: means over layers, as tables.
 
     Args:
-        found: Title, kind of the pair, folder below `out`, and results of each.
+        found: Pair, its kind, name of the texts, folder below `out`, and results of each.
         out: Their folder.
     """
     metrics = list(
@@ -56,12 +58,12 @@ def write_overview(found: Sequence[tuple[str, str, Path, ComparisonResults]], ou
         )
     )
     rows = []
-    for title, kind, folder, results in found:
+    for *labels, folder, results in found:
         for each in results.comparisons:
             values = {m.metric: m.value for m in _headline(each)}
             cells = [_number(values[m]) if m in values else "" for m in metrics]
-            rows.append([title, kind, folder.as_posix(), str(results.num_rows), *cells])
-    header = ["comparison", "kind", "folder", "rows", *metrics]
+            rows.append([each.name, *labels, folder.as_posix(), str(results.num_rows), *cells])
+    header = ["comparison", "pair", "kind", "texts", "folder", "rows", *metrics]
     lines = [
         "# Overview",
         "",

@@ -77,7 +77,7 @@ class ContrastiveBatch:
         return self.queries[number], self.passages[number]
 
     def to(self, device: torch.device | str) -> "ContrastiveBatch":
-        """Move every tensor, without waiting until it is there. Lightning calls this."""
+        """Move every tensor to a device without waiting for it. Lightning calls this."""
         return self._map(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ContrastiveBatch":
@@ -119,7 +119,7 @@ class ArmBatches:
         return self.batches[self.orders[arm]]
 
     def to(self, device: torch.device | str) -> "ArmBatches":
-        """Move every tensor, without waiting until it is there. Lightning calls this."""
+        """Move every tensor to a device without waiting for it. Lightning calls this."""
         return ArmBatches([batch.to(device) for batch in self.batches], self.orders)
 
     def pin_memory(self) -> "ArmBatches":
@@ -211,7 +211,13 @@ def _distinct(ids: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def text_id(text: Query) -> int:
-    """A 64-bit signed number of a text or of (instruction, text): the same in every process.
+    """A number of a text or of (instruction, text): the same in every process.
+
+    Args:
+        text: A text, or an instruction and a text.
+
+    Returns:
+        A signed number of 64 bits; that of equal texts is equal.
 
     Example:
         >>> text_id("a passage") == text_id("a passage"), text_id(("a", "b")) == text_id("ab")

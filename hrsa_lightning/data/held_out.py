@@ -11,7 +11,13 @@ from hrsa_lightning.io import ContrastivePair, Problems, Query, check_text, read
 
 @dataclass(frozen=True, slots=True)
 class ProbeText:
-    """One probe: its id is unique in the set; its label is optional."""
+    """One probe.
+
+    Attributes:
+        id: Unique in the set.
+        text: What the models read.
+        label: Class of the text, for curves by label and linear probes.
+    """
 
     id: str
     text: str
@@ -57,7 +63,13 @@ def read_texts(path: str | Path) -> list[ProbeText]:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalSet:
-    """Queries, the corpus they search, and for each query the rows of `corpus` that answer it."""
+    """Queries, the corpus they search, and what answers them.
+
+    Attributes:
+        queries: Texts, or (instruction, text), each once.
+        corpus: Passages, each once.
+        relevance: Of each query, the rows of `corpus` that answer it.
+    """
 
     queries: tuple[Query, ...]
     corpus: tuple[str, ...]
@@ -86,7 +98,13 @@ class RetrievalSet:
 
 
 def read_retrieval_set(paths: Sequence[str | Path]) -> RetrievalSet:
-    """Read held-out pairs, in any form that `read_pairs` takes, as one retrieval task.
+    """Read held-out pairs as one retrieval task.
+
+    Args:
+        paths: Files, in any form that `read_pairs` takes.
+
+    Returns:
+        The pairs of all files over one corpus.
 
     Raises:
         DataError: As `read_pairs` does.

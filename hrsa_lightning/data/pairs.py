@@ -29,6 +29,7 @@ from hrsa_lightning.io import (
     ContrastivePair,
     Layout,
     Problems,
+    RetrievalSet,
     layout_of,
     read_json_lines,
     replacing,
@@ -44,7 +45,12 @@ _FORMAT = 1
 
 
 class PairSource(Protocol):
-    """A readable, checked sequence of pairs. `negative_counts` has one number per pair."""
+    """A readable, checked sequence of pairs.
+
+    Attributes:
+        name: What messages call it.
+        negative_counts: (num_pairs,), hard negatives of each pair.
+    """
 
     name: str
     negative_counts: NDArray[np.int32]
@@ -347,3 +353,13 @@ def sample_pairs(entry: Any, count: int) -> list[ContrastivePair]:
         return []
     (source,) = read_pairs([entry], count)
     return [source[row] for row in range(len(source))]
+
+
+def read_retrieval_set(paths: Sequence[str | Path]) -> RetrievalSet:
+    """Read held-out pairs, in any form that `read_pairs` takes, as one retrieval task.
+
+    Raises:
+        DataError: As `read_pairs` does.
+    """
+    sources = read_pairs(paths)
+    return RetrievalSet.from_pairs(source[row] for source in sources for row in range(len(source)))

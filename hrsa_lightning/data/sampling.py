@@ -29,7 +29,11 @@ _ORDER, _LEFTOVERS, _BATCHES, _PASSAGES, _ROUNDS = range(5)
 class ContrastiveExample:
     """A query and its group of passages, the positive first, then hard negatives.
 
-    `document_ids` names the documents of the passages, None where it is unknown, or is empty.
+    Attributes:
+        query: A text, or an instruction and a text.
+        passages: `train_group_size` texts.
+        document_ids: Of each passage, the document; `None` where it is unknown. Empty where no pair
+            names one.
     """
 
     query: Query
@@ -232,7 +236,7 @@ class GlobalBatchSampler:
             ]
 
     def global_batches(self, seed: int) -> NDArray[np.integer]:
-        """Examples of every global batch of the epoch, `(num_batches, batch_size)`."""
+        """Examples of all batches of an epoch, `(num_batches, batch_size)`, by its `seed`."""
         if self.weights is not None:
             return self._weighted_batches(seed, self.weights)
         whole, leftovers = [], []

@@ -64,6 +64,7 @@ def write_tokenizer(
     """
     backend = tokenizer.tokenizer
     backend.padding_side = "right"
+    backend.chat_template = None  # whose names in the backbone's files would become names of files
     backend.save_pretrained(folder)
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))

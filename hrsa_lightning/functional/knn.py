@@ -536,6 +536,14 @@ def chance_overlap(k: int, num_samples: int, overlap: Overlap = "jaccard") -> fl
     Two random sets of k out of n - 1 share a hypergeometric number of samples, k^2 / (n - 1) on
     average.
 
+    Args:
+        k: number of neighbors.
+        num_samples: number of samples n, more than k.
+        overlap: see `knn_overlap`.
+
+    Returns:
+        A number in (0, 1].
+
     Example:
         >>> chance_overlap(10, 101, "mutual")
         0.1

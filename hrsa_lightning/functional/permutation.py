@@ -110,6 +110,10 @@ def permutation_null(
         lower_is_alike: whether small values of a function of your own mean alike.
         options: passed to the function.
 
+    Returns:
+        A `PermutationNull`: the value, and level and p-value as float64 tensors of its shape under
+        its keys; NaN where the value is, or where there is no null.
+
     Raises:
         ValueError: if there are fewer than 19 permutations.
 

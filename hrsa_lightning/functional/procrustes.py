@@ -37,7 +37,15 @@ FAR = 2.0
 
 
 class ProcrustesResult(NamedTuple):
-    """Values of `orthogonal_procrustes`; all scalars are float64."""
+    """Values of `orthogonal_procrustes`; all scalars are float64.
+
+    Attributes:
+        residual_variance_ratio: scalar, 0 for a perfect alignment.
+        global_cosine: scalar in [-1, 1], 1 for a perfect alignment.
+        mean_cosine: scalar in [-1, 1]: mean of the cosines of matched rows.
+        inverse_row_entropy: scalar in [0, 1], 1 where the rotation only permutes and flips axes.
+        rotation: (d_x, d_y), if it was asked for.
+    """
 
     residual_variance_ratio: Tensor
     global_cosine: Tensor
@@ -47,7 +55,12 @@ class ProcrustesResult(NamedTuple):
 
 
 class AlignmentSpectrum(NamedTuple):
-    """Values of `alignment_spectrum`, float64."""
+    """Values of `alignment_spectrum`, float64.
+
+    Attributes:
+        singular_values: (k,), falling: those of the cross-covariance, at most min(d_x, d_y, n - 1).
+        row_entropies: (d_x,) in [0, 1]: how evenly the rotation spreads each feature of ``x``.
+    """
 
     singular_values: Tensor
     row_entropies: Tensor
@@ -134,6 +147,9 @@ def procrustes_identity(y: Tensor, *, y_ids: SampleIds | None = None) -> Procrus
     Args:
         y: (n, d) representations, floating point.
         y_ids: ids of the rows, which decide the halves; see `orthogonal_procrustes`.
+
+    Returns:
+        A `ProcrustesResult` of scalars, whose inverse row entropy is 1.
 
     Example:
         >>> y = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
@@ -382,7 +398,7 @@ def inverse_row_entropy(rotation: Tensor) -> Tensor:
         rotation: (d, d), orthogonal.
 
     Returns:
-        Scalar in [0, 1]; 1 for d = 1.
+        float scalar in [0, 1]; 1 for d = 1.
     """
     value: Tensor = 1 - _row_entropies(rotation).mean()
     return value
@@ -405,6 +421,12 @@ def random_rotation_inverse_row_entropy(d: int) -> float:
     """Expected inverse row entropy of a random rotation: its chance level.
 
     1 - [psi(d/2 + 1) - psi(3/2)] / ln d, from the Beta(1/2, (d-1)/2) law of squared entries.
+
+    Args:
+        d: number of features, at least 1.
+
+    Returns:
+        A number in (0, 1]; 1 for d = 1, where there is nothing to rotate.
 
     Example:
         >>> round(random_rotation_inverse_row_entropy(768), 3)

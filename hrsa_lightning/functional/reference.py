@@ -33,7 +33,7 @@ class Reference:
         self._kept: dict[Hashable, Any] = {}
 
     def keep(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The value under ``key``, computed at the first call."""
+        """The value under ``key``, which ``compute`` gives at the first call."""
         if key not in self._kept:
             self._kept[key] = compute()
         value: T = self._kept[key]

@@ -22,7 +22,12 @@ Value: TypeAlias = Tensor | Mapping[str, Tensor] | Mapping[int, Tensor]
 
 
 class JackknifeResult(NamedTuple):
-    """A value and its standard error, of one form: a tensor, or a dict of tensors."""
+    """A value and its standard error, of one form: a tensor, or a dict of tensors.
+
+    Attributes:
+        value: as the function gives it for all samples.
+        standard_error: float64, of the shape of ``value`` and under the same keys.
+    """
 
     value: Tensor | dict[str | int, Tensor]
     standard_error: Tensor | dict[str | int, Tensor]

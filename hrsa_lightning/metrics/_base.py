@@ -337,6 +337,9 @@ class PairMetric(Metric):
         """95 % level and p-value under each key, as ``null=`` gives them, where both are defined.
 
         Empty for a metric that keeps no rows. Every rank must take part.
+
+        Args:
+            num_permutations: number of permutations, at least 19 for a 95 % level.
         """
         if "rows" not in self.parts:
             return {}
@@ -391,7 +394,7 @@ class PairMetric(Metric):
 
     @contextmanager
     def synchronized_for(self, members: Sequence["PairMetric"]) -> Iterator[None]:
-        """Exchange the state once for metrics that share it, this one among them."""
+        """Exchange the state once for ``members`` that share it, this metric among them."""
         if not self.distributed_available_fn():
             yield
             return

@@ -144,6 +144,9 @@ def hrsa_metrics(
         postfix: put after every key.
         chunk_bytes: see `PairMetric`.
 
+    Returns:
+        The collection, empty; it takes batches of two (n, d) tensors.
+
     Raises:
         ValueError: if an option is unknown, or ``level="function"`` comes without ``num_classes``.
 

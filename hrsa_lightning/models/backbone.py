@@ -26,10 +26,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, EncoderError
 from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
-from hrsa_lightning.models.paths import check_weights, resolve_backbone
-from hrsa_lightning.tokenizers import read_tokenizer
+from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.pretrained import check_weights, read_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
@@ -83,8 +83,7 @@ def load_backbone(
         place = _cuda_device(f"{attn_implementation=}" if flash else f"{quantization=}", device)
     if quantization is not None:
         quantized = _quantization_options(quantization, dtype, place)
-    if Path(source).is_dir():
-        check_weights(Path(source))
+    check_weights(source, revision)
     model = _load_weights(
         source,
         config,
@@ -111,9 +110,17 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a backbone.
 
-    It is read as `hrsa_lightning.tokenizers.read_tokenizer` does, with the checkpoint's own rules.
+    It is read as `hrsa_lightning.pretrained.read_tokenizer` does, with the checkpoint's own rules.
     A tokenizer without a pad token pads with its end-of-sequence token: padding is masked out, so
     that any token would do.
+
+    Args:
+        path: as of `load_backbone`.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python files that come with the tokenizer.
+
+    Returns:
+        A tokenizer of `transformers` that gives character offsets and has a pad token.
 
     Raises:
         BackboneError: there is no tokenizer, it is not a fast one (character offsets are needed),
@@ -178,7 +185,7 @@ def load_backbone_config(
             f"backbone {source!r}: {kind} is an encoder-decoder; expected a decoder"
         )
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise BackboneError(f"backbone {source!r}: {kind} is an encoder; expected a decoder LM")
+        raise EncoderError(f"backbone {source!r}: {kind} is an encoder; expected a decoder LM")
     if config.get_text_config() is not config:
         raise BackboneError(
             f"backbone {source!r}: {kind} has more than a language model in it; expected a decoder "

@@ -19,7 +19,8 @@ def length_sorted_chunks(lengths: Tensor, max_tokens: int, at_least: int = 1) ->
         at_least: number of chunks to make, if there are as many texts; the fullest are halved.
 
     Returns:
-        One int64 tensor of text indices per chunk, on the CPU; together they hold every index once.
+        One int64 tensor (num_texts_of_chunk,) of text indices per chunk, on the CPU; together they
+        hold every index once.
 
     Raises:
         ValueError: `max_tokens` is below 1.

@@ -156,10 +156,12 @@ class EmbeddingModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.backbone.parameters()).device
 
     @property
     def embedding_dim(self) -> int:
+        """Features of an embedding."""
         return int(self.transformer.config.hidden_size)
 
     @property
@@ -173,6 +175,7 @@ class EmbeddingModel(nn.Module):
 
     @property
     def num_layers(self) -> int:
+        """Decoder layers of the backbone."""
         return len(self.decoder_layers)
 
     @property
@@ -186,11 +189,11 @@ class EmbeddingModel(nn.Module):
         return list(self.decoder_layers)
 
     def tokenize(self, texts: Sequence[Text], max_length: int) -> TokenizedTexts:
-        """Tokens of plain texts or (instruction, text) pairs, see `EmbeddingTokenizer.encode`."""
+        """Tokens of plain texts or (instruction, text) pairs, cut to `max_length` each."""
         return self.tokenizer.encode(texts, max_length)
 
     def probe_batch(self, texts: Sequence[Text], max_length: int) -> dict[str, Tensor]:
-        """Texts as arguments of `forward`, on the CPU."""
+        """The arguments of `forward` for `texts` of at most `max_length` tokens, on the CPU."""
         return self.tokenize(texts, max_length).pad(self.tokenizer.pad_token_id)
 
     def forward(
@@ -311,7 +314,7 @@ class EmbeddingModel(nn.Module):
         (enable or transformer.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
-        """Writes what was trained: a LoRA adapter in peft's format, or the whole backbone.
+        """Writes what was trained into a folder: a LoRA adapter in peft's format, or the backbone.
 
         Both are safetensors. The whole backbone comes with its tokenizer, and its config.json keeps
         `is_causal`, so that it is loaded with the same attention. Where ranks share the weights

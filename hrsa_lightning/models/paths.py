@@ -1,24 +1,23 @@
-"""Where a backbone lies (an embedded folder, a local folder or a hub id), and whether it is whole.
+"""Where a backbone lies: an embedded folder, a local folder or a hub id.
 
 Imports no torch: a command answers a damaged folder before the heavy imports.
 """
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any, cast
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from hrsa_lightning.errors import BackboneError, DataError, shown
+from hrsa_lightning.errors import BackboneError, DataError
 from hrsa_lightning.io import ADAPTER_CONFIG, exists, expand_user, read_json
+from hrsa_lightning.pretrained import check_weights
 from hrsa_lightning.resources import EMBEDDED, PACKAGE
 
 _ASSETS = PACKAGE / "assets"
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PART = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_HUB_ID = re.compile(rf"(?=.{{1,96}}$)(?!.*(--|\.\.|\.git$))({_PART}/)?{_PART}")
 
 
 def resolve_backbone(path: str | os.PathLike[str]) -> str:
@@ -78,68 +77,6 @@ def check_available(path: str | os.PathLike[str]) -> None:
             f"backbone {source!r}: neither a folder nor in the hub's cache "
             f"({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to download it"
         )
-
-
-def check_weights(folder: Path) -> None:
-    """Refuses weights that are cut off, in files of other formats, or not those of config.json.
-
-    Only the headers are read.
-
-    Raises:
-        BackboneError: the message names the file.
-    """
-    layers: set[int] = set()
-    for path in _weight_files(folder):
-        for name in _read_header(path):
-            if match := _LAYER.search(name):
-                layers.add(int(match[1]))
-    config = read_json(folder / "config.json")
-    stated = config.get("num_hidden_layers")
-    if not isinstance(stated, int) or not layers or config.get("num_nextn_predict_layers"):
-        return
-    if max(layers) >= stated:
-        raise BackboneError(
-            f"{folder / 'config.json'}: num_hidden_layers: expected {max(layers) + 1} as there are "
-            f"in the weights, got {stated}"
-        )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers reads, one or those of the index."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise BackboneError(f"{index}: expected a mapping weight_map, got {shown(names)}")
-    for name in sorted(set(map(str, names.values()))):
-        # What is no safetensors file is read as a pickle, whoever asked for safetensors.
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise BackboneError(
-                f"{index}: weight_map: expected names of .safetensors files beside it, got "
-                f"{shown(name)}"
-            )
-        if not (folder / name).is_file():
-            raise BackboneError(f"{index}: weight_map: no file {shown(name)} beside it")
-    return sorted({folder / name for name in names.values()})
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    """Names, dtypes, shapes and places of the weights in a safetensors file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise BackboneError(f"{path}: no safetensors file, or cut off within its header")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
-            raise BackboneError(f"{path}: no safetensors file: its header is not valid") from None
-    if size != 8 + length + end:
-        raise BackboneError(f"{path}: expected {8 + length + end:,} bytes, got {size:,}: cut off?")
-    return cast(dict[str, Any], header)
 
 
 def _embedded(name: str) -> str:

@@ -58,6 +58,7 @@ class TokenizedTexts:
 
     @property
     def device(self) -> torch.device:
+        """Where the tokens are."""
         return self.input_ids.device
 
     @classmethod
@@ -84,7 +85,11 @@ class TokenizedTexts:
     def pad(
         self, pad_token_id: int, indices: Tensor | Sequence[int] | None = None
     ) -> dict[str, Tensor]:
-        """Right-padded tensors of the texts at `indices` (default: all), in that order.
+        """Right-padded tensors of texts.
+
+        Args:
+            pad_token_id: What fills them up.
+            indices: Which texts, in this order; `None` takes all.
 
         Returns:
             `input_ids` (int64), `attention_mask` (int64) and `pool_mask` (bool), each of shape
@@ -107,7 +112,7 @@ class TokenizedTexts:
         }
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "TokenizedTexts":
-        """A copy on another device; `lengths` stays on the CPU."""
+        """A copy on another device (waited for, unless `non_blocking`); `lengths` stays here."""
         return TokenizedTexts(
             self.input_ids.to(device, non_blocking=non_blocking),
             self.pool_mask.to(device, non_blocking=non_blocking),
@@ -208,6 +213,7 @@ class EmbeddingTokenizer:
 
     @property
     def pad_token_id(self) -> int:
+        """The token that fills a batch up; it is masked out."""
         return int(self.tokenizer.pad_token_id)
 
     def encode(self, texts: Sequence[Text], max_length: int) -> TokenizedTexts:

@@ -82,6 +82,9 @@ def distance_lines(lines: Sequence[Line], identity: float = 1.0) -> list[Line]:
         lines: Curves of similarities, or of residuals.
         identity: Value of a representation and itself: 1 gives `1 - value`, 0 the value.
 
+    Returns:
+        The curves in the same order; NaN where a value is identity, which a logarithm cannot show.
+
     Example:
         >>> (line,) = distance_lines([Line("a vs b", [0, 5], [1.0, 0.75], chance=[0.0, 0.0])])
         >>> line.values, line.chance
@@ -120,7 +123,15 @@ def distance_lines(lines: Sequence[Line], identity: float = 1.0) -> list[Line]:
 
 
 def is_crowded(lines: Sequence[Line], identity: float = 1.0) -> bool:
-    """Whether a curve ends so near to identity that its distance says more than its value."""
+    """Whether a curve ends so near to identity that its distance says more than its value.
+
+    Args:
+        lines: See `distance_lines`.
+        identity: See `distance_lines`.
+
+    Returns:
+        True if one of them does.
+    """
     ends = [
         [value for value in line.values if math.isfinite(value)]
         for line in distance_lines(lines, identity)
@@ -150,6 +161,9 @@ def lines_figure(
         log_y: Logarithmic ordinate, for `distance_lines`.
         legend: Name the curves below the panel.
         pyplot: Let pyplot know the figure, which shows it.
+
+    Returns:
+        A figure, which a notebook shows as the last value of a cell.
 
     Example:
         >>> figure = lines_figure([Line("a vs b", [0, 10], [1.0, 0.8])], title="cka", chance=[0.0])
@@ -288,6 +302,9 @@ def panels_figure(
         log_y: See `lines_figure`.
         legend: Name the lines of the first panel below all.
         pyplot: See `lines_figure`.
+
+    Returns:
+        See `lines_figure`.
     """
     from hrsa_lightning.plots.notebook import new_figure
 
@@ -324,7 +341,16 @@ def draw_lines(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """Draw curves, bands and chance levels into a panel and style it."""
+    """Draw curves, bands and chance levels into a panel and style it.
+
+    Args:
+        ax: The panel.
+        lines: See `lines_figure`, as for the others.
+        title: Above the panel.
+        chance: Chance levels.
+        log_x: Abscissa.
+        log_y: Ordinate.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     if log_y:
@@ -394,7 +420,15 @@ def _draw_moving_chance(ax: "Axes", moving: Sequence[tuple[Line, list[float]]]) 
 
 
 def has_distances(history: Sequence[Measurement], *, probes: str = "") -> bool:
-    """Whether curves of a history crowd at identity, so that `distance=True` has what to draw."""
+    """Whether curves of a history crowd at identity, so that `distance=True` has what to draw.
+
+    Args:
+        history: See `curves_figure`.
+        probes: See `curves_figure`.
+
+    Returns:
+        True if one of them does.
+    """
     return bool(_panels(history, probes, None, distance=True)[1])
 
 

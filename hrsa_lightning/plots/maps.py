@@ -40,6 +40,9 @@ def heatmap_figure(
         column_label: Name of the reference.
         label: Of the color bar.
         pyplot: Let pyplot know the figure, which shows it.
+
+    Returns:
+        A figure, which a notebook shows as the last value of a cell.
     """
     from hrsa_lightning.plots.notebook import new_figure
 
@@ -63,9 +66,15 @@ def draw_heatmap(
     limits: tuple[float, float] = (0.0, 1.0),
     diverging: bool = False,
 ) -> None:
-    """Draw a layer-by-layer map into axes; arguments as of `heatmap_figure`.
+    """Draw a layer-by-layer map into axes.
 
     Args:
+        ax: The axes.
+        values: See `heatmap_figure`, as for the next four.
+        rows: Layer names of the live model.
+        columns: Layer names of the reference.
+        title: Above the map.
+        label: Of the color bar.
         limits: Values of the two ends of the scale.
         diverging: The values are differences, 0 is in the middle of the scale and shown with signs.
     """
@@ -114,6 +123,9 @@ def layer_steps_figure(
         title: What is shown.
         limits: Values of the darkest and the brightest color.
         reverse: Brightest is the lowest value, for metrics where less is more similar.
+
+    Returns:
+        A figure, which a notebook shows as the last value of a cell.
     """
     from hrsa_lightning.plots.notebook import new_figure
 
@@ -126,7 +138,14 @@ def layer_steps_figure(
 
 
 def layer_steps_height(num_layers: int) -> float:
-    """Inches that a map of so many layers needs."""
+    """How high a map of layers has to be.
+
+    Args:
+        num_layers: Layers of the map.
+
+    Returns:
+        Inches.
+    """
     return 1.1 + 0.09 * min(max(num_layers, 8), 24)
 
 
@@ -140,7 +159,17 @@ def draw_layer_steps(
     limits: tuple[float, float] = (0.0, 1.0),
     reverse: bool = False,
 ) -> None:
-    """Draw a map of layers over steps into axes; arguments as of `layer_steps_figure`."""
+    """Draw a map of layers over steps into axes.
+
+    Args:
+        ax: The axes.
+        values: See `layer_steps_figure`, as for the others.
+        layers: Names, the first one at the bottom.
+        steps: Optimizer step of each evaluation.
+        title: Above the map.
+        limits: Ends of the scale.
+        reverse: Brightest is the lowest value.
+    """
     steps = plain(steps)
     image = ax.imshow(
         plain(values),

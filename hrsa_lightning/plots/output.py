@@ -48,6 +48,9 @@ def inline_svg(figure: "Figure", name: str, title: str) -> str:
         figure: What to draw.
         name: Makes the ids within the page unique.
         title: Read aloud by screen readers and shown as a tooltip.
+
+    Returns:
+        Text of the element.
     """
     return themed_svg(bare_svg(figure, name), title)
 

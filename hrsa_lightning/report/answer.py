@@ -75,7 +75,10 @@ def answer_of(experiment: Experiment) -> list[Sentence]:
     for findings in monitors:
         name = f"{findings.group}: " if len(monitors) > 1 else ""
         pairs = [_pair_sentence(findings, pair) for pair in findings.pairs]
-        said += [each._replace(lead=name + each.lead) for each in pairs]
+        said += [
+            each._replace(lead=name + each.lead)
+            for each in (*_realignment_sentence(findings), *pairs)
+        ]
         others = [
             *(_control_sentence(findings, pair) for pair in findings.controls),
             *(_void_sentence(pair) for pair in findings.void),
@@ -87,6 +90,29 @@ def answer_of(experiment: Experiment) -> list[Sentence]:
         said += _score_sentence(findings)
     said += beside
     return [*said, _certainty(experiment, monitors)] if said else []
+
+
+def _realignment_sentence(findings: Findings) -> list[Sentence]:
+    """Whether training brought any model together with another."""
+    found = {
+        pair: findings.verdicts(pair, findings.main_metrics)
+        for pair in findings.pairs
+        if pair.arm and pair.reference != "initial"
+    }
+    if not any(found.values()):
+        return []
+    subject = "Realignment (training brings two models together) was"
+    seen = {pair: [v for v in each if v.course == "together"] for pair, each in found.items()}
+    if not any(seen.values()):
+        noise = "by more than a seed alone does" if findings.seeds else "measurably"
+        return [Sentence(f"{subject} not seen", f": no pair came nearer {noise}.")]
+    parts = [
+        f"{pair}{f' ({_kinds(those)})' if len(those) < len(found[pair]) else ''}"
+        for pair, those in seen.items()
+        if those
+    ]
+    others = joined([str(pair) for pair, those in seen.items() if not those])
+    return [Sentence(f"{subject} seen", f": {joined(parts)}{others and f'; not {others}'}.")]
 
 
 def _pair_sentence(findings: Findings, pair: Pair) -> Sentence:

@@ -120,6 +120,7 @@ class Run:
         seconds: (evaluations, 2), step and duration, by the name of the file without its suffix.
         details: Layer-by-layer maps and spectra, in the order written.
         notes: What is missing or wrong, for the reader of the report.
+        levels: HRSA levels of metrics that are not ours, by their keys.
     """
 
     folder: Path
@@ -130,6 +131,7 @@ class Run:
     seconds: Mapping[str, Array] = field(default_factory=dict)
     details: Sequence[Detail] = ()
     notes: Sequence[str] = ()
+    levels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -220,7 +222,11 @@ class Experiment:
     def keys(self) -> list[Key]:
         """Every value that any run has, metrics in the paper's order."""
         found = dict.fromkeys(key for run in self.runs for key in run.values)
-        return sorted(found, key=lambda key: (key.group, metric_order(key.metric)))
+        levels = {metric: level for run in self.runs for metric, level in run.levels.items()}
+        return sorted(
+            found,
+            key=lambda key: (key.group, metric_order(key.metric, levels.get(key.metric, ""))),
+        )
 
     def curve(self, key: Key) -> Curve | None:
         """A value over steps, one row per run; `None` where no run has it anywhere."""
@@ -308,10 +314,12 @@ def read_run(folder: Path) -> Run:
 
     values: dict[Key, Array] = {}
     seconds: dict[str, Array] = {}
+    levels: dict[str, str] = {}
     for path in _history_files(folder):
         evaluations = _evaluations(path)
         if evaluations:
             values |= _by_key(evaluations, path.stem)
+            levels |= {m.metric: m.level for m in evaluations[-1].measurements if m.level}
             seconds[path.stem] = np.array(
                 [(each.step, each.seconds) for each in evaluations], float
             )
@@ -330,7 +338,7 @@ def read_run(folder: Path) -> Run:
         notes.append("summary.json: controls has another form than a run's and is left out")
     paths = sorted(folder.glob(f"*{DETAILS_SUFFIX}"))
     details = [detail for path in paths for detail in read_details(path)]
-    return Run(folder, config, environment, summary, values, seconds, details, notes)
+    return Run(folder, config, environment, summary, values, seconds, details, notes, levels)
 
 
 def group_runs(

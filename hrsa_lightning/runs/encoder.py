@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config, ModelConfig
-from hrsa_lightning.errors import BackboneError, ConfigError
+from hrsa_lightning.errors import BackboneError, ConfigError, first_line
 from hrsa_lightning.io import Query
+from hrsa_lightning.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.runs.resolve import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -238,31 +239,78 @@ def _saved_attention(folder: Path) -> str:
 
 
 def _load_sentence_transformer(reference: ModelReference, options: EncoderOptions) -> Encoder:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ConfigError(
-            f"model {reference.name!r} needs sentence-transformers: "
-            "pip install 'sentence-transformers>=6,<7'"
-        ) from None
-    source = reference.source
-    dtype = {"dtype": options.dtype} if options.dtype else {}
-    try:
-        model = SentenceTransformer(
-            source.backbone,
-            device=_device(options),
-            revision=source.revision,
-            trust_remote_code=options.trust_remote_code,
-            model_kwargs=dtype,
-        )
-    # Errors of many libraries come through: hub clients, transformers, the model's own modules.
-    except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BackboneError(f"model {reference.name!r} cannot be loaded: {first}") from error
+    model = load_packaged(
+        reference.source,
+        device=_device(options),
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
     model.max_seq_length = options.max_length or min(
         _MAX_LENGTH, model.max_seq_length or _MAX_LENGTH
     )
     return SentenceTransformerEncoder(model, reference.identity(options), options.batch_size)
+
+
+def load_packaged(
+    source: Source, *, device: str, dtype: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The `SentenceTransformer` of a folder or hub id, from safetensors only.
+
+    Args:
+        source: Which one.
+        device: Where, as torch names it.
+        dtype: Of the weights; None takes the model's own.
+        trust_remote_code: Run Python files that come with the model.
+
+    Raises:
+        BackboneError: It cannot be loaded, or a part of it has no weights in safetensors.
+        ConfigError: sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ConfigError(
+            f"model {source.spec!r} needs sentence-transformers: "
+            "pip install 'sentence-transformers>=6,<7'"
+        ) from None
+    try:
+        folder = _downloaded(source, trust_remote_code)
+        _check_packaged(folder)
+        return SentenceTransformer(
+            str(folder),
+            device=device,
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"use_safetensors": True, **({"dtype": dtype} if dtype else {})},
+        )
+    # Errors of many libraries come through: hub clients, transformers, the model's own modules.
+    except Exception as error:
+        raise BackboneError(
+            f"model {source.spec!r} cannot be loaded: {first_line(error)}"
+        ) from error
+
+
+def _downloaded(source: Source, trust_remote_code: bool) -> Path:
+    """The model's folder, for a hub id with what may be read of it."""
+    if Path(source.backbone).is_dir():
+        return Path(source.backbone)
+    from huggingface_hub import snapshot_download
+
+    patterns = [*MODEL_FILES, *(["*.py"] if trust_remote_code else [])]
+    found = snapshot_download(source.backbone, revision=source.revision, allow_patterns=patterns)
+    return Path(found)
+
+
+def _check_packaged(folder: Path) -> None:
+    """Refuse pickles in any part: sentence-transformers reads them where it finds nothing else."""
+    for pattern in ("pytorch_model*.bin", "adapter_model*.bin"):
+        for path in folder.rglob(pattern):
+            if not any(path.parent.glob("*.safetensors")):
+                raise BackboneError(
+                    f"{path}: expected weights in safetensors; other formats can run code when "
+                    "they are read"
+                )
+    if (folder / "config.json").is_file():
+        check_weights(folder)
 
 
 def _device(options: EncoderOptions) -> str:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,13 @@ from torchmetrics import Metric, MetricCollection
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional import SimilarityWarning, jackknife
 from hrsa_lightning.functional.permutation import check_num_permutations
-from hrsa_lightning.metrics import CKNNA, PairMetric, hrsa_metrics
+from hrsa_lightning.metrics import (
+    CKNNA,
+    InvarianceProfile,
+    PairMetric,
+    hrsa_metrics,
+    invariance_profile,
+)
 from hrsa_lightning.metrics._base import shared_by
 from hrsa_lightning.metrics.collection import EXTRAS
 from hrsa_lightning.similarity.measurement import Measurement
@@ -56,6 +63,7 @@ class Result:
         identity: Value of `y` and itself by metric key, where it was asked for and is known.
         null: 95 % level and p-value of permuted samples by metric key, likewise.
         notes: Metrics left out, degenerate or non-finite input.
+        levels: HRSA level by metric key, of metrics that are not ours.
     """
 
     values: dict[str, float] = field(default_factory=dict)
@@ -64,6 +72,7 @@ class Result:
     identity: dict[str, float] = field(default_factory=dict)
     null: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    levels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Comparer:
@@ -153,7 +162,7 @@ class Comparer:
         if (widths, key) not in self._fitting:
             self._fitting[widths, key] = _fit_widths(self._metrics, x, y, known)
         metrics, notes = self._fitting[widths, key]
-        result = Result(notes=list(notes))
+        result = Result(notes=list(notes), levels=self._levels)
         if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
             # Some metrics make a plausible number of NaN, so they do not get to see it. Which keys
             # there would be is asked with noise.
@@ -168,6 +177,25 @@ class Comparer:
         if self._num_groups:
             self._add_bands(metrics, x, y, known, result)
         return result
+
+    @cached_property
+    def _levels(self) -> dict[str, str]:
+        """Levels of the metrics that are not ours, by their keys."""
+        found: dict[str, str] = {}
+        before, after = self._metrics.prefix or "", self._metrics.postfix or ""
+        for name, metric in _members(self._metrics):
+            if isinstance(metric, PairMetric):
+                continue
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    profiles = invariance_profile(metric)
+            except Exception:  # a metric may take other rows than those of the profile
+                continue
+            if isinstance(profiles, InvarianceProfile):
+                profiles = {name: profiles}
+            found |= {f"{before}{key}{after}": each.level for key, each in profiles.items()}
+        return found
 
     def _run(
         self,
@@ -354,6 +382,7 @@ def _measurements(place: Measurement, result: Result) -> list[Measurement]:
                 identity=result.identity.get(metric),
                 null_95=level,
                 p_value=p_value,
+                level=result.levels.get(metric, ""),
             )
         )
     return found

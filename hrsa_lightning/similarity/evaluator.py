@@ -330,7 +330,15 @@ class SimilarityEvaluator:
         return found
 
     def run(self, step: int, *, calibrate: bool | None = None) -> SimilarityEvaluation:
-        """`evaluate` for callers who preserve the training state; with the representations."""
+        """`evaluate` for callers who preserve the training state; with the representations.
+
+        Args:
+            step: See `evaluate`.
+            calibrate: See `evaluate`.
+
+        Returns:
+            Measurements and the representations that they came from.
+        """
         ranks = self.extractor.ranks
         first, self._is_first = self._is_first, False
         live = self.extractor.extract()

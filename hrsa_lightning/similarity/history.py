@@ -264,7 +264,14 @@ def _records(path: Path, on_problem: Callable[[str, str], None]) -> Iterator[dic
 
 
 def summarize(measurements: Iterable[Measurement]) -> list[SummaryRow]:
-    """First and last value of every series, in the order of first appearance."""
+    """First and last value of every series.
+
+    Args:
+        measurements: In the order of their steps, such as a history.
+
+    Returns:
+        One row (`series`, `first`, `last`) per curve, in the order of first appearance.
+    """
     first: dict[Series, Measurement] = {}
     last: dict[Series, Measurement] = {}
     for m in measurements:

@@ -67,6 +67,8 @@ class Measurement(NamedTuple):
         null_95: Level that 95 % of the values stay below where the samples of one side are
             permuted (above, for a residual).
         p_value: Share of the permuted values as much alike as the value, which counts as one.
+        level: Of a metric of the user's, the HRSA level that its invariances mean; empty for ours,
+            see `hrsa_lightning.similarity.metric_info`, and where they mean none.
     """
 
     metric: str
@@ -83,6 +85,7 @@ class Measurement(NamedTuple):
     identity: float | None = None
     null_95: float | None = None
     p_value: float | None = None
+    level: str = ""
 
     @property
     def series(self) -> Series:
@@ -143,6 +146,7 @@ def means_over_layers(measurements: Iterable[Measurement]) -> list[Measurement]:
                     *series[1:],
                     step=stack[0].step,
                     identity=_mean([m.identity for m in defined]),
+                    level=stack[0].level,
                 )
             )
     return found

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.pretrained import check_weights, read_tokenizer
 from hrsa_lightning.similarity.extraction import (
     Extractor,
     Representations,
@@ -33,7 +34,6 @@ from hrsa_lightning.similarity.trace import (
     share_file,
     write_representations,
 )
-from hrsa_lightning.tokenizers import read_tokenizer
 
 __all__ = [
     "INITIAL",
@@ -402,6 +402,7 @@ class PretrainedReference(ModelReference):
         from transformers import AutoModel
 
         try:
+            check_weights(self.source)
             model = AutoModel.from_pretrained(
                 self.source, use_safetensors=True, dtype=dtype_of(live)
             )

@@ -80,6 +80,9 @@ class RepresentationTrace:
     def check_probes(self, fingerprints: Mapping[str, str]) -> None:
         """Refuse probes other than the recorded ones.
 
+        Args:
+            fingerprints: Of the content of each probe set, by its name.
+
         Raises:
             DataError: When a probe set is missing or its content differs.
         """

@@ -509,12 +509,13 @@ def test_pairs_and_several_texts_in_one_call(place, tmp_path, capsys):
     assert compare.main(command) == 0
     assert "gone is left out: " in capsys.readouterr().out
     with (out / "overview.csv").open() as file:
-        rows = {row["comparison"]: row for row in csv.DictReader(file)}
+        rows = {(row["pair"], row["texts"]): row for row in csv.DictReader(file)}
     assert {name: int(row["rows"]) for name, row in rows.items()} == {
-        "near on words": 20,
-        "near on tokens": 240,
+        ("near", "words"): 20,
+        ("near", "tokens"): 240,
     }
     assert {row["kind"] for row in rows.values()} == {"RLVR"}
+    assert {row["comparison"] for row in rows.values()} == {"rlvr_vs_base"}
     for row in rows.values():
         assert (out / row["folder"] / "report.md").is_file()
         assert 0 < float(row["cka"]) < 1

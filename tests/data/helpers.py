@@ -66,3 +66,31 @@ class CodeTokenizer:
             ord(character) + self.shift for text in texts for character in str(text)[:max_length]
         ]
         return Codes(torch.tensor(codes), list(texts))
+
+
+def replace_builder(monkeypatch, table):
+    """Answer `datasets.load_dataset_builder`; returns what it and its builder are asked.
+
+    Args:
+        monkeypatch: Of the test.
+        table: Makes the table of a name and a split.
+    """
+    import datasets
+
+    asked = []
+
+    class Builder:
+        __module__ = "datasets.packaged_modules.parquet.parquet"
+
+        def __init__(self, path, **options):
+            self._name, self._options = path, options
+
+        def download_and_prepare(self):
+            pass
+
+        def as_dataset(self, split):
+            asked.append((self._name, self._options, split))
+            return table(self._name, split)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", Builder)
+    return asked

@@ -9,6 +9,7 @@ from hrsa_lightning.config import load_config
 from hrsa_lightning.data import ContrastivePair, check_pairs, pairs, read_pairs
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.errors import ConfigError, DataError
+from tests.data.helpers import replace_builder
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of `datasets` itself while it reads and writes
@@ -251,17 +252,11 @@ def test_entries_in_a_recipe(tmp_path):
 
 
 def test_only_the_files_that_are_named_are_asked_of_the_hub(monkeypatch):
-    asked = []
-
-    def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
-        return datasets.Dataset.from_list([{"query": "q", "pos": "a"}])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    table = datasets.Dataset.from_list([{"query": "q", "pos": "a"}])
+    asked = replace_builder(monkeypatch, lambda *_: table)
     read_pairs([{"path": "hub:a/b", "files": "x/train-*", "split": "train[:9]", "revision": "abc"}])
-    assert asked == [
-        (("a/b",), {"data_files": {"train": "x/train-*"}, "split": "train[:9]", "revision": "abc"})
-    ]
+    options = {"data_files": {"train": "x/train-*"}, "revision": "abc"}
+    assert asked == [("a/b", options, "train[:9]")]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -6,6 +6,7 @@ import pytest
 from hrsa_lightning.data import ContrastivePair, read_pairs
 from hrsa_lightning.data.pairs import TablePairs
 from hrsa_lightning.errors import DataError
+from tests.data.helpers import replace_builder
 
 datasets = pytest.importorskip("datasets")
 
@@ -102,15 +103,10 @@ def test_unreadable_folder(tmp_path):
     ],
 )
 def test_hub_addresses(monkeypatch, address, expected):
-    asked = []
-
-    def load_dataset(name, config, split):
-        asked.append((name, config, split))
-        return datasets.Dataset.from_dict(COLUMNS)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    asked = replace_builder(monkeypatch, lambda *_: datasets.Dataset.from_dict(COLUMNS))
     (source,) = read_pairs([address])
-    assert asked == [expected]
+    name, config, split = expected
+    assert asked == [(name, {"name": config}, split)]
     assert (source.name, source[0]) == (address, EXPECTED["columns"][0])
 
 

@@ -37,6 +37,13 @@ data:
   train_group_size: 3
 loss: {alignment: {reference: owner/base}}
 trainer: {accelerator: cpu, max_steps: 1, enable_progress_bar: false}
+callbacks:
+  similarity:
+    preset: realignment
+    probes:
+      few: {path: "hub:owner/triplets:other", text: "{anchor} {positive}", label: n, limit: 12}
+    heatmap_every_n_evaluations: 0
+    null: 0
 """
 
 
@@ -77,7 +84,10 @@ def test_fetch_then_train_with_the_network_cut(hub, tmp_path, monkeypatch, capsy
     assert record["models/owner--other@feedbeef"]["revision"] == "feedbeef"
     first = json.loads((tmp_path / "got" / "data" / "triplets.jsonl").read_text().splitlines()[0])
     assert first == {"query": ["Find it", "q4"], "pos": ["a4"], "neg": ["b4", "c4"]}
+    line = (tmp_path / "got" / "probes" / "similarity.few.jsonl").read_text().splitlines()[0]
+    assert json.loads(line) == {"text": "q0 a0", "label": "0"}
     config = load_config("got/recipe.yaml")
+    assert list(config.callbacks["similarity"]["probes"]["few"]) == ["path"]
     assert [entry["rows"] for entry in config.data.train] == [16, 8]
     assert config.arms["other"].revision is None
 
@@ -98,8 +108,11 @@ def test_changed_requests_are_fetched_anew_and_mistakes_are_a_line(hub, tmp_path
     assert main(["recipe=small.yaml", "--out", "got", "data.limit=5", "arms.other=null"]) == 0
     assert len((tmp_path / "got" / "data" / "triplets.jsonl").read_text().splitlines()) == 5
     (hub / "owner" / "other" / "model.safetensors").unlink()
-    assert main(["recipe=small.yaml", "--out", "got"]) == 2
+    revision = "arms.other.revision=/../../../x"
+    assert main(["recipe=small.yaml", "--out", "got", revision]) == 2
     assert "has no *.safetensors file" in capsys.readouterr().err
+    models = sorted(path.name for path in (tmp_path / "got" / "models").iterdir())
+    assert models == ["owner--base", "owner--other@_.._.._.._"]
     (tmp_path / "file").write_text("")
     assert main(["recipe=small.yaml", "--out", "file"]) == 2
     assert "--out: expected a folder, got a file" in capsys.readouterr().err

@@ -107,6 +107,7 @@ def _wait(ranks, folder: Path, stop: Stop, span: float) -> bool:
     while not is_written(stop.file or "environment.json"):
         if any(process.poll() is not None for process in ranks.processes):
             return False
+        time.sleep(0.002)  # the processes that are waited for need the cores
     time.sleep(stop.share * span)
     return all(process.poll() is None for process in ranks.processes)
 

@@ -8,7 +8,6 @@ from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BertConfig,
     Gemma3Config,
     PreTrainedTokenizerFast,
@@ -72,9 +71,8 @@ def test_other_kinds_of_models_are_refused(tmp_path: Path, config: object, messa
         load_backbone(_write(tmp_path, config))
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
-def test_missing_implementation_is_named(tmp_path: Path, family: str) -> None:
-    folder = _write(tmp_path, make_model(family).config)
+def test_missing_implementation_is_named(tmp_path: Path) -> None:
+    folder = _write(tmp_path, make_model("gpt_oss").config)
     with pytest.raises(
         BackboneError, match=r"attn_implementation='sdpa' cannot be loaded: \w+Model does not"
     ) as caught:
@@ -150,11 +148,11 @@ class TestTokenizer:
         assert tokenizer.truncation_side == "right"
 
     def test_general_class_is_taken_at_its_word(self, backbone_folder: Callable[..., Path]) -> None:
-        """AutoTokenizer would normalize (here: compose the accent) and split by Qwen2's rules."""
+        """AutoTokenizer of transformers 5.23 normalizes (composes the accent) and splits
+        by Qwen2's rules."""
         text = "cafe\u0301"
         expected = make_tokenizer()(text).input_ids
         assert load_tokenizer(backbone_folder("qwen2"))(text).input_ids == expected
-        assert AutoTokenizer.from_pretrained(backbone_folder("qwen2"))(text).input_ids != expected
 
     def test_eos_stands_in_for_a_missing_pad_token(self, tmp_path: Path) -> None:
         given = make_tokenizer()

@@ -128,7 +128,10 @@ LOADING = {
         r"config\.json asks for 'embed_tokens\.weight' of shape \(384, 64\)",
     ),
     "pad id": (lambda f: _edit(f / "config.json", pad_token_id=5000), r"Padding_idx must be"),
-    "words": (lambda f: _edit(f / "config.json", num_hidden_layers="two"), r"num_hidden_layers"),
+    "words": (
+        lambda f: _edit(f / "config.json", num_hidden_layers="two"),
+        r"num_hidden_layers|'str' object cannot be interpreted",  # transformers 5.2
+    ),
     "NaN": (_with_nan, r"'layers\.1\.mlp\.up_proj\.weight' holds NaN or infinite weights"),
     "pad token": (_with_high_token, r"its tokenizer has ids up to 9999, and its embedding table 3"),
 }

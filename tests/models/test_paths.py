@@ -57,7 +57,18 @@ def test_home_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     "path",
-    ["./missing", "../missing", "~/missing-backbone", "/missing", "a/b/c", "runs/", "-x", ""],
+    [
+        "./missing",
+        "../missing",
+        "~/missing-backbone",
+        "/missing",
+        "a/b/c",
+        "runs/",
+        "-x",
+        "",
+        "größe",
+        "a..b",
+    ],
 )
 def test_missing_folder_is_no_hub_id(path: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

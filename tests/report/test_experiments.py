@@ -91,7 +91,9 @@ def test_verdicts_weigh_differences_within_runs(tmp_path):
     assert cka.gain.high < 0, "it moved apart"
     assert residual.gain.high < 0
     assert cka.course == "less", "two seeds move apart by more"
-    first, *others = answer_of(found)
+    realigned, first, *others = answer_of(found)
+    assert realigned.lead == "Realignment (training brings two models together) was not seen"
+    assert realigned.rest == ": no pair came nearer by more than a seed alone does."
     assert first.lead == "rlvr and base moved apart, though no further than two seeds of base do"
     assert first.rest == "; they end nearer than the seed control and farther apart than noise."
     said = dict(sentence[:2] for sentence in others)
@@ -110,13 +112,29 @@ def test_verdicts_weigh_differences_within_runs(tmp_path):
 def test_the_answer_tells_together_from_apart(tmp_path, rate, lead):
     rates = {**STEADY, "rlvr_vs_base": rate}
     (found,) = experiment_of(tmp_path, *({"seed": s, "rates": rates} for s in (7, 8, 9)))
-    sentence = answer_of(found)[0]
+    realigned, sentence, *_ = answer_of(found)
+    assert realigned.lead.endswith("was seen" if lead == "moved together" else "was not seen")
     assert sentence.lead == f"rlvr and base {lead}"
     before, after = (
         np.mean([value(s, step, "cka", "rlvr_vs_base", 3, rates) for s in (7, 8, 9)])
         for step in (0, 40)
     )
     assert sentence.numbers[0].startswith(f"linear CKA {before:.3f} → {after:.3f} (")
+
+
+def test_realignment_is_told_by_pair_and_by_metric(tmp_path):
+    moves = {("rlvr", "cka"): 0.2, ("rlvr", "knn_overlap_10"): -0.2, ("sft", "cka"): -0.2}
+    for step in (0, 5):
+        values = [
+            Measurement(metric, 0.5 + move * step / 5, arm=arm, reference="base", layer="output")
+            for (arm, metric), move in moves.items()
+        ]
+        append_record(tmp_path / "similarity.jsonl", Evaluation(step, values, "similarity"))
+    (found,) = group_runs([read_run(tmp_path)])
+    assert str(answer_of(found)[0]) == (
+        "Realignment (training brings two models together) was seen: rlvr vs base (global "
+        "geometry); not sft vs base."
+    )
 
 
 def test_a_control_that_never_differed_is_named_as_none(tmp_path):

@@ -70,6 +70,8 @@ def test_tables_and_answer_in_the_words_of_the_report(tmp_path):
         "|--------|---------------|",
         "| mrr@10 | 0.125 → 0.500 |",
         "",
+        "Realignment (training brings two models together) was seen: rlvr vs base.",
+        "",
         "rlvr and base moved together.",
         "    linear CKA 0.500 → 0.750",
         "",

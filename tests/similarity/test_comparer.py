@@ -19,7 +19,9 @@ from hrsa_lightning.functional import (
 )
 from hrsa_lightning.functional.knn import chance_overlap
 from hrsa_lightning.metrics import KNNOverlap, LinearCKA
-from hrsa_lightning.similarity.comparer import Comparer, variance_shares
+from hrsa_lightning.similarity.comparer import Comparer, LabeledComparer, variance_shares
+from hrsa_lightning.similarity.measurement import Measurement
+from hrsa_lightning.similarity.metric_info import metric_order
 
 X = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
 Y = X @ torch.randn(6, 6, generator=torch.Generator().manual_seed(2)) + 0.5 * torch.randn(80, 6)
@@ -240,3 +242,46 @@ def test_warnings_of_others_are_not_taken_for_those_of_metrics():
     with pytest.warns(DeprecationWarning, match="from a thread beside"):
         result = Comparer(NoisyError()).compare(X, Y)
     assert result.notes == ["of a metric"]
+
+
+class Distances(Metric):
+    """A metric of a user's, of geometry: how unlike distances between rows are."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, x, y):
+        self.total += (torch.pdist(x) - torch.pdist(y)).abs().mean()
+
+    def compute(self):
+        return {"distances": self.total, "double": 2 * self.total}
+
+
+class Picky(Distances):
+    """Takes no rows but those of its own project."""
+
+    def update(self, x, y):
+        if x.shape[1] != 7:
+            raise ValueError("seven features")
+        super().update(x, y)
+
+    def compute(self):
+        return self.total
+
+
+def test_metrics_of_a_user_have_the_level_of_their_invariances():
+    x, y = torch.randn(2, 40, 7)
+    metrics = {"mine": Distances(), "picky": Picky(), "cka": LinearCKA()}
+    place = Measurement("", 0.0, None, layer="a", reference="b")
+    found, _ = LabeledComparer(Comparer(metrics)).compare(place, x, y)
+    levels = {m.metric: m.level for m in found}
+    assert levels == {"distances": "geometry", "double": "geometry", "picky": "", "cka": ""}
+    order = sorted(levels, key=lambda key: metric_order(key, levels[key]))
+    assert order == ["cka", "distances", "double", "picky"]
+    known = sorted(
+        ["procrustes_residual", *order], key=lambda k: metric_order(k, levels.get(k, ""))
+    )
+    assert known.index("procrustes_residual") == 3

@@ -1,4 +1,4 @@
-"""The builder is a program beside the package, so its folder joins the path for its tests."""
+"""Scripts of the project are imported as they are run, from their folder."""
 
 import sys
 from pathlib import Path

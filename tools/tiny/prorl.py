@@ -12,7 +12,7 @@ end and groups without an advantage from the update, and pads less.
 import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -25,7 +25,7 @@ from transformers import get_cosine_schedule_with_warmup as cosine_schedule
 
 from tiny.evaluate import MAX_NEW_TOKENS, load_tokenizer, measure, selection_problems
 from tiny.lm import load_model
-from tiny.tasks import Problem, draw_training_problems, is_correct
+from tiny.tasks import draw_training_problems, is_correct
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,14 @@ class ProrlConfig:
 
 @dataclass(frozen=True)
 class Group:
-    """Completions of one prompt and how much better each is than their mean, in deviations."""
+    """Completions of one prompt and how much better each is than their mean, in deviations.
+
+    An advantage is one number, or one for each token of its completion.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
-    advantages: torch.Tensor
+    advantages: Sequence[torch.Tensor]
 
 
 @torch.no_grad()
@@ -65,7 +68,9 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     num_generations: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    end_token_id: int | None = None,
 ) -> list[list[list[int]]]:
     """Sample completions at temperature 1, with their end token where they have one.
 
@@ -74,11 +79,14 @@ def sample(
         tokenizer: pads on the left.
         prompts: texts to complete.
         num_generations: completions of each prompt.
-        generator: decides the samples.
+        generator: decides the samples; without one, the likeliest token is taken.
+        max_new_tokens: of a completion.
+        end_token_id: ends a completion; the tokenizer's end of text if not given.
 
     Returns:
         Token ids by prompt and completion.
     """
+    end = tokenizer.eos_token_id if end_token_id is None else end_token_id
     batch = tokenizer(list(prompts), padding=True, return_tensors="pt")
     mask = batch["attention_mask"]
     cache = DynamicCache(config=model.config)
@@ -96,14 +104,17 @@ def sample(
     )
     completions: list[list[int]] = [[] for _ in range(len(mask))]
     rows = torch.arange(len(mask))
-    for _ in range(MAX_NEW_TOKENS):
-        # Inverting the distribution function: `torch.multinomial` takes ten times as long here.
-        cumulative = logits.softmax(1).cumsum(1)
-        drawn = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[1] - 1)
+    for _ in range(max_new_tokens):
+        if generator is None:
+            ids = logits.argmax(1, keepdim=True)
+        else:
+            # Inverting the distribution function: `torch.multinomial` takes ten times as long here.
+            cumulative = logits.softmax(1).cumsum(1)
+            drawn = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
+            ids = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[1] - 1)
         for row, token in zip(rows.tolist(), ids[:, 0].tolist(), strict=True):
             completions[row].append(token)
-        going = (ids[:, 0] != tokenizer.eos_token_id).nonzero()[:, 0]
+        going = (ids[:, 0] != end).nonzero()[:, 0]
         if not len(going):
             break
         if len(going) < len(rows):
@@ -161,10 +172,18 @@ def log_probs(
 
 def graded(
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[Any],
     completions: Sequence[list[list[int]]],
+    is_correct: Callable[[str, str], bool] = is_correct,
 ) -> tuple[list[Group], float]:
-    """Return the groups that have right and wrong completions, and the mean reward of all."""
+    """Return the groups that have right and wrong completions, and the mean reward of all.
+
+    Args:
+        tokenizer: the policy's.
+        problems: with a `prompt` and an `answer` each.
+        completions: token ids by problem.
+        is_correct: whether an answer is what a completion's text says.
+    """
     groups, rewards = [], []
     for problem, of_problem in zip(problems, completions, strict=True):
         texts = tokenizer.batch_decode(of_problem, skip_special_tokens=True)

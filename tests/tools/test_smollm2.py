@@ -1,0 +1,72 @@
+"""The case study's training: what it trains on, and that a stopped run goes on exactly."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from smollm2 import accuracy, problems, training
+
+BASE = Path(__file__).resolve().parents[2] / "hrsa_lightning" / "assets" / "tiny" / "base"
+RLVR = replace(training.RLVR, num_prompts=2, num_generations=4, max_steps=3, checkpoint_every=1)
+SFT = replace(
+    training.SFT, num_prompts=2, num_generations=1, rows_per_pass=1, max_steps=3, checkpoint_every=1
+)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text("")
+    return tmp_path
+
+
+def _adapters(work: Path, name: str) -> dict:
+    return load_file(work / f"{name}.training" / "final" / "adapter_model.safetensors")
+
+
+def test_worked_traces_end_in_the_right_answer() -> None:
+    drawn = problems.draw_problems(random.Random(0), 200, held_out=False)
+    for problem in drawn:
+        assert problems.is_correct(problem.answer, problem.trace)
+        for step in problem.steps:
+            left, right = step.split(" = ")
+            assert eval(left) == int(right)
+        assert problem.steps[-1].endswith(f"= {problem.answer}")
+    held_out = {problem.question for problem in problems.held_out_problems(200)}
+    assert len(held_out) == 200
+    assert not held_out & {problem.question for problem in drawn}
+
+
+def test_a_stopped_run_goes_on_to_the_same_adapters(work: Path, monkeypatch) -> None:
+    # The tiny base answers nothing right; half of all answers count, so that there is a gradient.
+    monkeypatch.setattr(training, "is_correct", lambda answer, text: len(text) % 2 == 0)
+    training.train_rlvr(work, RLVR)
+    whole = _adapters(work, "rlvr")
+    shutil.rmtree(work / "rlvr.training")
+    training.train_rlvr(work, replace(RLVR, max_steps=1))
+    assert any((whole[key] != value).any() for key, value in _adapters(work, "rlvr").items())
+    training.train_rlvr(work, RLVR)
+    again = _adapters(work, "rlvr")
+    assert all((whole[key] == again[key]).all() for key in whole)
+    record = json.loads((work / "rlvr" / "training.json").read_text())
+    assert record["steps"] == 3
+
+    training.train_sft(work, SFT)
+    losses = (work / "sft.training" / "log.jsonl").read_text().splitlines()
+    tokens = [json.loads(line)["tokens"] for line in losses]
+    assert sum(tokens[:-1]) < record["tokens"]
+
+
+def test_accuracies_go_on_after_the_last_batch(work: Path, monkeypatch) -> None:
+    monkeypatch.setattr(accuracy, "NUM_PROBLEMS", 4)
+    monkeypatch.setattr(accuracy, "_BATCH_SIZE", 2)
+    accuracy.evaluate(work, ["base"])
+    path = work / "accuracy.base.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:2]))
+    accuracy.evaluate(work, ["base"])
+    assert path.read_text() == whole

