@@ -6,6 +6,7 @@ Exception
     ├── ConfigError           a recipe or an override is wrong (also a ValueError)
     ├── DataError             a data file or a batch is wrong (also a ValueError)
     └── BackboneError         a model cannot be loaded or used as asked (also a ValueError)
+        └── EncoderError      it is an encoder, where a decoder is expected
 
 UserWarning
 └── HRSAWarning               the run goes on, but a number or a feature is missing
@@ -34,6 +35,10 @@ class DataError(HRSAError, ValueError):
 
 class BackboneError(HRSAError, ValueError):
     """A backbone cannot be loaded, or cannot be used in the way that was asked."""
+
+
+class EncoderError(BackboneError):
+    """The backbone is an encoder, where a decoder is expected."""
 
 
 class HRSAWarning(UserWarning):

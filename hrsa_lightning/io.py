@@ -652,6 +652,36 @@ id=None)
     return layout_of(record).parse(cast(Mapping[str, Any], record))
 
 
+@dataclass(frozen=True, slots=True)
+class RetrievalSet:
+    """Queries, the corpus they search, and for each query the rows of `corpus` that answer it."""
+
+    queries: tuple[Query, ...]
+    corpus: tuple[str, ...]
+    relevance: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[ContrastivePair]) -> "RetrievalSet":
+        """Pool all positives and negatives into one corpus.
+
+        Equal passages are one row of the corpus, equal queries one query to which the positives of
+        all of them are relevant. Order is that of first appearance.
+
+        Example:
+            >>> pairs = [ContrastivePair("a?", ("a",), ("b",)), ContrastivePair("b?", ("b",))]
+            >>> RetrievalSet.from_pairs(pairs)
+            RetrievalSet(queries=('a?', 'b?'), corpus=('a', 'b'), relevance=((0,), (1,)))
+        """
+        corpus: dict[str, int] = {}
+        relevance: dict[Query, dict[int, None]] = {}
+        for pair in pairs:
+            rows = [corpus.setdefault(text, len(corpus)) for text in pair.positives]
+            relevance.setdefault(pair.query, {}).update(dict.fromkeys(rows))
+            for text in pair.negatives:
+                corpus.setdefault(text, len(corpus))
+        return cls(tuple(relevance), tuple(corpus), tuple(map(tuple, relevance.values())))
+
+
 def pair_line(pair: ContrastivePair) -> str:
     """A pair as a line of the training format, which `parse_pair` reads.
 

@@ -15,15 +15,21 @@ from hrsa_lightning.callbacks.figures import finish_curves
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError, check_counts
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
-from hrsa_lightning.io import ContrastivePair, Problems, parse_pair, read_json_lines
+from hrsa_lightning.io import (
+    ContrastivePair,
+    Problems,
+    Query,
+    RetrievalSet,
+    parse_pair,
+    read_json_lines,
+)
 from hrsa_lightning.similarity.extraction import is_sharded
 from hrsa_lightning.similarity.history import read_history
 from hrsa_lightning.similarity.measurement import Measurement
 
 __all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
 
-Text = str | tuple[str, str]
-Encode = Callable[[nn.Module, list[Text]], Tensor]
+Encode = Callable[[nn.Module, list[Query]], Tensor]
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -84,10 +90,13 @@ class RetrievalMonitor(Monitor):
         if history == "retrieval.jsonl" and name != "retrieval":
             history = f"{name}.jsonl"
         records = read_retrieval_pairs(pairs) if isinstance(pairs, (str, Path)) else _parse(pairs)
-        self._queries, self._corpus, self._relevant = _index(records[:limit])
+        if not records:
+            raise DataError("pairs: expected at least one query, got none")
+        self._task = RetrievalSet.from_pairs(records[:limit])
         self._arms = arms
         self._ks = sorted(ks)
-        self._chance = chance_scores([*map(len, self._relevant)], len(self._corpus), self._ks)
+        counts = [*map(len, self._task.relevance)]
+        self._chance = chance_scores(counts, len(self._task.corpus), self._ks)
         self._encode = encode
         self._max_length = max_length
         self._batch_size = batch_size
@@ -108,10 +117,10 @@ class RetrievalMonitor(Monitor):
         measurements: list[Measurement] = []
         context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
-            queries = self._embed(arm, module, "queries", self._queries, context)
-            corpus = self._embed(arm, module, "corpus", list(self._corpus), context)
+            queries = self._embed(arm, module, "queries", self._task.queries, context)
+            corpus = self._embed(arm, module, "corpus", self._task.corpus, context)
             with self.ranks.raise_on_all_ranks():
-                scores = ranking_scores(queries, corpus, self._relevant, self._ks)
+                scores = ranking_scores(queries, corpus, self._task.relevance, self._ks)
             if any(math.isnan(score) for score in scores.values()):
                 self.warn_once(
                     f"embeddings of {arm or 'the module'} are not finite, values are NaN"
@@ -128,13 +137,13 @@ class RetrievalMonitor(Monitor):
         finish_curves(trainer, read_history(self.history_path), self.name, self.history_path.parent)
 
     def _embed(
-        self, arm: str, module: nn.Module, which: str, texts: list[Text], context: Context
+        self, arm: str, module: nn.Module, which: str, texts: Sequence[Query], context: Context
     ) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""
         # Weights that are spread over ranks need every rank in every forward pass.
         shards = 1 if is_sharded(module) else self.ranks.num_shards
         with self.ranks.raise_on_all_ranks():
-            share = texts[self.ranks.shard % shards :: shards]
+            share = list(texts[self.ranks.shard % shards :: shards])
             own = {}
             if share:
                 # As in a training step: weights may be 16 bits wide, or cast to them on the way.
@@ -146,7 +155,7 @@ class RetrievalMonitor(Monitor):
         order = torch.cat([torch.arange(shard, len(texts), shards) for shard in used])
         return rows[order.argsort()]
 
-    def _encode_share(self, arm: str, module: Any, which: str, texts: list[Text]) -> Tensor:
+    def _encode_share(self, arm: str, module: Any, which: str, texts: list[Query]) -> Tensor:
         if self._encode is not None:
             return self._encode(module, texts)
         embeddings: Tensor
@@ -188,19 +197,3 @@ def _parse(records: Iterable[Mapping[str, Any]]) -> list[ContrastivePair]:
         except DataError as error:
             raise DataError(f"pairs: record {number}: {error}") from None
     return pairs
-
-
-def _index(
-    pairs: Sequence[ContrastivePair],
-) -> tuple[list[Text], dict[Text, int], list[list[int]]]:
-    """Queries, corpus with row numbers, and the right rows of each query."""
-    corpus: dict[Text, int] = {}
-    relevant: list[list[int]] = []
-    for pair in pairs:
-        rows = [corpus.setdefault(text, len(corpus)) for text in dict.fromkeys(pair.positives)]
-        relevant.append(rows)
-        for text in pair.negatives:
-            corpus.setdefault(text, len(corpus))
-    if not pairs:
-        raise DataError("pairs: expected at least one query, got none")
-    return [pair.query for pair in pairs], corpus, relevant

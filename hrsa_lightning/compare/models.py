@@ -8,7 +8,7 @@ from torch import nn
 
 from hrsa_lightning.compare.options import ExtractionOptions
 from hrsa_lightning.config.schema import ModelConfig
-from hrsa_lightning.errors import BackboneError, ConfigError
+from hrsa_lightning.errors import BackboneError, ConfigError, EncoderError
 from hrsa_lightning.models.backbone import load_tokenizer
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, InstructionMask
@@ -97,8 +97,10 @@ def _is_packaged(source: Source) -> bool:
         return True
     try:
         check_source(source)
-    except BackboneError as error:
-        return "is an encoder" in str(error)
+    except EncoderError:
+        return True
+    except BackboneError:
+        pass  # told where it is loaded
     return False
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hrsa_lightning.config.schema import Config, check_together
-from hrsa_lightning.errors import ConfigError, DataError, cut, nearest, shown
+from hrsa_lightning.errors import ConfigError, DataError, cut, first_line, nearest, shown
 from hrsa_lightning.io import expand_user, is_file, is_text, read_text
 from hrsa_lightning.resources import resource_files
 
@@ -242,7 +242,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(f"{path}{line}: not valid YAML ({cut(problem, 100)})") from None
     except DataError as error:
         raise ConfigError(str(error)) from None
@@ -458,7 +458,7 @@ def _check_rules(section: Any, prefix: str) -> None:
 
 def _explain(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None) or "recipe"
-    reason = str(error).splitlines()[0]
+    reason = first_line(error)
     if "MissingMandatory" in type(error).__name__ or "mandatory" in reason.lower():
         return f"{cut(key)}: a value is required"
     return f"{cut(key)}: {cut(reason[0].lower() + reason[1:], 150)}"

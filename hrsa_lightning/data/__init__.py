@@ -16,20 +16,14 @@ if TYPE_CHECKING:
     )
     from hrsa_lightning.data.datamodule import ContrastiveDataModule, ContrastiveLoader
     from hrsa_lightning.data.entries import PairEntry
-    from hrsa_lightning.data.held_out import (
-        ProbeText,
-        RetrievalSet,
-        read_retrieval_set,
-        read_texts,
-    )
-    from hrsa_lightning.data.pairs import PairSource, read_pairs
+    from hrsa_lightning.data.pairs import PairSource, read_pairs, read_retrieval_set
     from hrsa_lightning.data.sampling import (
         ContrastiveDataset,
         ContrastiveExample,
         GlobalBatchSampler,
         check_pairs,
     )
-    from hrsa_lightning.io import ContrastivePair
+    from hrsa_lightning.io import ContrastivePair, RetrievalSet
 
 _MODULES = {
     "ArmBatches": "collate",
@@ -43,12 +37,10 @@ _MODULES = {
     "GlobalBatchSampler": "sampling",
     "PairEntry": "entries",
     "PairSource": "pairs",
-    "ProbeText": "held_out",
-    "RetrievalSet": "held_out",
+    "RetrievalSet": "pairs",
     "check_pairs": "sampling",
     "read_pairs": "pairs",
-    "read_retrieval_set": "held_out",
-    "read_texts": "held_out",
+    "read_retrieval_set": "pairs",
     "text_id": "collate",
 }
 
@@ -64,12 +56,10 @@ __all__ = [
     "GlobalBatchSampler",
     "PairEntry",
     "PairSource",
-    "ProbeText",
     "RetrievalSet",
     "check_pairs",
     "read_pairs",
     "read_retrieval_set",
-    "read_texts",
     "text_id",
 ]
 

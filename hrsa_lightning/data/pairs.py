@@ -29,6 +29,7 @@ from hrsa_lightning.io import (
     ContrastivePair,
     Layout,
     Problems,
+    RetrievalSet,
     layout_of,
     read_json_lines,
     replacing,
@@ -352,3 +353,13 @@ def sample_pairs(entry: Any, count: int) -> list[ContrastivePair]:
         return []
     (source,) = read_pairs([entry], count)
     return [source[row] for row in range(len(source))]
+
+
+def read_retrieval_set(paths: Sequence[str | Path]) -> RetrievalSet:
+    """Read held-out pairs, in any form that `read_pairs` takes, as one retrieval task.
+
+    Raises:
+        DataError: As `read_pairs` does.
+    """
+    sources = read_pairs(paths)
+    return RetrievalSet.from_pairs(source[row] for source in sources for row in range(len(source)))

@@ -15,6 +15,7 @@ from hrsa_lightning.errors import (
     ConfigError,
     DataError,
     HRSAWarning,
+    first_line,
     nearest,
     shown,
 )
@@ -162,7 +163,7 @@ def score_benchmarks(
             raise
         # Data sets come through many libraries, whose errors have only these in common.
         except (OSError, ValueError, DatasetsError) as error:
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            first = first_line(error)
             raise DataError(f"task {task.metadata.name}: {first}") from error
         for failed in result.exceptions or ():  # mteb raises none of data that is not public
             raise DataError(f"task {failed.task_name}: {failed.exception}")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from hrsa_lightning.data.held_out import RetrievalSet, read_retrieval_set
+from hrsa_lightning.data.pairs import read_retrieval_set
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import read_json, write_json
+from hrsa_lightning.io import RetrievalSet, read_json, write_json
 from hrsa_lightning.resources import resolve_path
 from hrsa_lightning.runs.encoder import Encoder, EncoderOptions, ModelReference
 

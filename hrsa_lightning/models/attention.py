@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, first_line
 
 Attention = Literal["bidirectional", "causal"]
 
@@ -100,7 +100,7 @@ def attention_problem(model: PreTrainedModel, attention: Attention) -> str | Non
         try:
             seen = _tokens_seen(model, num_padding)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            return f"a trial forward pass failed: {str(error).splitlines()[0]}"
+            return f"a trial forward pass failed: {first_line(error)}"
         padded = "with padding" if num_padding else "without padding"
         for layer, (by_first, by_last) in seen.items():
             if (by_first | by_last)[_NUM_REAL:].any():

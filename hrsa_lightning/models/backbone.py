@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, EncoderError
 from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.pretrained import check_weights, read_tokenizer
@@ -185,7 +185,7 @@ def load_backbone_config(
             f"backbone {source!r}: {kind} is an encoder-decoder; expected a decoder"
         )
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise BackboneError(f"backbone {source!r}: {kind} is an encoder; expected a decoder LM")
+        raise EncoderError(f"backbone {source!r}: {kind} is an encoder; expected a decoder LM")
     if config.get_text_config() is not config:
         raise BackboneError(
             f"backbone {source!r}: {kind} has more than a language model in it; expected a decoder "

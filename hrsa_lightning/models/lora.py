@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hrsa_lightning.distributed import shard_like
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, first_line
 from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 AUTOCAST_DTYPES = {
@@ -75,7 +75,7 @@ def add_lora(
         with _seeded(seed, model), _without_noise():
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         if lora_dropout and "lora_dropout" in message:
             message = (
                 "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
@@ -98,7 +98,7 @@ def load_lora(model: PreTrainedModel, folder: str | os.PathLike[str]) -> PeftMod
         with _without_noise():
             loaded = PeftModel.from_pretrained(model, os.fspath(folder), is_trainable=True)
     except (RuntimeError, ValueError) as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         raise BackboneError(f"adapter {shown} does not fit the backbone: {message}") from error
     # peft passes over weights that it has no place for, and over places without weights.
     with safe_open(Path(folder, ADAPTER_WEIGHTS), "pt") as saved:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, first_line
 from hrsa_lightning.models.lora import add_lora, cast_frozen_linears
 from hrsa_lightning.models.paths import resolve_backbone
 
@@ -81,7 +81,7 @@ def backbone_config(
         )
     except (OSError, ValueError, KeyError) as error:
         if Path(source).is_dir():
-            raise BackboneError(f"backbone {path!r}: {str(error).splitlines()[0]}") from error
+            raise BackboneError(f"backbone {path!r}: {first_line(error)}") from error
         raise BackboneError(
             f"backbone {path!r}: its config.json is not to be had from"
             f" {'the hub' if online else 'its cache here (--online asks the hub)'}, and it is none"

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
 from hrsa_lightning.config.schema import ModelConfig
-from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.errors import BackboneError, first_line
 from hrsa_lightning.io import ADAPTER_WEIGHTS
 from hrsa_lightning.models.backbone import load_backbone_config
 from hrsa_lightning.models.embedder import EmbeddingModel
@@ -110,7 +110,7 @@ def _check_adapter(
             names = saved.keys()
             found = {name: tuple(saved.get_slice(name).get_shape()) for name in names}
     except (ValueError, TypeError, SafetensorError, OSError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise BackboneError(f"{misfit}: {first}") from error
     odd = next((name for name in [*found, *wanted] if found.get(name) != wanted.get(name)), None)
     if odd is not None:

@@ -128,7 +128,7 @@ def test_reading_and_checking_import_no_torch(tmp_path):
     program = f"""
         import sys
         from hrsa_lightning.data import (
-            ContrastiveDataset, check_pairs, read_pairs, read_retrieval_set, read_texts
+            ContrastiveDataset, check_pairs, read_pairs, read_retrieval_set
         )
         check_pairs([{str(path)!r}], train_group_size=4, batch_size=2)
         assert len(ContrastiveDataset(read_pairs([{str(path)!r}]))[0, 0, 0].passages) == 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning.callbacks.retrieval import read_retrieval_pairs
-from hrsa_lightning.data import read_pairs, read_texts
+from hrsa_lightning.data import read_pairs
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.similarity.probes import load_probes
 from hrsa_lightning.sources import TextEntry
@@ -29,7 +29,6 @@ def _probes_of(path):
 READERS = {
     "pairs": _pairs_of,
     "held-out pairs": lambda path: [pair.query for pair in read_retrieval_pairs(path)],
-    "texts": lambda path: [probe.text for probe in read_texts(path)],
     "probes": _probes_of,
     "comparison": lambda path: TextEntry.of(path).read().texts,
 }
@@ -103,5 +102,5 @@ def test_files_that_are_not_there(tmp_path, reader, name):
 def test_plain_text(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(codecs.BOM_UTF8 + "first\r\n\nse\u2028cond\n".encode())
-    for reader in ("texts", "probes", "comparison"):
+    for reader in ("probes", "comparison"):
         assert READERS[reader](path) == ["first", "se\u2028cond"]

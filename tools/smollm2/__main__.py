@@ -12,6 +12,7 @@ STAGES = {
     "rlvr": "train WORK/rlvr by GRPO on word problems",
     "sft": "train WORK/sft on worked traces, on as many tokens",
     "evaluate": "measure accuracies on held-out problems",
+    "activations": "describe the hidden states of the backbones, layer by layer",
     "study": "train all arms contrastively with every seed of --seeds, and compare them",
 }
 BACKBONES = ("base", "rlvr", "sft")
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--gguf", type=Path, help="for convert")
-    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), help="for evaluate")
+    parser.add_argument(
+        "--backbones", nargs="+", default=BACKBONES, help="for evaluate and activations"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1016, 2017], help="for study")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of the recipe, for study"
@@ -45,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from smollm2.accuracy import evaluate
 
         evaluate(options.work, options.backbones)
+    elif options.stage == "activations":
+        from smollm2.activations import describe
+
+        for name in options.backbones:
+            describe(options.work, name)
     elif (options.work / ("base" if options.stage == "convert" else options.stage)).exists():
         logging.info("%s is complete", options.stage)
     elif options.stage == "convert":
