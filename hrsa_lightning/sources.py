@@ -551,7 +551,7 @@ def _import_datasets() -> Any:
         import datasets
     except ImportError:
         raise DataError(
-            "reading this needs the datasets package: pip install 'hrsa-lightning[datasets]'"
+            "reading this needs the datasets package: pip install 'datasets>=3.0'"
         ) from None
     return datasets
 
