@@ -1,14 +1,17 @@
 """Values of every metric beside those of other libraries, on ordinary and on hostile data.
 
     python -m benchmarks.agreement            # a Markdown table, in under a minute
+    python -m benchmarks.agreement ranx       # peers whose name has this in it
 
 A cell is the absolute difference of the two values; where they differ by more than 1e-4, ours and
 theirs. Data: 200 samples of 24 features. Peers that are not installed are left out (`pip install
-pytorch-cka ckatorch seaborn pytorch-metric-learning pytrec-eval-terrier`); where no library has a
-metric, its formula is written out in float64.
+pytorch-cka ckatorch seaborn pytorch-metric-learning pytrec-eval-terrier ranx`; ranx compiles for
+minutes); where no library has a metric, or PyPI not the library, its formula is written out in
+float64.
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -83,6 +86,21 @@ def pytorch_cka(x: Tensor, y: Tensor) -> float:
     return float(cka_from_features(x, y))
 
 
+def anatome_debiased(x: Tensor, y: Tensor) -> float:
+    """anatome 0.0.5, `linear_cka_distance(reduce_bias=True)`: inner products without their bias."""
+    a, b = (array(v) - array(v).mean(0) for v in (x, y))
+
+    def debiased(a: np.ndarray, b: np.ndarray) -> float:
+        k, ell = (a**2).sum(1), (b**2).sum(1)
+        return float(
+            np.linalg.norm(b.T @ a) ** 2
+            - N / (N - 2) * (k @ ell)
+            + k.sum() * ell.sum() / ((N - 1) * (N - 2))
+        )
+
+    return debiased(a, b) / math.sqrt(debiased(a, a) * debiased(b, b))
+
+
 def overlap(near: Callable[[np.ndarray], np.ndarray], x: Tensor, y: Tensor) -> float:
     lists = [near(array(rows)) for rows in (x, y)]
     pairs = ((set(a), set(b)) for a, b in zip(*lists, strict=True))
@@ -129,6 +147,26 @@ def scipy_cosine(x: Tensor, y: Tensor) -> float:
     from scipy.spatial import procrustes
 
     return math.sqrt(max(0.0, 1 - procrustes(array(x), array(y))[2]))
+
+
+def unit_centered(x: Tensor, y: Tensor) -> list[np.ndarray]:
+    rows = [array(v) - array(v).mean(0) for v in (x, y)]
+    return [v / np.linalg.norm(v) for v in rows]
+
+
+def netrep_cosine(x: Tensor, y: Tensor) -> float:
+    """netrep, `LinearMetric(alpha=1, score_method="angular")`: arc cosine of the aligned rows."""
+    a, b = unit_centered(x, y)
+    u, _, v = np.linalg.svd(a.T @ b)
+    angle = math.acos(np.clip(np.sum(a @ u @ v * b), -1, 1))
+    return math.cos(angle)
+
+
+def anatome_cosine(x: Tensor, y: Tensor) -> float:
+    """anatome 0.0.5, `orthogonal_procrustes_distance` of unit norms: 2 - 2 nuclear norm."""
+    a, b = unit_centered(x, y)
+    distance = np.sum(a**2) + np.sum(b**2) - 2 * np.linalg.norm(a.T @ b, "nuc")
+    return float(1 - distance / 2)
 
 
 def torchmetrics_cosine(x: Tensor, y: Tensor) -> float:
@@ -211,6 +249,13 @@ def pytrec_ndcg(x: Tensor, y: Tensor) -> float:
     return float(np.mean([each["ndcg_cut_10"] for each in found.values()]))
 
 
+def ranx_ndcg(x: Tensor, y: Tensor) -> float:
+    from ranx import Qrels, Run, evaluate
+
+    relevant, run = scores_by_name(x, y)
+    return float(evaluate(Qrels(relevant), Run(run), "ndcg@10"))
+
+
 def sentence_transformers_loss(x: Tensor, y: Tensor) -> float:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
@@ -264,12 +309,15 @@ PEERS = [
     Peer("CKA, plain", "ckatorch", plain, ckatorch_plain, "ckatorch"),
     Peer("CKA, debiased", "ckatorch", F.linear_cka, ckatorch_debiased, "ckatorch"),
     Peer("CKA, debiased", "pytorch-cka", F.linear_cka, pytorch_cka, "cka"),
+    Peer("CKA, debiased", "anatome, written out", F.linear_cka, anatome_debiased),
     Peer("k-NN overlap", "scikit-learn", knn, partial(overlap, sklearn_neighbors), "sklearn"),
     Peer("k-NN overlap", "faiss", knn, partial(overlap, faiss_neighbors), "faiss"),
     Peer("CKNNA", "NumPy, written out", lambda x, y: F.cknna(x, y, K), cknna),
     Peer("Procrustes cosine", "scipy.spatial", in_sample("global_cosine"), scipy_cosine, "scipy"),
     Peer("Procrustes cosine", "torchmetrics", in_sample("global_cosine"), torchmetrics_cosine,
          "torchmetrics"),
+    Peer("Procrustes cosine", "netrep, written out", in_sample("global_cosine"), netrep_cosine),
+    Peer("Procrustes cosine", "anatome, written out", in_sample("global_cosine"), anatome_cosine),
     Peer("Procrustes residual", "scipy.linalg", in_sample("residual_variance_ratio"),
          scipy_residual, "scipy"),
     Peer("inverse row entropy", "scipy", in_sample("inverse_row_entropy"), scipy_entropy, "scipy"),
@@ -280,6 +328,7 @@ PEERS = [
          sklearn_predictivity, "sklearn"),
     Peer("probe transfer", "scikit-learn", probe_transfer, sklearn_probe, "sklearn"),
     Peer("nDCG@10", "pytrec_eval", ours_ranking, pytrec_ndcg, "pytrec_eval"),
+    Peer("nDCG@10", "ranx", ours_ranking, ranx_ndcg, "ranx"),
     Peer("InfoNCE", "sentence-transformers", loss(), sentence_transformers_loss,
          "sentence_transformers"),
     Peer("NT-Xent", "pytorch-metric-learning", loss(symmetric=True, same_side_negatives=True),
@@ -307,7 +356,7 @@ def main() -> None:
     print("| Metric | Peer | " + " | ".join(kinds) + " |")
     print("|---" * (2 + len(kinds)) + "|")
     for peer in PEERS:
-        if find_spec(peer.needs) is not None:
+        if find_spec(peer.needs) is not None and all(word in peer.name for word in sys.argv[1:]):
             cells = [cell(peer, x.clone(), y.clone()) for x, y in kinds.values()]
             print(f"| {peer.metric} | {peer.name} | " + " | ".join(cells) + " |", flush=True)
 

@@ -237,8 +237,10 @@ def authors_correlations(pairs: Pairs) -> Callable[[], Any]:
         variances = (x * x).sum(0) / (n - 1), (y * y).sum(0) / (n - 1)
         spread = variances[0].sqrt() * variances[1].sqrt()
         values = (covariance / spread)[spread > 1e-12].clamp(-1, 1)
-        torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
-        return values.mean().item()
+        torch.quantile(values, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])).tolist()
+        shares = (values >= 0).float(), values.abs(), values
+        summary = [values.median(), values.std(), values.min(), values.max()]
+        return [v.item() for v in (*summary, *(share.mean() for share in shares))][-1]
 
     return lambda: [[one(x, y) for _, y in pairs] for x, _ in pairs]
 

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from tools.tiny.stdlib import read_functions, stdlib_path
+
 TEMPERATURE = 0.02
 LEARNING_RATE = 1e-4
 SEED = 5
@@ -114,8 +116,14 @@ def _status_mib(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def write_inputs(folder: Path, arguments: argparse.Namespace) -> None:
-    """A random backbone with its attention made bidirectional, LoRA weights, and pairs."""
+def write_inputs(folder: Path, arguments: argparse.Namespace, library: Path | None = None) -> None:
+    """A random backbone with its attention made bidirectional, LoRA weights, and pairs.
+
+    Args:
+        folder: Gets all of it.
+        arguments: Those of `main`.
+        library: Folder whose functions make the pairs; default: the standard library.
+    """
     from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
     from hrsa_lightning.models import EmbeddingModel, resolve_backbone
@@ -139,22 +147,21 @@ def write_inputs(folder: Path, arguments: argparse.Namespace) -> None:
     EmbeddingModel.from_pretrained(folder / "backbone", lora=lora, seed=SEED).save_adapter(
         folder / "adapter"
     )
-    write_pairs(folder / "pairs.jsonl", num_pairs=(2 + arguments.steps) * arguments.batch)
+    num_pairs = (2 + arguments.steps) * arguments.batch
+    write_pairs(folder / "pairs.jsonl", num_pairs, library or stdlib_path())
 
 
-def write_pairs(path: Path, num_pairs: int) -> None:
+def write_pairs(path: Path, num_pairs: int, library: Path) -> None:
     """Docstrings, their functions, and other functions; no text comes twice as a positive."""
-    from tools.tiny.stdlib import read_functions, stdlib_path
-
     found = {
         function.source: function.summary
-        for function in read_functions(stdlib_path())
+        for function in read_functions(library)
         if function.summary and 40 < len(function.source) < MAX_CHARACTERS
     }
     draw = random.Random(SEED)
     sources = sorted(found)
     if len(sources) < num_pairs:
-        sys.exit(f"error: {num_pairs} pairs are needed, the standard library gives {len(sources)}")
+        sys.exit(f"error: {num_pairs} pairs are needed, {library} gives {len(sources)}")
     chosen = draw.sample(sources, num_pairs)
     records = [
         {"query": found[source], "pos": [source], "neg": draw.sample(sources, 3)}

@@ -654,7 +654,13 @@ id=None)
 
 @dataclass(frozen=True, slots=True)
 class RetrievalSet:
-    """Queries, the corpus they search, and for each query the rows of `corpus` that answer it."""
+    """Queries, the corpus they search, and what answers them.
+
+    Attributes:
+        queries: Texts, or (instruction, text), each once.
+        corpus: Passages, each once.
+        relevance: Of each query, the rows of `corpus` that answer it.
+    """
 
     queries: tuple[Query, ...]
     corpus: tuple[str, ...]

@@ -21,7 +21,7 @@ from hrsa_lightning.io import (
     exists,
     read_text_records,
 )
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.resources import EMBEDDED, resolve_path
 
 HUB_PREFIX = "hub:"
 TABLES = (".parquet", ".json", ".csv")
@@ -426,6 +426,18 @@ class TextEntry(SourceEntry):
         return template
 
 
+def is_entry(source: Any) -> bool:
+    """Whether probes are said by where they lie, and not given."""
+    if isinstance(source, Mapping):
+        return any(isinstance(source.get(key), str) for key in ("path", "preset"))
+    return isinstance(source, str | Path | TextEntry)
+
+
+def is_address(source: Any) -> bool:
+    """Whether a text is a data set of the hub, a preset or an embedded file, by how it begins."""
+    return isinstance(source, str) and source.startswith((HUB_PREFIX, PRESET_PREFIX, EMBEDDED))
+
+
 def _filled(template: str, record: Mapping[str, Any]) -> str:
     if not _COLUMN.search(template):
         return check_text(record.get(template), template)
@@ -539,7 +551,7 @@ def _import_datasets() -> Any:
         import datasets
     except ImportError:
         raise DataError(
-            "reading this needs the datasets package: pip install 'hrsa-lightning[datasets]'"
+            "reading this needs the datasets package: pip install 'datasets>=3.0'"
         ) from None
     return datasets
 

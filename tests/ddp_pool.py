@@ -1,4 +1,4 @@
-"""One spawned pool of gloo ranks for the whole session: starting processes is the slow part."""
+"""One pool of gloo ranks for the whole session: starting processes is the slow part."""
 
 import datetime
 import traceback
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.forks import FORKS
 
 
 def _serve(rank: int, world_size: int, store: str, tasks: Any, results: Any) -> None:
@@ -39,12 +40,11 @@ class DDPPool:
     """
 
     def __init__(self, world_size: int, store: Path) -> None:
-        context = mp.get_context("spawn")
         self.world_size = world_size
-        self._results: Any = context.Queue()
-        self._tasks: list[Any] = [context.Queue() for _ in range(world_size)]
+        self._results: Any = FORKS.Queue()
+        self._tasks: list[Any] = [FORKS.Queue() for _ in range(world_size)]
         self._processes = [
-            context.Process(
+            FORKS.Process(
                 target=_serve,
                 args=(rank, world_size, str(store), self._tasks[rank], self._results),
                 daemon=True,

@@ -31,7 +31,10 @@ def replace_hub(monkeypatch, folder: Path) -> None:
 
 
 def make_dataset(
-    folder: Path, rows: Sequence[Mapping[str, Any]], files: Mapping[str, str] | None = None
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    files: Mapping[str, str] | None = None,
+    split: str = "train",
 ) -> Path:
     """A data set's folder: parquet files, and a card that says which are of which configuration.
 
@@ -39,15 +42,16 @@ def make_dataset(
         folder: Where to.
         rows: The same in every file.
         files: Configuration to file; the default is one file of a `default` configuration.
+        split: That they are of.
     """
     import datasets
 
-    files = files or {"default": "data/train-00000-of-00001.parquet"}
+    files = files or {"default": f"data/{split}-00000-of-00001.parquet"}
     lines = ["---", "configs:"]
     for config, name in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_list([dict(row) for row in rows]).to_parquet(folder / name)
-        lines += [f"- config_name: {config}", "  data_files:", "  - split: train"]
+        lines += [f"- config_name: {config}", "  data_files:", f"  - split: {split}"]
         lines += [f"    path: {name.replace('00000-of-00001', '*')}"]
     (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
     return folder

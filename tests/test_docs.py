@@ -132,6 +132,14 @@ def test_links_lead_somewhere(page):
             assert section in known, f"{target}#{section}"
 
 
+def test_nothing_is_installed_by_a_name_that_no_index_has():
+    """Of this package itself; from a clone, extras are `.[NAME]`."""
+    files = [p for name in ("hrsa_lightning", "recipes", "docs") for p in (ROOT / name).rglob("*")]
+    texts = [p for p in [*files, ROOT / "README.md"] if p.suffix in (".py", ".md", ".yaml")]
+    pattern = re.compile(r"pip install [^\n]*hrsa-lightning")
+    assert [str(p) for p in texts if pattern.search(p.read_text(encoding="utf-8"))] == []
+
+
 def test_every_page_is_in_the_site():
     class Loader(yaml.SafeLoader):
         """Reads mkdocs.yml, whose tags name Python objects of its extensions."""

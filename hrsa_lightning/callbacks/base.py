@@ -39,7 +39,7 @@ from hrsa_lightning.similarity.history import (
 )
 from hrsa_lightning.similarity.isolation import lazy_weight_of, preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.similarity.probes import is_address
+from hrsa_lightning.sources import is_address
 
 __all__ = ["Monitor", "OnError", "find_arms", "receive_batch", "resolve_probes"]
 

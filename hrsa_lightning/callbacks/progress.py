@@ -25,9 +25,24 @@ SECONDS_BETWEEN_READINGS = 1.0
 """Reading a value waits for the device to finish what it is asked to do."""
 
 SECONDS_BETWEEN_LINES = 10.0
-"""In a file every state of the bar is a line."""
+"""Where standard error is a file or a pipe, a state of the bar is a line of its own."""
 
 _TRAINING = "training"
+
+
+class _Lines:
+    """Standard error for a bar that nobody watches: lines, each once, without carriage returns."""
+
+    _last = ""
+
+    def write(self, text: str) -> None:
+        shown = text.strip()
+        if shown and shown != self._last:
+            sys.stderr.write(f"{shown}\n")
+            self._last = shown
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class StepProgressBar(ProgressBar):
@@ -56,10 +71,11 @@ class StepProgressBar(ProgressBar):
         if self._bar is None and trainer.global_step == 0:  # before the first step, not at the end
             self._open(trainer)
         bar = self._bar
-        if bar is not None:
-            bar.set_description(text)
+        if bar is not None and not bar.disable:
+            is_due = time.time() - bar.last_print_t >= bar.mininterval
+            bar.set_description(text, refresh=is_due or trainer.global_step == 0)
         yield
-        if bar is not None:
+        if bar is not None and not bar.disable:
             bar.set_description(_TRAINING, refresh=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,14 +84,15 @@ class StepProgressBar(ProgressBar):
 
     def _open(self, trainer: Trainer) -> None:
         total = trainer.estimated_stepping_batches
+        is_watched = sys.stderr.isatty()
         self._bar = tqdm(
             total=int(total) if total != float("inf") else None,
             initial=trainer.global_step,
             desc=_TRAINING,
             unit="step",
             dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES,
+            file=sys.stderr if is_watched else _Lines(),
+            mininterval=0.1 if is_watched else SECONDS_BETWEEN_LINES,
             disable=not self._enabled,
         )
 

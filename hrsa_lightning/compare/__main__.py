@@ -22,7 +22,7 @@ from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.sources import Texts
 
 _HELP = """\
-usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE [SOURCE ...] [options]
+usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE ... [options]
 
 Compare models layer by layer on the same texts; of each pair the one given first is the reference.
 MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base, LoRA adapter,
@@ -33,7 +33,7 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
   --texts SOURCE       .jsonl, .parquet, .json, .csv, plain text (one text a line), preset:NAME or
                        hub:NAME[:CONFIG][@SPLIT[:N]]; several as NAME=SOURCE, or a FILE.yaml of them
   --column text   --split train   --label label     where the data has texts, split and labels
-                       (or a template of columns: --column '{question}\n{solution}')
+                       (or a template of columns: --column '{question} {solution}')
   --limit N            only the first N texts
   --level sentence     or token: one row per token, for models with one tokenizer
   --max-tokens N       most rows at level token, taken evenly from each text

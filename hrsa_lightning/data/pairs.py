@@ -356,7 +356,13 @@ def sample_pairs(entry: Any, count: int) -> list[ContrastivePair]:
 
 
 def read_retrieval_set(paths: Sequence[str | Path]) -> RetrievalSet:
-    """Read held-out pairs, in any form that `read_pairs` takes, as one retrieval task.
+    """Read held-out pairs as one retrieval task.
+
+    Args:
+        paths: Files, in any form that `read_pairs` takes.
+
+    Returns:
+        The pairs of all files over one corpus.
 
     Raises:
         DataError: As `read_pairs` does.

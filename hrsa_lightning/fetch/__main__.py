@@ -6,6 +6,7 @@ stopped goes on with what is missing.
 
 import argparse
 import dataclasses
+import json
 import re
 import shutil
 import sys
@@ -23,7 +24,7 @@ from hrsa_lightning.io import is_file, pair_line, read_json, replacing, write_js
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.resources import EMBEDDED
-from hrsa_lightning.sources import HUB_PREFIX
+from hrsa_lightning.sources import HUB_PREFIX, TextEntry, is_address, is_entry
 
 _EPILOG = """\
 OUT has data/*.jsonl in the training format, models/*, fetched.json (revisions, pairs, licenses) and
@@ -96,6 +97,12 @@ def fetch(config: Config, out: Path, root: Path | None = None) -> Path:
         )
         for name, arm in config.arms.items()
     }
+    config.callbacks = {
+        name: {**entry, "probes": _fetch_probes(entry["probes"], name, out, record, root)}
+        if "probes" in entry
+        else entry
+        for name, entry in config.callbacks.items()
+    }
     alignment = config.loss.alignment
     if alignment is not None and is_backbone(alignment.reference):
         local = _fetch_backbone(alignment.reference, None, out, record, root, remote_code)
@@ -163,6 +170,36 @@ def _fetch_pairs(
     local = {"path": str(root / name), "name": entry.name, "rows": known["pairs"]}
     local |= {"negatives": entry.negatives, "weight": entry.weight}
     return {key: value for key, value in local.items() if value is not None}
+
+
+def _fetch_probes(probes: Any, name: str, out: Path, record: "_Record", root: Path) -> Any:
+    """Write probe sets of the hub as JSON lines; returns what stands in their place."""
+    if isinstance(probes, Mapping) and not is_entry(probes):
+        return {
+            key: _fetch_probes(value, f"{name}.{key}", out, record, root)
+            for key, value in probes.items()
+        }
+    is_text = isinstance(probes, str)
+    if not is_entry(probes) or (is_text and not is_address(probes)):
+        return probes
+    entry = TextEntry.of(probes)
+    if not entry.is_hub:
+        return probes
+    file = f"probes/{name}.jsonl"
+    asked = {key: value for key, value in dataclasses.asdict(entry).items() if value is not None}
+    known = record.find(file, asked)
+    if known is None:
+        info = _hub_info(entry.hub_name, entry.revision, "dataset")
+        _, texts, labels = dataclasses.replace(entry, revision=info["revision"]).read()
+        lines = [{"text": text} for text in texts]
+        for line, label in zip(lines, labels or (), strict=False):
+            line["label"] = label
+        write_text(out / file, "".join(json.dumps(line) + "\n" for line in lines))
+        known = {"texts": len(texts), **info}
+        record.add(file, asked, known)
+    print(f"  {entry.hub_name}: {known['texts']:,} texts -> {file}{_licensed(known)}", flush=True)
+    own = {key: getattr(entry, key) for key in ("level", "max_length", "max_tokens")}
+    return {"path": str(root / file), **{k: v for k, v in own.items() if v is not None}}
 
 
 def _fetch_backbone(

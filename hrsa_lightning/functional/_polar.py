@@ -71,9 +71,15 @@ def polar_factor(cross: Tensor, num_samples: int, eps: float) -> Polar:
         u, s, v = torch.linalg.svd(cross, full_matrices=False)
     if not unique:
         s[num_samples - 1 :] = 0
-        settled = s > s[0] * eps
-        u, s = u * settled, s[settled]
+        # Rounding of the data alone makes a direction no less the one that they ask for.
+        u = u * (s > s[0] * least_share(cross))
+        s = s[s > s[0] * eps]
     return Polar(u @ v, unique, s)
+
+
+def least_share(x: Tensor) -> float:
+    """What singular values of a matrix that are zero may show of its largest, by rounding."""
+    return max(x.shape) * torch.finfo(x.dtype).eps
 
 
 def _low_rank_svd(cross: Tensor, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -136,31 +136,48 @@ def _cka_with_gradients(
     x: Tensor, y: Tensor, debiased: bool, standardize: bool, chunk_bytes: int
 ) -> Tensor:
     """`linear_cka` by operations that autograd knows, in the smaller of its two forms."""
-    n = x.shape[0]
-    sides = []
+    n, sides = x.shape[0], []
     for whole in (x, y):
         unit = unit_of(whole.detach())
         rows = in_units(whole, unit) - location(whole.detach(), unit).to(whole.dtype)
-        rows = rows - rows.mean(0)
         if standardize:
             mean = float64_mean(whole.detach(), unit, chunk_bytes)
-            variance = rows.square().mean(0)
+            variance = (rows - rows.mean(0)).square().mean(0)
             constant = is_constant(mean, n * variance.detach(), n, whole.dtype)
             rows = rows / variance.masked_fill(constant, torch.inf).sqrt()
         sides.append(rows)
-    k, ell = (rows.double().square().sum(1) for rows in sides)
-    if n < x.shape[1] + y.shape[1]:
-        left, right = (rows @ rows.mT for rows in sides)
-        products = [left * left, right * right, left * right]
+    k, ell = (row_norms(rows - rows.mean(0)) for rows in sides)
+    few = n < x.shape[1] + y.shape[1]
+    massive = any(bool(norms.max() > MASSIVE * norms.median()) for norms in (k, ell))
+    if debiased and (few or massive):
+        xx, yy, xy = _hsic_of_grams(*sides)
     else:
-        left, right = sides
-        products = [(a.mT @ b).square() for a, b in ((left, left), (right, right), (left, right))]
-    xx, yy, xy = (product.sum(dtype=torch.float64) for product in products)
-    if debiased:
-        xx = hsic_unbiased(xx, k.dot(k), k.sum(), k.sum(), n)
-        yy = hsic_unbiased(yy, ell.dot(ell), ell.sum(), ell.sum(), n)
-        xy = hsic_unbiased(xy, k.dot(ell), k.sum(), ell.sum(), n)
+        left, right = ((rows - rows.mean(0)) for rows in sides)
+        if few:
+            left, right = left @ left.mT, right @ right.mT
+            products = [left * left, right * right, left * right]
+        else:
+            pairs = ((left, left), (right, right), (left, right))
+            products = [(a.mT @ b).square() for a, b in pairs]
+        xx, yy, xy = (product.sum(dtype=torch.float64) for product in products)
+        if debiased:
+            xx = hsic_unbiased(xx, k.dot(k), k.sum(), k.sum(), n)
+            yy = hsic_unbiased(yy, ell.dot(ell), ell.sum(), ell.sum(), n)
+            xy = hsic_unbiased(xy, k.dot(ell), k.sum(), ell.sum(), n)
     return _ratio(xx, yy, xy, bool((k.sum() > 0) & (ell.sum() > 0)))
+
+
+def _hsic_of_grams(x: Tensor, y: Tensor) -> list[Tensor]:
+    """`hsic_unbiased` of x, of y and of both, without the diagonals that massive rows dominate."""
+    n = len(x)
+    kernels = [gram - gram.diagonal().diag_embed() for gram in (x @ x.mT, y @ y.mT)]
+    sums = [kernel.sum(1, dtype=torch.float64) for kernel in kernels]
+    return [
+        (kernels[a] * kernels[b]).sum(dtype=torch.float64)
+        - 2 / (n - 2) * sums[a].dot(sums[b])
+        + sums[a].sum() * sums[b].sum() / ((n - 1) * (n - 2))
+        for a, b in ((0, 0), (1, 1), (0, 1))
+    ]
 
 
 def _padded(x: Tensor) -> Tensor:

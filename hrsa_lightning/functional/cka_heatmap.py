@@ -14,7 +14,7 @@ from hrsa_lightning.functional._inputs import (
     check_layers,
     compute_dtype,
 )
-from hrsa_lightning.functional._moments import location, row_norms
+from hrsa_lightning.functional._moments import MASSIVE, location, row_norms
 from hrsa_lightning.functional._numerics import (
     DEFAULT_CHUNK_BYTES,
     feature_spread,
@@ -169,18 +169,16 @@ def _gram_sums(
         return block.div_(deviations[index]) if standardize else block
 
     units = [unit_of(layer) for layer in layers]
+    # Not the mean: massive rows pull it away from all others.
+    centers = [
+        location(layer.to(dtype), unit).to(dtype) for layer, unit in zip(layers, units, strict=True)
+    ]
     if standardize:
-        spreads = [feature_spread(layer, chunk_bytes) for layer in layers]
-        centers, deviations = (
-            [part.to(dtype) for part in parts] for parts in zip(*spreads, strict=True)
-        )
-    else:
-        centers = [
-            location(layer.to(dtype), unit).to(dtype)
-            for layer, unit in zip(layers, units, strict=True)
-        ]
+        deviations = [feature_spread(layer, chunk_bytes)[1].to(dtype) for layer in layers]
     totals = [
-        torch.stack([centered(index, rows, above).sum(0) for rows in blocks]).sum(0)
+        torch.stack(
+            [centered(index, rows, above).sum(0, dtype=torch.float64) for rows in blocks]
+        ).sum(0)
         for index in range(num)
     ]
     products = torch.zeros(num, num, dtype=torch.float64, device=device)
@@ -193,8 +191,7 @@ def _gram_sums(
             for index in range(num):
                 left = centered(index, rows, above)
                 if columns is rows:
-                    diagonal[rows, index] = row_norms(left)
-                    row[rows, index] = (left @ totals[index]) - diagonal[rows, index]
+                    diagonal[rows, index], row[rows, index] = _own_and_other(left, totals[index])
                     _upper_square(left, tile[index])
                     tile[index].diagonal().zero_()
                 else:
@@ -204,6 +201,18 @@ def _gram_sums(
             else:
                 _add_products(tile, num_x, 2, products)
     return _GramSums(products, diagonal, row)
+
+
+def _own_and_other(rows: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Products of rows with themselves and with the sum of all others.
+
+    For massive rows in float64: what others add is a small difference of large numbers.
+    """
+    norms = row_norms(rows)
+    if bool(norms.max() > MASSIVE * norms.median()):
+        rows = rows.double()
+        norms = row_norms(rows)
+    return norms, (rows @ total.to(rows)).double() - norms
 
 
 def _tile_side(

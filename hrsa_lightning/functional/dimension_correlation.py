@@ -25,6 +25,7 @@ from hrsa_lightning.functional._numerics import (
     is_constant,
     row_chunks,
     scalar_nan,
+    slices,
     unit_of,
     warn_nan,
 )
@@ -37,6 +38,18 @@ WIDE = 2.0**24
 
 ROWS_AT_ONCE = 128
 """Rows of all layers that are multiplied at once on a CPU: their products stay in its cache."""
+
+ROWS_IN_CACHE = 64
+"""Likewise, where no products per dimension are kept."""
+
+PARTS_OF_A_SUM = 64
+"""Parts whose sums are added up in float32 before they go to float64."""
+
+FEW_ROWS = 16
+"""Rows whose mean is near enough to that of all to add up squares around it."""
+
+REMOTE = 1e3
+"""Means this many deviations off the origin cost standardized float32 rows digits that count."""
 
 
 class DimensionCorrelationResult(NamedTuple):
@@ -114,9 +127,9 @@ def dimension_correlation_heatmap(
 ) -> Tensor:
     """Mean `dimension_correlation` of every layer of one model with every layer of another.
 
-    The layer-by-layer map of arXiv 2601.21192 (figures 3, 6 and 7). Every value is read once: sums
-    of x y per dimension and pair of layers are kept, in float64, and nothing of the size of the
-    inputs.
+    The layer-by-layer map of arXiv 2601.21192 (figures 3, 6 and 7). Every value is read twice, or
+    once where sums of x y per dimension and pair of layers are needed for its digits, and nothing
+    of the size of the inputs is kept.
 
     Args:
         xs: (layers_x, n, d), or a list of (n, d).
@@ -145,9 +158,55 @@ def dimension_correlation_heatmap(
     check_count(n, MIN_SAMPLES)
     check_ids(x_ids, y_ids, n)
     with full_precision(left[0].device):
+        if (heatmap := _quick_heatmap(left, right, chunk_bytes)) is not None:
+            return heatmap
         sums = CorrelationSums.zeros(len(left), len(right), d, left[0].device)
         sums.add(left, right, chunk_bytes)
         return correlation_heatmap(sums)
+
+
+def _quick_heatmap(xs: Sequence[Tensor], ys: Sequence[Tensor], chunk_bytes: int) -> Tensor | None:
+    """The map of float32 rows without constant, tiny, huge or remote features; else None.
+
+    A mean over dimensions of correlations is one inner product of standardized layers, which is
+    taken of a few rows of all layers at a time, after a pass for means and deviations.
+    """
+    layers, (n, d) = [*xs, *ys], xs[0].shape
+    if compute_dtype(*layers) == torch.float64:
+        return None
+    device, dtype = xs[0].device, torch.float32
+    parts = row_chunks(xs[0], (len(layers) + 2) * d * dtype.itemsize, chunk_bytes, ROWS_IN_CACHE)
+    room = torch.empty(len(layers), parts[0].stop, d, dtype=dtype, device=device)
+    ones, squared = torch.ones(1, parts[0].stop, dtype=dtype, device=device), room[0] * 0
+    means, squares = torch.zeros(2, len(layers), d, dtype=torch.float64, device=device)
+    for layer, mean, square in zip(layers, means, squares, strict=True):
+        center = layer[:: max(1, n // FEW_ROWS)].to(dtype).mean(0)
+        total = torch.zeros_like(mean)
+        for block in slices(len(parts), PARTS_OF_A_SUM):
+            sums = torch.zeros(1, d, dtype=dtype, device=device)
+            squared.zero_()
+            for part in parts[block]:
+                rows = torch.sub(layer[part], center, out=room[0, : part.stop - part.start])
+                squared[: len(rows)].addcmul_(rows, rows)
+                sums.addmm_(ones[:, : len(rows)], rows)
+            total += sums[0]
+            square += squared.sum(0, dtype=torch.float64)
+        square -= total * total / n
+        mean += center + total / n
+    spread = (squares / n).sqrt()
+    usual = (spread > 1 / WIDE) & (spread < WIDE) & (means.abs() < REMOTE * spread)
+    if not bool(usual.all()):
+        return None
+    weights = squares.rsqrt()
+    shifts, weights = (-means * weights).to(dtype), weights.to(dtype)
+    heatmap = torch.zeros(len(xs), len(ys), dtype=torch.float64, device=device)
+    for part in parts:
+        for index, layer in enumerate(layers):
+            rows = room[index, : part.stop - part.start]
+            torch.addcmul(shifts[index], layer[part].to(dtype), weights[index], out=rows)
+        rows = room[:, : part.stop - part.start].flatten(1)
+        heatmap += rows[: len(xs)] @ rows[len(xs) :].mT
+    return heatmap / d
 
 
 @dataclass

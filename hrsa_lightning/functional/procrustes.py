@@ -25,7 +25,13 @@ from hrsa_lightning.functional._numerics import (
     unit_of,
     warn_nan,
 )
-from hrsa_lightning.functional._polar import Polar, polar_factor, quick_polar, settles_all
+from hrsa_lightning.functional._polar import (
+    Polar,
+    least_share,
+    polar_factor,
+    quick_polar,
+    settles_all,
+)
 
 Protocol = Literal["held_out", "in_sample", "paper"]
 PROTOCOLS = ("held_out", "in_sample", "paper")
@@ -34,6 +40,10 @@ ROWS_PER_PRODUCT = 512
 
 FAR = 2.0
 """Judged as they are, means this many deviations off the origin need every digit of a rotation."""
+
+CLOSE = 0.02
+"""What is left of two representations must be more than this share of them for float32 sums to say
+how much it is: it is their difference, in which rounding of 1e-7 stays."""
 
 
 class ProcrustesResult(NamedTuple):
@@ -131,11 +141,23 @@ def orthogonal_procrustes(
     ids = check_ids(x_ids, y_ids, x.shape[0])
     with full_precision(x.device):
         judged = split_halves(y, ids) if protocol == "held_out" else None
-        moments, rotations = _fit(x, y, judged, protocol, chunk_bytes)
-        result = judge_rotations(moments, protocol, rotations)
-        cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
-    result = result._replace(mean_cosine=cosine)
+        result = align(x, y, judged, protocol, chunk_bytes)
     return result if return_rotation else result._replace(rotation=None)
+
+
+def align(
+    x: Tensor,
+    y: Tensor,
+    judged: Tensor | None,
+    protocol: Protocol,
+    chunk_bytes: int,
+    quick: bool = True,
+) -> ProcrustesResult:
+    """`orthogonal_procrustes` of rows of one dtype; ``quick`` tries whether float32 is enough."""
+    moments, rotations = _fit(x, y, judged, protocol, chunk_bytes, quick)
+    result = judge_rotations(moments, protocol, rotations)
+    cosine = mean_cosine(x, y, judged, moments, protocol, result.rotation, chunk_bytes)
+    return result._replace(mean_cosine=cosine)
 
 
 def procrustes_identity(y: Tensor, *, y_ids: SampleIds | None = None) -> ProcrustesResult:
@@ -165,7 +187,7 @@ def procrustes_identity(y: Tensor, *, y_ids: SampleIds | None = None) -> Procrus
         rows = in_units(y, unit_of(y)).double()
         fit, judge = (part - part.mean(0) for part in (rows[~judged], rows[judged]))
         values, vectors = torch.linalg.eigh(fit @ fit.mT)
-        kept = values > values[-1] * torch.finfo(y.dtype).eps
+        kept = values > values[-1] * least_share(rows)
         # Squared norms of the judged rows within the span of the fitted ones.
         inside = (judge @ (fit.mT @ (vectors[:, kept] / values[kept].sqrt()))).square().sum(1)
         norms = judge.square().sum(1)
@@ -226,12 +248,18 @@ def alignment_spectrum(
 
 
 def _fit(
-    x: Tensor, y: Tensor, judged: Tensor | None, protocol: Protocol, chunk_bytes: int
+    x: Tensor,
+    y: Tensor,
+    judged: Tensor | None,
+    protocol: Protocol,
+    chunk_bytes: int,
+    quick: bool = True,
 ) -> "tuple[PairMoments, Rotations | None]":
     """Sums and rotations, in the dtype of the data where that is enough, or else in float64."""
     num_fitted = x.shape[0] if judged is None else int((~judged).sum())
+    quick = quick and x.dtype == torch.float32
     rotations = None
-    if x.dtype == torch.float32 and settles_all((x.shape[1], y.shape[1]), num_fitted):
+    if quick and settles_all((x.shape[1], y.shape[1]), num_fitted):
         moments = _cross_moments(x, y, judged, chunk_bytes, x.dtype)
         rotations = fit_rotations(moments, protocol, quick=True)
     if rotations is None:
@@ -282,19 +310,28 @@ def fit_rotations(
     if quick and (moments.dtype == torch.float64 or far):
         return None
     polar = quick_polar if quick else partial(polar_factor, eps=float(moments.rounding))
-    if not held_out:
-        fitted = polar(moments.centered_cross(), int(moments.count.sum()))
-        return None if fitted is None else Rotations(fitted, fitted)
-    if not bool((moments.count >= 2).all()):
+    if held_out and not bool((moments.count >= 2).all()):
         return None
-    fitted = polar(moments.half(0).centered_cross(), int(moments.count[0]))
+    half = moments.half(0) if held_out else moments
+    fitted = polar(half.centered_cross(), int(half.count.sum()))
     if fitted is None:
         return None
+    if quick and _is_close(moments.half(1) if held_out else moments, fitted.rotation):
+        return None
+    if not held_out:
+        return Rotations(fitted, fitted)
     num_samples = int(moments.count.sum())
     if not settles_all(moments.widths, num_samples):
         return Rotations(None, fitted)
     everything = polar(moments.centered_cross(), num_samples)
     return None if everything is None else Rotations(everything, fitted)
+
+
+def _is_close(judged: PairMoments, rotation: Tensor) -> bool:
+    """Whether a rotation leaves so little that float32 sums cannot tell how much."""
+    size = judged.unit / judged.unit.max()
+    squares = (judged.centered_trace() * size.square()).sum()
+    return bool(squares - 2 * judged.centered_inner(rotation) * size.prod() < CLOSE * squares)
 
 
 def judge_rotations(
@@ -356,7 +393,9 @@ def mean_cosine(
     if rotation is None:
         return scalar_nan(x)
     moments = moments if judged is None else moments.half(1)
-    mean_x, mean_y = (mean.to(x.dtype) for mean in moments.means())
+    # Means are subtracted in two steps: the rounding of a large one would shift every row.
+    near = zip((moments.center_x, moments.center_y), moments.mean_offsets(), strict=True)
+    means_x, means_y = ([part.to(x.dtype) for part in parts] for parts in near)
     unit_x, unit_y = moments.unit.tolist()
     rotation = rotation.to(x.dtype)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -367,7 +406,8 @@ def mean_cosine(
             left, right = left[judged[part]], right[judged[part]]
         left, right = in_units(left, unit_x), in_units(right, unit_y)
         if protocol != "paper":
-            left, right = left - mean_x, right - mean_y
+            left = (left - means_x[0]).sub_(means_x[1])
+            right = (right - means_y[0]).sub_(means_y[1])
         norms = torch.linalg.vector_norm(left, dim=1) * torch.linalg.vector_norm(right, dim=1)
         inner = ((left @ rotation) * right).sum(1)
         # A row of zeros has no direction: it counts as unaligned.

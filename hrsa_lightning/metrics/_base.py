@@ -35,7 +35,7 @@ from hrsa_lightning.functional.uncertainty import check_num_groups, jackknife
 from hrsa_lightning.metrics._drawing import draw
 from hrsa_lightning.metrics._exchange import Exchange
 
-PARTS = ("moments", "rows", "labels")
+PARTS = ("moments", "exact", "rows", "labels")
 ROW_STATES = ("rows_x", "rows_y", "row_ids")
 NO_ID = 0
 
@@ -56,9 +56,10 @@ def shared_by(metrics: Collection["PairMetric"]) -> Iterator[None]:
 class PairMetric(Metric):
     """Base of the metrics that compare two representations of the same samples.
 
-    A metric keeps the parts of state it needs: ``"moments"`` (sums, `PairMoments`), ``"rows"``
-    (the samples themselves) and ``"labels"``. Metrics of one `torchmetrics.MetricCollection` that
-    keep the same parts form one compute group, updated once; ``state`` names parts to keep in
+    A metric keeps the parts of state it needs: ``"moments"`` (sums, `PairMoments`), ``"exact"``
+    (those of float64 products, always), ``"rows"`` (the samples themselves) and ``"labels"``.
+    Metrics of one `torchmetrics.MetricCollection` that keep the same parts form one compute group,
+    updated once; ``state`` names parts to keep in
     addition so that they do.
 
     Unlike torchmetrics' default, sums are exchanged between ranks in place: after ``compute`` the
@@ -126,6 +127,8 @@ class PairMetric(Metric):
             for name in self.sums.names():
                 empty = torch.zeros(0, dtype=torch.float64)
                 self.add_state(name, default=empty, dist_reduce_fx="sum")
+        if "exact" in self.parts:  # a state, so that metrics with other sums do not share ours
+            self.add_state("exact", default=torch.ones(()), dist_reduce_fx="max")
         for name in self._row_states():
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -161,7 +164,9 @@ class PairMetric(Metric):
             self._check_widths(x, y)
             if "moments" in self.parts:
                 judged = halves(sample_keys(y, ids))
-                self._sums_of(x.shape[1], y.shape[1], 2).add(x, y, judged, self.chunk_bytes)
+                dtype = torch.float64 if "exact" in self.parts else None
+                sums = self._sums_of(x.shape[1], y.shape[1], 2)
+                sums.add(x, y, judged, self.chunk_bytes, dtype=dtype)
             if "rows" in self.parts:
                 self._keep_rows(x, y, ids)
             if "labels" in self.parts:

@@ -12,6 +12,7 @@ from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
     ProcrustesResult,
     Protocol,
+    align,
     fit_rotations,
     judge_rotations,
     mean_cosine,
@@ -38,10 +39,10 @@ class OrthogonalProcrustes(PairMetric):
 
     Args:
         protocol: ``"held_out"``, ``"in_sample"`` or ``"paper"``.
-        mean_cosine: whether to report it. It needs the rows, which are kept until ``reset``; all
-            else is streamed, in sums shared with `LinearCKA` and `DimensionCorrelation`. Without
-            rows and without ids, bits of the rows of ``y`` decide the halves, whatever the scale
-            makes of them.
+        mean_cosine: whether to report it. It needs the rows, which are kept until ``reset``, beside
+            sums shared with `LinearCKA` and `DimensionCorrelation`. Without rows all is streamed,
+            in sums of float64 products; without ids as well, bits of the rows of ``y`` decide the
+            halves, whatever the scale makes of them.
         kwargs: see `PairMetric`.
 
     Example:
@@ -61,8 +62,8 @@ class OrthogonalProcrustes(PairMetric):
         self, protocol: Protocol = "held_out", *, mean_cosine: bool = True, **kwargs: Any
     ) -> None:
         check_choice(protocol, "protocol", PROTOCOLS)
-        extra = ("rows",) if mean_cosine else ()
-        super().__init__(state=(*kwargs.pop("state", ()), *extra), **kwargs)
+        extra = "rows" if mean_cosine else "exact"
+        super().__init__(state=(*kwargs.pop("state", ()), extra), **kwargs)
         self.protocol: Protocol = protocol
         self.mean_cosine = mean_cosine
         self.min_samples = min_samples(protocol)
@@ -74,25 +75,22 @@ class OrthogonalProcrustes(PairMetric):
     def _value(self) -> dict[str, Tensor]:
         moments = self._moments()
         self._chance = self._known_chance(moments)
-        if self.mean_cosine and self.protocol == "held_out":
-            x, y, ids, _ = self._rows()
-            if ids is None:  # the sums were split before all rows were known
-                result = orthogonal_procrustes(
-                    x, y, return_rotation=True, chunk_bytes=self.chunk_bytes
-                )
-                return self._chosen(result)
+        if not self.mean_cosine:
+            rotations = fit_rotations(moments, self.protocol, quick=True)
+            rotations = rotations or fit_rotations(moments, self.protocol)
+            return self._chosen(judge_rotations(moments, self.protocol, rotations))
+        x, y, ids, _ = self._rows()
+        judged = split_halves(y, id_list(ids)) if self.protocol == "held_out" else None
+        if ids is None and judged is not None:  # the sums were split before all rows were known
+            return self._chosen(align(x, y, judged, self.protocol, self.chunk_bytes))
         rotations = fit_rotations(moments, self.protocol, quick=True)
-        rotations = rotations or fit_rotations(moments, self.protocol)
+        if rotations is None:  # float32 sums are not enough
+            return self._chosen(align(x, y, judged, self.protocol, self.chunk_bytes, quick=False))
         result = judge_rotations(moments, self.protocol, rotations)
-        if self.mean_cosine:
-            x, y, ids, _ = self._rows()
-            judged = split_halves(y, id_list(ids)) if self.protocol == "held_out" else None
-            result = result._replace(
-                mean_cosine=mean_cosine(
-                    x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
-                )
-            )
-        return self._chosen(result)
+        cosine = mean_cosine(
+            x, y, judged, moments, self.protocol, result.rotation, self.chunk_bytes
+        )
+        return self._chosen(result._replace(mean_cosine=cosine))
 
     def _value_of(
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None

@@ -145,7 +145,8 @@ class Mining:
         self.options = options or MiningOptions()
         missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
         if missing:
-            raise ConfigError(f"mining needs {missing[0]}: pip install 'hrsa-lightning[mine]'")
+            needed = "'sentence-transformers>=6,<7' 'datasets>=3.0'"
+            raise ConfigError(f"mining needs {missing[0]}: pip install {needed}")
         self._progress, self._out, self._keep_work = progress, Path(out), work is not None
         self._work = Path(f"{out}.work") if work is None else Path(work)
         names = [str(one) if isinstance(one, str | Path) else one.name for one in pairs]

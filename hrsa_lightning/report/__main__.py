@@ -18,6 +18,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from hrsa_lightning.report.experiments import find_runs
 
     runs = find_runs(arguments.runs)
+    what = f"{len(runs)} runs" if len(runs) > 1 else str(runs[0])
+    print(f"reading {what} ...", flush=True)
     out = arguments.out or (runs[0] / "report" if len(runs) == 1 else Path("report"))
 
     from hrsa_lightning.report import write_report

@@ -28,10 +28,10 @@ from hrsa_lightning.similarity.pooling import LayerPooling, Pooling, has_channel
 from hrsa_lightning.similarity.probes import (
     ProbeSet,
     Tokenizer,
-    is_entry,
     load_probes,
     tokenizer_of,
 )
+from hrsa_lightning.sources import is_entry
 
 __all__ = [
     "Extractor",

@@ -45,7 +45,8 @@ class MetricInfo:
 
     Attributes:
         title: For people.
-        level: `representation`, `geometry`, `function`, `retrieval`, or empty where unknown.
+        level: `representation`, `geometry`, `function` as its invariances have it, `retrieval`, or
+            empty where unknown.
         identity: Value of a model compared with itself where that was not measured; NaN where that
             is no fixed number.
         sign: 1 where larger is more alike, -1 where smaller is; 0 where the value says nothing
@@ -71,14 +72,16 @@ class MetricInfo:
 _KNOWN = {
     "cka": MetricInfo("linear CKA, debiased", "geometry", 1.0, kind="global"),
     "cka_plain": MetricInfo("linear CKA, plain", "geometry", 1.0, kind="global"),
-    "cka_standardized": MetricInfo("linear CKA, standardized", "geometry", 1.0, kind="global"),
+    "cka_standardized": MetricInfo(
+        "linear CKA, standardized", "representation", 1.0, kind="global"
+    ),
     "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
     "cknna": MetricInfo("CKNNA", "geometry", 1.0, kind="local"),
-    "procrustes_residual": MetricInfo("Procrustes residual", "representation", 0.0, -1),
+    "procrustes_residual": MetricInfo("Procrustes residual", "geometry", 0.0, -1),
     "procrustes_global_cosine": MetricInfo(
-        "Procrustes cosine, global", "representation", 1.0, kind="basis"
+        "Procrustes cosine, global", "geometry", 1.0, kind="basis"
     ),
-    "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "representation", 1.0),
+    "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "geometry", 1.0),
     "inverse_row_entropy": MetricInfo("inverse row entropy of O*", "representation", 1.0),
     "dimension_correlation": MetricInfo("dimension correlation", "representation", 1.0),
     "dimension_correlation_median": MetricInfo(

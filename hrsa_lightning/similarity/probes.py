@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +14,14 @@ from torch.utils.data import Dataset, IterableDataset
 
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io import check_text
-from hrsa_lightning.resources import EMBEDDED
 from hrsa_lightning.similarity.batches import content_of, copied, described, entry_of, sizes_of
 from hrsa_lightning.similarity.isolation import preserve_training_state
-from hrsa_lightning.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry
+from hrsa_lightning.sources import TextEntry, is_entry
 
 __all__ = [
     "ProbeSet",
     "Tokenizer",
     "batch_probes",
-    "is_address",
-    "is_entry",
     "load_probes",
     "rows_per_text",
     "text_probes",
@@ -310,18 +306,6 @@ def tokenizer_of(module: nn.Module, max_length: int) -> Tokenizer | None:
     if probe_batch is None:
         return None
     return lambda texts: dict(probe_batch(texts, max_length))
-
-
-def is_entry(source: Any) -> bool:
-    """Whether probes are said by where they lie, and not given."""
-    if isinstance(source, Mapping):
-        return any(isinstance(source.get(key), str) for key in ("path", "preset"))
-    return isinstance(source, str | Path | TextEntry)
-
-
-def is_address(source: Any) -> bool:
-    """Whether a text is a data set of the hub, a preset or an embedded file, by how it begins."""
-    return isinstance(source, str) and source.startswith((HUB_PREFIX, PRESET_PREFIX, EMBEDDED))
 
 
 def _token_rows(

@@ -4,8 +4,7 @@ import pytest
 
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.sources import PRESETS, TextEntry
-from tests.data.helpers import replace_builder
-from tests.hub import replace_hub
+from tests.hub import make_dataset, replace_hub
 
 
 def load_texts(source, **options):
@@ -110,18 +109,11 @@ TEXTS = {
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Folders of these names with the documented columns, in the place of the hub."""
-    import datasets
-
     for name, row in HUB.items():
-        (tmp_path / name).mkdir(parents=True)
-        rows = datasets.Dataset.from_list([row] * 6)
-        rows.to_parquet(tmp_path / name / "test-00000-of-00001.parquet")
+        config = "main" if name == "openai/gsm8k" else "default"
+        file = f"{config}/test-00000-of-00001.parquet"
+        make_dataset(tmp_path / name, [row] * 6, {config: file}, split="test")
     replace_hub(monkeypatch, tmp_path)
-
-    def table(folder, split):
-        return datasets.Dataset.from_parquet(f"{folder}/{split}-00000-of-00001.parquet")
-
-    return replace_builder(monkeypatch, table)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if not name.startswith("tiny")])
@@ -131,8 +123,6 @@ def test_presets_of_the_hub_read_the_documented_columns(name, hub):
     text, label = TEXTS[name]
     assert found.texts == [text] * 4
     assert found.labels == (None if label is None else [label] * 4)
-    ((_, options, split),) = hub
-    assert (options["name"], split) == ("main" if name == "reasoning" else None, "test")
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("tiny")])
@@ -147,6 +137,10 @@ def test_an_address_says_configuration_split_and_number(hub):
     assert (entry.hub_name, entry.limit) == ("openai/gsm8k", 3)
     assert len(TextEntry.of({"path": entry.path, "text": "{question} {answer}"}).read().texts) == 3
     assert TextEntry.of("hub:a/b@train[:100]").limit is None
+    for wrong in ("hub:openai/gsm8k:main@train", "hub:openai/gsm8k:socratic@test"):
+        with pytest.raises(DataError, match="datasets cannot read it") as caught:
+            TextEntry.of(wrong).read()
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_numbers_of_classes_become_their_names(tmp_path):

@@ -37,6 +37,13 @@ data:
   train_group_size: 3
 loss: {alignment: {reference: owner/base}}
 trainer: {accelerator: cpu, max_steps: 1, enable_progress_bar: false}
+callbacks:
+  similarity:
+    preset: realignment
+    probes:
+      few: {path: "hub:owner/triplets:other", text: "{anchor} {positive}", label: n, limit: 12}
+    heatmap_every_n_evaluations: 0
+    null: 0
 """
 
 
@@ -77,7 +84,10 @@ def test_fetch_then_train_with_the_network_cut(hub, tmp_path, monkeypatch, capsy
     assert record["models/owner--other@feedbeef"]["revision"] == "feedbeef"
     first = json.loads((tmp_path / "got" / "data" / "triplets.jsonl").read_text().splitlines()[0])
     assert first == {"query": ["Find it", "q4"], "pos": ["a4"], "neg": ["b4", "c4"]}
+    line = (tmp_path / "got" / "probes" / "similarity.few.jsonl").read_text().splitlines()[0]
+    assert json.loads(line) == {"text": "q0 a0", "label": "0"}
     config = load_config("got/recipe.yaml")
+    assert list(config.callbacks["similarity"]["probes"]["few"]) == ["path"]
     assert [entry["rows"] for entry in config.data.train] == [16, 8]
     assert config.arms["other"].revision is None
 

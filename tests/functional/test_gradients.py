@@ -44,6 +44,20 @@ def test_values_with_gradients_are_those_without(
         assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("n", [120, 24])
+def test_massive_rows_cost_gradients_no_digits(n: int) -> None:
+    """Debiased CKA subtracts their squares again."""
+    x, y = pair(n)
+    x[3] *= 1e4
+    y[5:9] *= 300
+    value, exact = F.linear_cka(x.requires_grad_(), y), F.linear_cka(x.double(), y.double())
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda x: F.linear_cka(x, y[:12, :3].double()),
+        x[:12, :3].detach().double().requires_grad_(),
+    )
+
+
 def test_function_transforms_see_the_same_gradients() -> None:
     x, y = pair(30, 4)
     live = x.clone().requires_grad_()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrsa_lightning import functional as F  # noqa: N812
-from hrsa_lightning.metrics import hrsa_metrics
-from tests.functional.inputs import pair
+from hrsa_lightning.metrics import OrthogonalProcrustes, hrsa_metrics
+from tests.functional.inputs import pair, rotation
 
 SIZES = {"more samples than features": (120, 16), "fewer": (24, 40)}
 EACH = pytest.mark.parametrize("size", SIZES)
@@ -130,6 +130,66 @@ def test_batches_of_different_scales(first: float, second: float) -> None:
     assert found["procrustes_global_cosine"] == pytest.approx(expected.global_cosine.item(), 1e-5)
     correlation = F.dimension_correlation(x, y).mean.item()
     assert found["dimension_correlation"] == pytest.approx(correlation, rel=1e-5)
+
+
+def hostile(
+    size: str, condition: float, distance: float, massive: str, offset: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """A pair with a spectrum that falls by powers of ten, at a distance, massive or off center."""
+    n, d = SIZES[size]
+    generator = torch.Generator().manual_seed(seed)
+    q, noise = rotation(d, seed), torch.randn(n, d, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    x = x * torch.logspace(0, -condition, d) @ q
+    y = x @ q + 10**distance * x.std() * noise
+    if massive == "rows":
+        x[2:7] *= 1e3
+        y[5] *= 1e4
+    elif massive == "dimension":
+        x[:, 3] *= 1e4
+        y[:, 5] *= 300
+    directions = torch.randn(2, d, generator=generator, dtype=torch.float64)
+    shifts = 10**offset * directions * torch.stack((x.std(0), y.std(0)))
+    return (x + shifts[0]).float(), (y + shifts[1]).float()
+
+
+@EACH
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    condition=st.floats(0, 4),
+    distance=st.floats(-4, 1),
+    massive=st.sampled_from(["no", "rows", "dimension"]),
+    offset=st.sampled_from([-1.0, 1.0, 3.5]),
+    seed=st.integers(0, 99),
+)
+def test_float32_gives_the_values_of_float64(
+    size: str, condition: float, distance: float, massive: str, offset: float, seed: int
+) -> None:
+    """Functions and metrics, the latter with and without rows, on the same numbers."""
+    if massive == "dimension":
+        offset = min(offset, 1)  # rows would have one direction to rounding
+    x, y = hostile(size, condition, distance, massive, offset, seed)
+    expected = values(x.double(), y.double())
+    found = values(x, y)
+    for name in ("inverse_row_entropy", "standard_error", "spectrum"):
+        del found[name]  # defined to the rounding of the data, a difference, a share of small ones
+    assert_same(found, expected)
+    for protocol in ("held_out", "in_sample", "paper"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", F.SimilarityWarning)
+            exact = F.orthogonal_procrustes(x.double(), y.double(), protocol, x_ids=range(len(x)))
+        for mean_cosine in (True, False):
+            metric = OrthogonalProcrustes(protocol, mean_cosine=mean_cosine)
+            for rows in torch.arange(len(x)).split(50):
+                metric.update(x[rows], y[rows], x_ids=rows)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", F.SimilarityWarning)
+                streamed = metric.compute()
+            del streamed["inverse_row_entropy"]
+            for (name, value), wanted in zip(
+                streamed.items(), exact[: 2 + mean_cosine], strict=True
+            ):
+                assert value.item() == pytest.approx(wanted.item(), rel=1e-5, abs=1e-7), name
 
 
 def test_finite_input_is_never_called_not_finite() -> None:

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hrsa_lightning.similarity.history import read_history
 from tests.journeys.processes import Ended
 
+ARMS = ("base", "other")
 _FILES = (
     *("config.yaml", "environment.json", "summary.json", "similarity.jsonl", "retrieval.jsonl"),
     *(
@@ -18,7 +19,7 @@ _FILES = (
         "report/report.html",
         "checkpoints/step_000005/state.json",
     ),
-    *(f"adapters/{arm}/adapter_model.safetensors" for arm in ("base", "rlvr")),
+    *(f"adapters/{arm}/adapter_model.safetensors" for arm in ARMS),
 )
 
 
@@ -47,7 +48,7 @@ def losses(run: Path) -> dict[str, list[float]]:
     """The loss of each arm at every step, from TensorBoard."""
     return {
         arm: [e.value for e in EventAccumulator(str(run / arm)).Reload().Scalars("train/loss")]
-        for arm in ("base", "rlvr")
+        for arm in ARMS
     }
 
 
@@ -87,7 +88,7 @@ def _first_similarities(run: Path) -> dict[tuple[str, ...], float]:
 
 def check_weights(run: Path, expected: Path) -> None:
     """The trained weights are those of another run, bit for bit."""
-    for arm in ("base", "rlvr"):
+    for arm in ARMS:
         file = f"adapters/{arm}/adapter_model.safetensors"
         found, weights = load_file(run / file), load_file(expected / file)
         assert found.keys() == weights.keys()

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.journeys.checks import (
+    ARMS,
     check_all_ended_well,
     check_files,
     check_history,
@@ -19,7 +20,7 @@ from tests.journeys.processes import train
 
 pytestmark = pytest.mark.ddp
 
-_WEIGHTS = [f"adapters/{arm}/adapter_model.safetensors" for arm in ("base", "other")]
+_WEIGHTS = [f"adapters/{arm}/adapter_model.safetensors" for arm in ARMS]
 
 WITHIN = 60.0
 """Seconds after the death of one rank in which the others end."""

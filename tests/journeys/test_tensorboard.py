@@ -15,14 +15,24 @@ _CARDS = (300, 260, 1130, 900)
 """Where the cards of the first screen are, between the runs and the settings."""
 
 
+ARMS = ("base", "rlvr", "sft", "base_seed2")
+PAIRS = tuple(f"{arm}_vs_base" for arm in ARMS[1:])
+
+
 @pytest.fixture(scope="module")
-def address(one_process):
-    with tensorboard(one_process.parent) as found:
+def run(quickstart):
+    (folder,) = quickstart.glob("runs/quickstart/*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(run):
+    with tensorboard(run.parent) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def tags(address, one_process):
+def tags(address, run):
     """Run to tags, as TensorBoard has read them; the run's own name is left out."""
 
     def read(path):
@@ -32,25 +42,25 @@ def tags(address, one_process):
     path = "experiment/defaultExperimentId/data/plugin/timeseries/tags"
     for _ in range(100):
         found = read(path)["scalars"]["runTagInfo"]
-        if len(found) == 5:
+        if len(found) == len(("", "chance", *ARMS, *PAIRS)):
             break
         time.sleep(0.2)  # it reads the runs one by one
-    prefix = one_process.name
-    return {run.removeprefix(prefix).removeprefix("/"): names for run, names in found.items()}
+    prefix = run.name
+    return {name.removeprefix(prefix).removeprefix("/"): has for name, has in found.items()}
 
 
 def test_runs_are_arms_and_comparisons_beside_chance(tags):
-    assert tags.keys() == {"", "base", "rlvr", "rlvr_vs_base", "chance"}
+    assert tags.keys() == {"", "chance", *ARMS, *PAIRS}
 
     def runs_with(tag):
-        return {run for run, names in tags.items() if tag in names}
+        return {name for name, has in tags.items() if tag in has}
 
     for metric in ("cka", "knn_overlap_10"):
-        assert runs_with(f"similarity/{metric}/output") == {"rlvr_vs_base", "chance"}
-        assert runs_with(f"similarity_initial/{metric}/output") == {"base", "rlvr", "chance"}
-        assert runs_with(f"similarity_layers/{metric}/layer_0") == {"rlvr_vs_base", "chance"}
-    assert runs_with("task/retrieval/mrr@10") == {"base", "rlvr", "chance"}
-    assert runs_with("train/loss") == {"base", "rlvr"}
+        assert runs_with(f"similarity/{metric}/output") == {*PAIRS, "chance"}
+        assert runs_with(f"similarity_initial/{metric}/output") == {*ARMS, "chance"}
+        assert runs_with(f"similarity_layers/{metric}/layer_0") == {*PAIRS, "chance"}
+    assert runs_with("task/retrieval/mrr@10") == {*ARMS, "chance"}
+    assert runs_with("train/loss") == set(ARMS)
     assert {tag.split("/")[0] for tag in tags[""]} == {"similarity", "task", "train"}
 
 
@@ -63,14 +73,14 @@ def test_the_groups_that_are_open_are_a_row_of_headlines(tags):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
-def test_the_first_screen_tells_arms_and_chance_apart(address, tags, one_process, tmp_path):
+def test_the_first_screen_tells_arms_and_chance_apart(address, tags, run, tmp_path):
     browser = Browser(tmp_path / "profile")
     try:
         width, height = _SCREEN
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         browser.call("Emulation.setDeviceMetricsOverride", **size)
         browser.open(address)
-        expected = [f"{one_process.name}/{run}" for run in tags if run]
+        expected = [f"{run.name}/{name}" for name in tags if name]
         browser.wait_for("similarity/cka /output", *expected)
         picture = tmp_path / "time_series.png"
         browser.wait_until(lambda: _colors(browser, picture) >= 2)

@@ -89,13 +89,26 @@ def test_all_members_share_one_state_from_the_first_update_on() -> None:
 def test_metrics_of_a_plain_collection_share_their_moments() -> None:
     x, y = pair()
     collection = MetricCollection(
-        [LinearCKA(), DimensionCorrelation(), OrthogonalProcrustes(mean_cosine=False)]
+        [
+            LinearCKA(state=("exact",)),
+            DimensionCorrelation(state=("exact",)),
+            OrthogonalProcrustes(mean_cosine=False),
+        ]
     )
     collection.update(x[:60], y[:60])
     assert len(collection.compute_groups) == 1
     collection.update(x[60:], y[60:])
     values = collection.compute()
     assert values["LinearCKA"].item() == pytest.approx(F.linear_cka(x, y).item(), rel=1e-6)
+
+
+def test_sums_of_float64_products_are_not_shared_with_others() -> None:
+    x, y = pair()
+    metrics = MetricCollection(
+        {"cka": LinearCKA(), "procrustes": OrthogonalProcrustes(mean_cosine=False)}
+    )
+    metrics.update(x, y, x_ids=range(120))
+    assert len(metrics.compute_groups) == 2
 
 
 def test_reset_forward_clone_and_pickle() -> None:

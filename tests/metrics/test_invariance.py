@@ -34,12 +34,11 @@ EXPECTED = {
     "probe_source_accuracy": ("", None),
 }
 
-# Not listed under the level that their invariances mean; docs/method.md says why.
-LISTED_ELSEWHERE = {
-    "cka_standardized",
-    "procrustes_residual",
-    "procrustes_global_cosine",
-    "procrustes_mean_cosine",
+# What table 8 of the paper asks of each level: what must not change a value, and what must.
+TABLE_8 = {
+    "representation": (set(), {"rotation", "invertible"}),
+    "geometry": ({"rotation", "permutation"}, {"anisotropic_scaling", "invertible"}),
+    "function": ({"off_readout"}, set()),
 }
 
 
@@ -67,8 +66,26 @@ def test_values_have_the_level_that_is_claimed(
         assert set(profile.kept) >= {"off_readout"}, profile
     asked = {"isotropic_scaling"} if key == "procrustes_residual" else set()
     assert set(profile.breaks) == asked
-    if level:
-        assert (info_of(key).level == level) == (key not in LISTED_ELSEWHERE)
+
+
+@pytest.mark.parametrize("key", [key for key, (level, _) in EXPECTED.items() if level])
+def test_the_level_that_is_told_has_the_invariances_of_table_8(
+    key: str, profiles: dict[str, InvarianceProfile]
+) -> None:
+    kept, level = set(profiles[key].kept), info_of(key).level
+    asked, broken = TABLE_8[level]
+    if key.startswith("predictivity"):  # a readout of all directions: it follows invertible maps
+        asked = {"invertible"}
+    assert level == profiles[key].level
+    assert asked <= kept, profiles[key]
+    assert not broken & kept, profiles[key]
+
+
+def test_a_wrong_claim_fails(profiles: dict[str, InvarianceProfile]) -> None:
+    for claimed, key in (("representation", "cka"), ("geometry", "dimension_correlation")):
+        asked, broken = TABLE_8[claimed]
+        kept = set(profiles[key].kept)
+        assert not asked <= kept or broken & kept
 
 
 def rows_cosine(x: Tensor, y: Tensor) -> Tensor:

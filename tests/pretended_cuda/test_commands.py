@@ -23,6 +23,7 @@ SMALL = [
     "callbacks.similarity.probes=texts.jsonl",
     'callbacks.similarity.layers=["**.layers.1",output]',
     "callbacks.similarity.heatmap_every_n_evaluations=100",
+    "callbacks.similarity.null=19",
     "callbacks.similarity.on_error=raise",
     "callbacks.retrieval.on_error=raise",
     "callbacks.retrieval.limit=20",
@@ -91,15 +92,10 @@ def one_device(tmp_path_factory):
     commands["second of two"] = (2, "train", *WATCHED, SOME_METRICS, "trainer.devices=[1]")
     for device in DEVICES:
         on_it = [] if device == "auto" else ["--device", device]
-        commands[f"compare on {device}"] = (2, "compare", *models, "--texts", "texts.jsonl", *on_it)
-        commands[f"evaluate on {device}"] = (
-            2,
-            "evaluate",
-            *models,
-            "--pairs",
-            "pairs.jsonl",
-            *on_it,
-        )
+        texts = ["--texts", "texts.jsonl", "--null", "19"]
+        commands[f"compare on {device}"] = (2, "compare", *models, *texts, *on_it)
+        pairs = ["--pairs", "pairs.jsonl"]
+        commands[f"evaluate on {device}"] = (2, "evaluate", *models, *pairs, *on_it)
     scenarios = {}
     for name, (devices, command, *arguments) in commands.items():
         out = [f"output_dir={name}"] if command == "train" else ["--out", name]

@@ -240,7 +240,9 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path, capsys):
     run = write_run(tmp_path / "a")
     (tmp_path / "taken").write_text("a file")
     assert report.main([str(run), "--out", str(tmp_path / "taken")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert shown.out == f"reading {run} ...\n", "before what takes time"
+    assert "cannot be written" in shown.err
 
 
 def test_help_fits_a_screen_and_the_module_needs_no_torch():

@@ -144,8 +144,7 @@ def test_token_level_values_are_the_authors_means_included(stored):
     assert len(metrics) == 9
     for layer, values in expected.items():
         for metric, value in values.items():
-            # Streamed float32 moments: 3e-5 where the cross moment has a condition of 2e5.
-            assert found[layer, metric] == pytest.approx(value, rel=1e-4), (layer, metric)
+            assert found[layer, metric] == pytest.approx(value, rel=1e-5), (layer, metric)
     assert 0.3 < found[MEAN_OVER_LAYERS, "cka_plain"] < 0.999
     assert found[MEAN_OVER_LAYERS, "knn_overlap_10"] > 0.1
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hrsa_lightning import EmbeddingModel
+from hrsa_lightning.callbacks.base import resolve_probes
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.similarity import SimilarityEvaluator
 from hrsa_lightning.similarity.extraction import Extractor
@@ -127,3 +128,8 @@ def test_memory_of_long_texts_does_not_grow_with_their_number(tmp_path):
         peaks.append(peak_bytes(extractor.extract))
     # Four texts of 1,024 tokens are as large a batch as 32 of 128; a second one adds its rows only.
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_a_monitor_does_not_take_an_address_for_the_name_of_a_loader():
+    for address in ("preset:tiny_labels", "hub:openai/gsm8k:main@test:4", "embedded:tiny/none"):
+        assert resolve_probes(address, None, None) == address

@@ -2,14 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from transformers import AutoModel
 
 from hrsa_lightning.models.paths import resolve_backbone
+from hrsa_lightning.train.__main__ import main
 from tests.histories import read_tags
 
 SMALL = [
@@ -21,70 +19,50 @@ SMALL = [
 ]
 
 
-def _command(*settings):
-    return [sys.executable, "-m", "hrsa_lightning.train", *settings]
-
-
-def _run(*settings, code=0):
-    done = subprocess.run(_command(*settings), capture_output=True, text=True, timeout=400)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def _folder(output_dir):
-    (folder,) = Path(output_dir, "quickstart").iterdir()
-    return folder
-
-
-def _losses(folder, arm):
+def _losses(run, arm):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / arm))
+    events = EventAccumulator(str(run / arm))
     events.Reload()
     return [event.value for event in events.Scalars("train/loss")]
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """The quickstart as it is shipped, two steps of it and a part of the held-out queries."""
-    output = tmp_path_factory.mktemp("whole")
-    short = ["trainer.max_steps=2", "callbacks.retrieval.limit=100"]
-    done = _run("recipe=quickstart", *short, f"output_dir={output}")
-    return _folder(output), done
+@pytest.fixture
+def run(quickstart):
+    (folder,) = quickstart.glob("runs/quickstart/*")
+    return folder
 
 
-def test_quickstart_shows_tables_pictures_and_the_tensorboard_line(whole_run):
-    folder, done = whole_run
+def test_quickstart_shows_tables_pictures_and_the_tensorboard_line(quickstart, run):
+    shown = (quickstart / "screen.txt").read_text()
     for text in ("rlvr vs base", "sft vs base", "base_seed2 vs base", "mrr@10", "knn_overlap_10"):
-        assert text in done.stdout
+        assert text in shown
     control = "base_seed2 is base with its own order of batches, drawn negatives and adapters"
-    assert control in " ".join(done.stdout.split())
-    assert f"tensorboard --logdir {folder.parent}" in done.stdout
+    assert control in " ".join(shown.split())
+    assert f"tensorboard --logdir {run.parent.relative_to(quickstart)}" in shown
     for picture in ("similarity.png", "retrieval.png"):
-        assert f"curves:   {folder / picture}" in done.stdout
-        assert (folder / picture).stat().st_size > 10_000
+        assert f"curves:   {(run / picture).relative_to(quickstart)}" in shown
+        assert (run / picture).stat().st_size > 10_000
 
 
-def test_run_folder_holds_what_it_should(whole_run):
-    folder, _ = whole_run
-    environment = json.loads((folder / "environment.json").read_text())
+def test_run_folder_holds_what_it_should(run):
+    environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"]
     for name in ("config.yaml", "summary.json", "similarity.jsonl", "retrieval.jsonl"):
-        assert (folder / name).is_file(), name
-    records = read_tags(folder / "similarity.jsonl")
+        assert (run / name).is_file(), name
+    records = read_tags(run / "similarity.jsonl")
     assert [record["step"] for record in records] == [0, 2]
     layers = {tag.rsplit("/", 1)[1] for tag in records[0]["values"]} - {"seconds"}
     assert layers == {"layer_0", "layer_1", "layer_2", "layer_3", "output", "mean_over_layers"}
     assert records[0]["values"]["similarity/cka/base_seed2_vs_base/output"] == pytest.approx(1.0)
-    assert all(math.isfinite(loss) for loss in _losses(folder, "rlvr"))
+    assert all(math.isfinite(loss) for loss in _losses(run, "rlvr"))
 
 
-def test_adapters_are_in_pefts_own_format(whole_run):
+def test_adapters_are_in_pefts_own_format(run):
     from peft import PeftModel
 
-    folder, _ = whole_run
     backbone = AutoModel.from_pretrained(resolve_backbone("embedded:tiny/rlvr"))
-    model = PeftModel.from_pretrained(backbone, str(folder / "adapters" / "rlvr"))
+    model = PeftModel.from_pretrained(backbone, str(run / "adapters" / "rlvr"))
     loaded = {
         name for name, p in model.named_parameters() if "lora_B" in name and p.abs().sum() > 0
     }
@@ -102,8 +80,9 @@ def test_adapters_are_in_pefts_own_format(whole_run):
         ("callbacks.retrieval.pairs=missing.jsonl", "missing.jsonl"),
     ],
 )
-def test_mistakes_end_with_one_line_and_code_2(tmp_path, setting, message):
-    done = _run(*SMALL, setting, f"output_dir={tmp_path}", code=2)
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
+def test_mistakes_end_with_one_line_and_code_2(tmp_path, capsys, setting, message):
+    assert main([*SMALL, setting, f"output_dir={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) <= 2
     assert not list(tmp_path.glob("*/*/checkpoints/*"))
