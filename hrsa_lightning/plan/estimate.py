@@ -389,10 +389,10 @@ def _estimate_tokens(config: Config, processes: int) -> tuple[float, float, str]
     for source in sources:
         for _ in range(_NUM_BATCHES):
             pairs = rng.choices(source, k=data.batch_size // processes)
-            lengths = torch.tensor([math.ceil(length) for pair in pairs for length in pair])
+            widths = torch.tensor([math.ceil(length) for pair in pairs for length in pair])
             limit = config.max_tokens_per_chunk or sys.maxsize
-            chunks = length_sorted_chunks(lengths, limit)
-            padded = max(padded, sum(len(one) * int(lengths[one].max()) for one in chunks))
+            chunks = length_sorted_chunks(widths, limit)
+            padded = max(padded, sum(len(one) * int(widths[one].max()) for one in chunks))
     num_pairs = sum(map(len, sources))
     words = f"{CHARACTERS_PER_TOKEN} characters a token, over {num_pairs} pairs of the files"
     return sum(sample) / len(sample), float(padded), words
