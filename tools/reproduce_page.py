@@ -109,7 +109,9 @@ def _entropy(values: Values) -> Iterator[str]:
         "# and so on, for the runs of table 1",
         needs=MODELS,
     )
-    rows = [[pair.name, pair.kind, *map(_three, pair.entropy), GPU] for pair in PAPER]
+    rows = [
+        [p.name, p.kind, *("" if v is None else f"{v:.4f}" for v in p.entropy), GPU] for p in PAPER
+    ]
     header = ["pair", "kind", "CoT", "MMLU-Pro", "CoT, embedding", "MMLU-Pro, embedding", "ours"]
     yield from _table(header, rows)
     yield from _tiny(COMMANDS["backbones"], COMMANDS["embeddings"])
@@ -354,11 +356,12 @@ def draw_maps(work: Path, path: Path) -> None:
     from hrsa_lightning.plots import draw_heatmap, save_figure
     from hrsa_lightning.plots.notebook import new_figure
 
-    kinds = {"dimension_correlation": "dimension correlation", "plain": "linear CKA"}
+    kinds = {"dimension_correlation": "correlation", "plain": "linear CKA"}
     shown = [(arm, kind) for kind in kinds for arm in ("sft", "prorl")]
     figure = new_figure(False, figsize=(13, 6.4), dpi=110, layout="constrained")
     axes = figure.subplots(2, len(shown))
-    for row, part in enumerate(("backbones", "embeddings")):
+    parts = {"backbones": "backbones", "embeddings": "embedding models"}
+    for row, part in enumerate(parts):
         for column, (arm, kind) in enumerate(shown):
             folder = work / part / (f"{arm}/cot" if part == "backbones" else "cot")
             comparisons = read_json(folder / "results.json")["comparisons"]
@@ -371,7 +374,7 @@ def draw_maps(work: Path, path: Path) -> None:
                 heatmap["columns"],
                 title=title,
             )
-            axes[row, column].set_ylabel(f"{arm} ({part})" if column == 0 else "", fontsize=9)
+            axes[row, column].set_ylabel(parts[part] if column == 0 else "", fontsize=9)
     save_figure(figure, path)
 
 

@@ -245,7 +245,7 @@ class _Local:
         from transformers import AutoModelForCausalLM
 
         from hrsa_lightning.models.paths import resolve_backbone
-        from hrsa_lightning.tokenizers import read_tokenizer
+        from hrsa_lightning.pretrained import read_tokenizer
 
         source = resolve_backbone(arguments.model)
         try:

@@ -314,7 +314,9 @@ def fit_rotations(
         return None
     half = moments.half(0) if held_out else moments
     fitted = polar(half.centered_cross(), int(half.count.sum()))
-    if fitted is None or (quick and _is_close(half, fitted)):
+    if fitted is None:
+        return None
+    if quick and _is_close(moments.half(1) if held_out else moments, fitted.rotation):
         return None
     if not held_out:
         return Rotations(fitted, fitted)
@@ -325,12 +327,11 @@ def fit_rotations(
     return None if everything is None else Rotations(everything, fitted)
 
 
-def _is_close(moments: PairMoments, fitted: Polar) -> bool:
+def _is_close(judged: PairMoments, rotation: Tensor) -> bool:
     """Whether a rotation leaves so little that float32 sums cannot tell how much."""
-    sizes = moments.centered_trace().sqrt() * moments.unit / moments.unit.max()
-    squares = sizes.square().sum()
-    aligned = fitted.singular_values.sum(dtype=torch.float64) * moments.unit.prod()
-    return bool(squares - 2 * aligned / moments.unit.max() ** 2 < CLOSE * squares)
+    size = judged.unit / judged.unit.max()
+    squares = (judged.centered_trace() * size.square()).sum()
+    return bool(squares - 2 * judged.centered_inner(rotation) * size.prod() < CLOSE * squares)
 
 
 def judge_rotations(

@@ -11,6 +11,7 @@ from hrsa_lightning.metrics import (
     DimensionCorrelationHeatmap,
     LinearCKA,
     LinearCKAHeatmap,
+    OrthogonalProcrustes,
     hrsa_metrics,
 )
 from tests.ddp_pool import DDPPool
@@ -83,28 +84,43 @@ def test_strided_shards_without_ids(ddp_pool: DDPPool) -> None:
             assert values[key] == pytest.approx(value.item(), rel=1e-6), key
 
 
-def run_twice(rank: int, world_size: int) -> list[float]:
+def cosine(metric: Any) -> float:
+    value = metric.compute()
+    return float(value["procrustes_global_cosine"] if isinstance(value, dict) else value)
+
+
+STREAMED = {"sums": LinearCKA, "sums of float64 products": OrthogonalProcrustes}
+
+
+def streamed(name: str) -> Any:
+    return STREAMED[name](**({} if name == "sums" else {"mean_cosine": False}))
+
+
+def run_twice(rank: int, world_size: int, name: str) -> list[float]:
     """Compute, go on, compute again: the exchange in place must not count anything twice."""
     x, y = pair()
-    metric = LinearCKA()
+    metric = streamed(name)
     found = []
     for part in (slice(0, 80), slice(80, 120)):
         rows = torch.arange(120)[part][rank::world_size]
-        metric.update(x[rows], y[rows])
-        found.append(metric.compute().item())
+        metric.update(x[rows], y[rows], x_ids=rows)
+        found.append(cosine(metric))
     metric.reset()
-    metric.update(x[rank::world_size][:30], y[rank::world_size][:30])
-    return [*found, metric.compute().item()]
+    rows = torch.arange(rank, 120, world_size)[:30]
+    metric.update(x[rows], y[rows], x_ids=rows)
+    return [*found, cosine(metric)]
 
 
-def test_computing_twice_counts_nothing_twice(ddp_pool: DDPPool) -> None:
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.filterwarnings("ignore::hrsa_lightning.functional.SimilarityWarning")
+def test_computing_twice_counts_nothing_twice(ddp_pool: DDPPool, name: str) -> None:
     x, y = pair()
     expected = []
     for n in (80, 120, 60):
-        metric = LinearCKA()
-        metric.update(x[:n], y[:n])
-        expected.append(metric.compute().item())
-    for values in ddp_pool.run(run_twice):
+        metric = streamed(name)
+        metric.update(x[:n], y[:n], x_ids=range(n))
+        expected.append(cosine(metric))
+    for values in ddp_pool.run(run_twice, name):
         assert values == pytest.approx(expected, rel=1e-6)
 
 
