@@ -174,7 +174,7 @@ def metric_order(metric: str, level: str = "") -> tuple[float, str, int]:
     Example:
         >>> keys = ["mine", "procrustes_residual", "cka"]
         >>> sorted(keys, key=lambda key: metric_order(key, "geometry"))
-        ['cka', 'mine', 'procrustes_residual']
+        ['cka', 'procrustes_residual', 'mine']
     """
     neighbors = re.fullmatch(r"(.*?)_?(\d+)", metric)
     stem, number = (neighbors[1], int(neighbors[2])) if neighbors else (metric, 0)

@@ -89,8 +89,8 @@ def test_lightning_cli(tmp_path, monkeypatch):
     cli.trainer.fit(cli.model)
     (watch,) = (found for found in cli.trainer.callbacks if isinstance(found, SimilarityMonitor))
     assert watch.schedule.every_n_train_steps == 50
-    assert watch.evaluator.extractor._pooling.method_of("output") == "flatten"
-    assert watch.evaluator.extractor._pooling.method_of("layer_0") == "mean"
+    assert watch.evaluator.extractor.pooling.method_of("output") == "flatten"
+    assert watch.evaluator.extractor.pooling.method_of("layer_0") == "mean"
     assert {"similarity/cka/layer_1", "similarity/cka/output"} <= tags(watch)
 
 

@@ -379,7 +379,9 @@ def test_skipping_large_k() -> None:
 
 
 def test_an_unknown_part_of_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="`state` to be one of moments, rows, labels, got 'gram'"):
+    with pytest.raises(
+        ValueError, match="`state` to be one of moments, exact, rows, labels, got 'gram'"
+    ):
         LinearCKA(state=("gram",))
 
 

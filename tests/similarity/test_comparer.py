@@ -284,4 +284,4 @@ def test_metrics_of_a_user_have_the_level_of_their_invariances():
     known = sorted(
         ["procrustes_residual", *order], key=lambda k: metric_order(k, levels.get(k, ""))
     )
-    assert known.index("procrustes_residual") == 3
+    assert known.index("procrustes_residual") == 1
