@@ -81,7 +81,7 @@ def _table_1(values: Values) -> Iterator[str]:
         *(f"python -m hrsa_lightning.train recipe={r} {AS_PAPER} seed=1" for r in RECIPES),
         "# and with seed=2 and seed=3, then of each recipe all three runs:",
         "python -m hrsa_lightning.evaluate runs/qwen3-0.6b/* --tasks paper",
-        needs=f"{TRAINING}; `pip install 'hrsa-lightning[eval]'`",
+        needs=f"{TRAINING}; the extra `eval`",
     )
     rows = [[pair.name, pair.kind, *pair.scores, GPU] for pair in PAPER if pair.scores is not None]
     header = ["tuned - base", "kind", "MTEB Multilingual v2", "MTEB Code v1", "BRIGHT", "ours"]
