@@ -22,6 +22,8 @@ from tests.histories import read_tags
 PRESETS = resource_files("callbacks")
 
 pytestmark = [
+    # The command line of Lightning seeds where nobody did.
+    pytest.mark.filterwarnings("ignore:No seed found"),
     # A loader that only the monitor reads.
     pytest.mark.filterwarnings("ignore:.*but have no `validation_step`"),
     # Untrained dead units leave the alignment of so few features open.
