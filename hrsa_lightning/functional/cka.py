@@ -90,11 +90,13 @@ def linear_cka(
             return _cka_with_gradients(x, y, debiased, standardize, chunk_bytes)
     x, y = x.detach(), y.detach()
     with full_precision(x.device):
+        if x.shape[0] < x.shape[1] + y.shape[1]:
+            plain, unbiased = linear_cka_heatmaps(
+                [x], [y], chunk_bytes=chunk_bytes, standardize=standardize
+            )
+            return (unbiased if debiased else plain)[0, 0]
         if standardize:
             x, y = standardized(x, chunk_bytes), standardized(y, chunk_bytes)
-        if x.shape[0] < x.shape[1] + y.shape[1]:
-            plain, unbiased = linear_cka_heatmaps([x], [y], chunk_bytes=chunk_bytes)
-            return (unbiased if debiased else plain)[0, 0]
         if reference is None and (value := _cka_at_once(x, y, debiased, chunk_bytes)) is not None:
             return value
         moments = PairMoments.zeros(x.shape[1], y.shape[1], 1, x.device)
