@@ -1,21 +1,16 @@
 """Start the real command as a user or a cluster does, and leave no process behind."""
 
-import atexit
 import os
 import random
-import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
-
-from tests.forks import FORKS
 
 PATIENCE = 300.0
 """Seconds after which a process that is still there has hung; several share a core here."""
@@ -28,73 +23,38 @@ class Ended(NamedTuple):
     text: str
 
 
-class Rank:
-    """The train command in a process of its own, as far as needed with the methods of `Popen`.
-
-    It is forked, as importing takes most of the time of a tiny run; the ranks that Lightning starts
-    are started anew.
-    """
-
-    def __init__(self, arguments: list[str], environment: dict[str, str], screen: Path) -> None:
-        self._process = FORKS.Process(target=_train, args=(arguments, environment, screen))
-        self._process.start()
-        self.screen = screen
-
-    def poll(self) -> int | None:
-        """The exit code, or minus the number of the signal that ended it; `None` while it runs."""
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, or for so many seconds."""
-        self._process.join(timeout)
-
-    def send_signal(self, signum: int) -> None:
-        """Send a signal to this process alone."""
-        if self.poll() is None:
-            os.kill(self._process.pid, signum)
-
-    def kill(self) -> None:
-        """End this process alone."""
-        self.send_signal(signal.SIGKILL)
-
-    def send_to_all(self, signum: int) -> None:
-        """Send a signal to this process and to what it has started."""
-        with suppress(ProcessLookupError):  # where it has ended, or has not yet begun
-            os.killpg(self._process.pid, signum)
-
-
-def _train(arguments: list[str], environment: dict[str, str], screen: Path) -> None:
-    """`python -m hrsa_lightning.train ARGUMENTS` in this process."""
-    os.setsid()  # a group of its own, with what Lightning starts
-    with screen.open("wb") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    os.environ.clear()
-    os.environ.update(environment)
-    rank_zero_only.rank = _get_rank() or 0  # found out on import
-    sys.argv = ["", *arguments]
-    try:
-        runpy.run_module("hrsa_lightning.train", run_name="__main__", alter_sys=True)
-    finally:
-        atexit._run_exitfuncs()
-
-
 class Ranks:
     """The processes of one run, each with a file for what it writes to the screen."""
 
     def __init__(self) -> None:
-        self.processes: list[Rank] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._screens: list[Path] = []
+
+    def start(self, command: list[str], environment: Mapping[str, str], screen: Path) -> None:
+        """Start one more process."""
+        with screen.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                env={**_plain_environment(), **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own, with what Lightning starts
+            )
+        self.processes.append(process)
+        self._screens.append(screen)
 
     def wait(self, timeout: float = PATIENCE) -> list[Ended]:
         """Wait for all of them; one that takes longer has hung."""
         deadline = time.monotonic() + timeout
         for process in self.processes:
-            process.wait(max(deadline - time.monotonic(), 0.01))
-        codes = [process.poll() for process in self.processes]
-        assert None not in codes, f"hung after {timeout:.0f} s: {codes}\n{self}"
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                codes = [process.poll() for process in self.processes]
+                raise AssertionError(f"hung after {timeout:.0f} s: {codes}\n{self}") from None
         return [
-            Ended(process.poll(), process.screen.read_text(errors="replace"))
-            for process in self.processes
+            Ended(process.returncode, screen.read_text(errors="replace"))
+            for process, screen in zip(self.processes, self._screens, strict=True)
         ]
 
     def wait_until(self, reached: Callable[[], object]) -> None:
@@ -109,11 +69,13 @@ class Ranks:
     def send(self, signum: int) -> None:
         """Send a signal to every process, and to what it has started."""
         for process in self.processes:
-            process.send_to_all(signum)
+            try:
+                os.killpg(process.pid, signum)
+            except ProcessLookupError:
+                continue
 
     def __str__(self) -> str:
-        screens = [process.screen for process in self.processes]
-        return "\n".join(f"--- {screen.name}\n{screen.read_text()}" for screen in screens)
+        return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in self._screens)
 
 
 @contextmanager
@@ -135,7 +97,10 @@ def train(
         stagger: Seconds between the starts of ranks, where it is not Lightning that starts them.
         only: Ranks that start; the others never come.
     """
-    arguments = [f"trainer.devices={devices}", f"output_dir={folder / 'runs'}", *settings]
+    command = [
+        *(sys.executable, "-m", "hrsa_lightning.train"),
+        *(f"trainer.devices={devices}", f"output_dir={folder / 'runs'}", *settings),
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     ranks = Ranks()
     try:
@@ -143,13 +108,11 @@ def train(
             if only is not None and rank not in only:
                 continue
             time.sleep(stagger if rank else 0.0)
-            own = {**_plain_environment(), **environment}
-            ranks.processes.append(Rank(arguments, own, folder / f"rank_{rank}.txt"))
+            ranks.start(command, environment, folder / f"rank_{rank}.txt")
         yield ranks
     finally:
         ranks.send(signal.SIGKILL)
         for process in ranks.processes:
-            process.kill()
             process.wait()
 
 
