@@ -108,18 +108,15 @@ class SourceEntry:
         """
         if isinstance(entry, cls):
             return entry
-        if isinstance(entry, str | Path):
-            return cls(str(entry))
-        if not isinstance(entry, Mapping):
-            raise DataError(f"expected a path or a mapping with path, got {shown(entry)}")
+        own = as_mapping(entry)
         known = [field.name for field in fields(cls)]
-        for key in entry:
+        for key in own:
             if key not in known:
                 hint = nearest(str(key), known) or f" Known here: {', '.join(known)}."
                 raise DataError(f"unknown key {shown(key)}.{hint}")
-        if "path" not in entry:
+        if "path" not in own:
             raise DataError("path: expected a file, a folder or hub:NAME, got none")
-        return cls(**entry)
+        return cls(**own)
 
     @property
     def is_hub(self) -> bool:
@@ -328,11 +325,13 @@ class TextEntry(SourceEntry):
 
     @classmethod
     def of(cls, entry: object) -> Self:
-        if isinstance(entry, str) and entry.startswith(PRESET_PREFIX):
-            entry = {"preset": entry.removeprefix(PRESET_PREFIX)}
-        if not isinstance(entry, Mapping) or "preset" not in entry:
-            return super().of(entry)
-        own = dict(entry)
+        if isinstance(entry, cls):
+            return entry
+        own = as_mapping(entry)
+        if isinstance(path := own.get("path"), str) and path.startswith(PRESET_PREFIX):
+            own["preset"] = own.pop("path").removeprefix(PRESET_PREFIX)
+        if "preset" not in own:
+            return super().of(own)
         if (name := own.pop("preset")) not in PRESETS:
             raise DataError(
                 f"preset: expected one of {', '.join(PRESETS)}, got {shown(name)}."
@@ -424,6 +423,19 @@ class TextEntry(SourceEntry):
                     found = cut(", ".join(map(str, first)), 200)
                     raise DataError(f'{where}: {key}: no column "{name}"; found {found}')
         return template
+
+
+def as_mapping(entry: object) -> dict[str, Any]:
+    """An entry that is a path or a mapping, as a mapping of its own.
+
+    Raises:
+        DataError: It is something else.
+    """
+    if isinstance(entry, Mapping):
+        return dict(entry)
+    if isinstance(entry, str | Path):
+        return {"path": str(entry)}
+    raise DataError(f"expected a path or a mapping with path, got {shown(entry)}")
 
 
 def is_entry(source: Any) -> bool:

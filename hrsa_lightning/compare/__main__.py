@@ -28,15 +28,12 @@ Compare models layer by layer on the same texts; of each pair the one given firs
 MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base, LoRA adapter,
   RUN[:arm] or RUN/checkpoints/step_N[:arm]; without an arm, all of them
 
-  --pairs paper        in place of MODELs: every pair of the paper (tiny: of the embedded ones; or a
-                       FILE.yaml of pairs by name); paper:NAME takes one
+  --pairs paper        in place of MODELs: the paper's pairs (paper:NAME is one), tiny, FILE.yaml
   --texts SOURCE       .jsonl, .parquet, .json, .csv, plain text (one text a line), preset:NAME or
                        hub:NAME[:CONFIG][@SPLIT[:N]]; several as NAME=SOURCE, or a FILE.yaml of them
-  --column text   --split train   --label label     where the data has texts, split and labels
-                       (or a template of columns: --column '{question} {solution}')
-  --limit N            only the first N texts
+  --column text   --split train   --label label     in the data; or --column '{question} {solution}'
+  --limit N            only the first N texts   --max-tokens N   most rows at level token, in all
   --level sentence     or token: one row per token, for models with one tokenizer
-  --max-tokens N       most rows at level token, taken evenly from each text
   --layers all         or last, or globs over module names: '**.layers.1?,output'
   --pooling mean       of layers and of plain models (first, last)   --exclude-first-token
   --max-length 128   --batch-size 32   --device auto   --dtype float32 (bfloat16, float16, auto)
@@ -46,11 +43,9 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
                        cknna,predictivity, which all leaves out
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
-  --standardize        draw the map of CKA with every feature brought to unit variance
-  --null 200           permutations of the rows for p-values; 0 for none
+  --null 200           permutations for p-values   --standardize   features of the map of CKA
   --out comparison     folder of results.json, results.csv, report.md and pictures
-  --keep-representations   leave them in --out for a later call
-  --no-resume          run all models again, whatever an earlier call left in --out
+  --keep-representations   leave them in --out   --no-resume   run all models again
 """
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hrsa_lightning.errors import ConfigError, DataError, first_line, nearest
+from hrsa_lightning.config.load import read_yaml
+from hrsa_lightning.errors import ConfigError, DataError, nearest, shown
 from hrsa_lightning.io import exists
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.resolve import Source, find_sources
-from hrsa_lightning.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry
+from hrsa_lightning.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry, as_mapping
 
 __all__ = [
     "EXTRAS",
@@ -166,11 +167,10 @@ def read_text_entries(given: Sequence[str], **options: Any) -> dict[str, TextEnt
         name, source = (named[1], named[2]) if named else ("", text)
         several: Mapping[str, Any] = {name: source}
         if source.endswith((".yaml", ".yml")):
-            several = _read_yaml("--texts", source)
+            several = _read_names("--texts", Path(source))
         for key, value in several.items():
-            own = _entry_mapping(value)
             try:
-                entry = TextEntry.of({**chosen, **own})
+                entry = TextEntry.of({**chosen, **as_mapping(value)})
             except DataError as error:
                 raise DataError(f"--texts {key or source}: {error}") from None
             title = str(key) if key or len(given) == 1 else _title(source)
@@ -178,15 +178,6 @@ def read_text_entries(given: Sequence[str], **options: Any) -> dict[str, TextEnt
                 raise DataError(f"--texts {title}: expected names that differ; write NAME=SOURCE")
             entries[title] = entry
     return entries
-
-
-def _entry_mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    text = str(value)
-    if text.startswith(PRESET_PREFIX):
-        return {"preset": text.removeprefix(PRESET_PREFIX)}
-    return {"path": text}
 
 
 def _title(source: str) -> str:
@@ -223,16 +214,22 @@ def read_model_pairs(given: str) -> dict[str, ModelPair]:
     """
     address, _, chosen = given.partition(":") if not exists(given) else (given, "", "")
     shipped = Path(__file__).with_name("pairs.yaml")
-    content = _read_yaml("--pairs", shipped if address in PAIRS else address)
+    content = _read_names("--pairs", shipped if address in PAIRS else Path(address))
     if address in PAIRS:
         content = content[address]
+    known = {field.name for field in fields(ModelPair)}
     pairs = {}
     for name, entry in content.items():
-        known = [field.name for field in fields(ModelPair)]
-        unknown = [key for key in entry if key not in (*known, "tables", "recipe")]
-        if unknown or not {"base", "tuned"} <= set(entry):
-            raise ConfigError(f"--pairs {name}: expected base, tuned and kind, got {list(entry)}")
-        pairs[str(name)] = ModelPair(**{key: entry[key] for key in known if key in entry})
+        own = dict(entry) if isinstance(entry, Mapping) else {"": entry}
+        for key in ("tables", "recipe"):
+            own.pop(key, None)
+        if not {"base", "tuned"} <= own.keys() <= known or not all(
+            isinstance(value, str) for value in own.values()
+        ):
+            raise ConfigError(
+                f"--pairs {name}: expected texts base, tuned and kind, got {shown(entry)}"
+            )
+        pairs[name] = ModelPair(**own)
     if chosen and chosen not in pairs:
         raise ConfigError(
             f"--pairs {given}: expected one of {', '.join(pairs)}.{nearest(chosen, pairs)}"
@@ -240,15 +237,12 @@ def read_model_pairs(given: str) -> dict[str, ModelPair]:
     return {chosen: pairs[chosen]} if chosen else pairs
 
 
-def _read_yaml(option: str, path: str | Path) -> Mapping[str, Any]:
-    import yaml
-
+def _read_names(option: str, path: Path) -> dict[str, Any]:
+    """What a file says of each name."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{option} {path}: {first_line(error)}") from None
-    if not isinstance(content, Mapping) or not content:
-        raise ConfigError(
-            f"{option} {path}: expected a mapping of names, got {type(content).__name__}"
-        )
+        content = read_yaml(path)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from None
+    if not content:
+        raise ConfigError(f"{option} {path}: expected a mapping of names, got an empty one")
     return content

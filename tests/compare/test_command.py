@@ -485,7 +485,7 @@ def test_help_names_every_option_on_one_screen(capsys):
         compare.main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 29
+    assert len(text.splitlines()) <= 24
     assert max(map(len, text.splitlines())) <= 100
     options = {name for action in compare._parser()._actions for name in action.option_strings}
     assert {name for name in options if name not in text} == {"-h", "--help"}
@@ -526,7 +526,7 @@ def test_pairs_and_several_texts_in_one_call(place, tmp_path, capsys):
     [
         (["--pairs", "paper", "A", "B"], "expected models, or --pairs"),
         (["--pairs", "paper:qwen3"], "--pairs paper:qwen3: expected one of .*Did you mean"),
-        (["--pairs", "none.yaml"], "--pairs none.yaml: .*No such file"),
+        (["--pairs", "none.yaml"], "--pairs none.yaml: .*no such file"),
         (["--pairs", "tiny", "--texts", "preset:tiny_labels"], "expected names that differ"),
     ],
 )
@@ -534,6 +534,47 @@ def test_mistakes_of_groups_get_one_line(arguments, message, capsys):
     assert compare.main([*arguments, "--texts", "preset:tiny_labels"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: 5", "--pairs a: expected texts base, tuned and kind, got 5"),
+        ("a: {base: A}", "--pairs a: expected texts base, tuned and kind, got {'base': 'A'}"),
+        ("a: {base: 5, tuned: B}", "--pairs a: expected texts base"),
+        ("a: {base: A, tuned: B, other: C}", "--pairs a: expected texts base"),
+    ],
+)
+def test_mistakes_in_a_file_of_pairs(content, message, tmp_path, capsys):
+    path = tmp_path / "pairs.yaml"
+    path.write_text(content)
+    assert compare.main(["--pairs", str(path), "--texts", "preset:tiny_labels"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--texts", "preset:tiny_labels", "--pairs"],
+        ["embedded:tiny/base", "embedded:tiny/rlvr", "--texts"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: {path: A, path: B}", " line 1: not valid YAML (the key 'path' twice"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+        ("{}", "expected a mapping of names, got an empty one"),
+        ("[A, B]", "expected a mapping of keys, got list"),
+    ],
+)
+def test_files_of_names_are_read_as_recipes_are(arguments, content, message, tmp_path, capsys):
+    path = tmp_path / "names.yaml"
+    path.write_text(content)
+    assert compare.main([*arguments, str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {arguments[-1]} {path}")
+    assert message in line
 
 
 def test_the_paper_pairs_are_those_of_its_tables():
