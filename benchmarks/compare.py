@@ -156,7 +156,7 @@ def prepare(folder: Path, layers: int, width: int, texts: int) -> None:
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2Model
 
-    from hrsa_lightning.resources import resolve_path
+    from hrsa_lightning.io.resources import resolve_path
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_path("embedded:tiny/base"))
     config = Qwen2Config(

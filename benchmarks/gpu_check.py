@@ -221,8 +221,8 @@ def polar_by_products(matrix: Any, iterations: int = 40) -> Any:
 def training(dry_run: bool) -> None:
     """Steps of ours beside sentence-transformers', of the shape of Qwen2.5-0.5B with LoRA."""
     from benchmarks import train_throughput as throughput
+    from hrsa_lightning.io.pretrained import read_tokenizer
     from hrsa_lightning.models.tokenization import EmbeddingTokenizer
-    from hrsa_lightning.pretrained import read_tokenizer
     from tools.tiny.stdlib import stdlib_path
 
     device = _device(dry_run)

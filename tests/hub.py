@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from hrsa_lightning import sources
 from hrsa_lightning.fetch import __main__ as fetching
+from hrsa_lightning.io import sources
 
 
 def replace_hub(monkeypatch, folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from hrsa_lightning import __version__
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options, main
-from hrsa_lightning.resources import resource_files
+from hrsa_lightning.io.resources import resource_files
 from hrsa_lightning.runs.encoder import EncoderOptions
 
 

@@ -25,7 +25,7 @@ PACKAGES = [
     "report",
     "similarity",
 ]
-INNER = {"compare", "evaluate", "export", "fetch", "plan", "runs", "train"}
+INNER = {"compare", "evaluate", "export", "fetch", "io", "plan", "runs", "train"}
 """Packages that offer their modules to the others and no names of their own."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 
 from hrsa_lightning.cli import find_command
-from hrsa_lightning.resources import resource_files
+from hrsa_lightning.io.resources import resource_files
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

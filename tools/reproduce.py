@@ -23,7 +23,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hrsa_lightning.io import read_json, write_json, write_text  # noqa: E402
+from hrsa_lightning.io.files import read_json, write_json, write_text  # noqa: E402
 
 PAGE = ROOT / "docs" / "reproduce.md"
 IMAGES = ROOT / "docs" / "images"

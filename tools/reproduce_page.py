@@ -21,7 +21,7 @@ from reproduce import (
 )
 
 from hrsa_lightning.cli import markdown_table
-from hrsa_lightning.io import read_json
+from hrsa_lightning.io.files import read_json
 
 Values = Mapping[str, float]
 

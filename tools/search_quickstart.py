@@ -24,8 +24,8 @@ from lightning.pytorch import seed_everything
 
 from hrsa_lightning.callbacks import RetrievalMonitor
 from hrsa_lightning.config import build, load_settings
-from hrsa_lightning.io import read_json, write_json
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.io.files import read_json, write_json
+from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.similarity import read_history
 
 TABLE = Path(__file__).with_name("quickstart_search.md")

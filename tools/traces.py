@@ -33,8 +33,9 @@ from tqdm import tqdm
 
 from hrsa_lightning.cli import HelpFormatter, answered, positive
 from hrsa_lightning.errors import ConfigError, DataError, first_line
-from hrsa_lightning.io import read_json, read_json_lines, write_json
-from hrsa_lightning.sources import TextEntry
+from hrsa_lightning.io.files import read_json, write_json
+from hrsa_lightning.io.json_lines import read_json_lines
+from hrsa_lightning.io.sources import TextEntry
 
 SYSTEM = "You are a helpful and rigorous math reasoning assistant."
 USER = (
@@ -244,8 +245,8 @@ class _Local:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from hrsa_lightning.io.pretrained import read_tokenizer
         from hrsa_lightning.models.paths import resolve_backbone
-        from hrsa_lightning.pretrained import read_tokenizer
 
         source = resolve_backbone(arguments.model)
         try:

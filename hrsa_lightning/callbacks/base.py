@@ -18,7 +18,6 @@ from hrsa_lightning.callbacks.logging import log_measurements
 from hrsa_lightning.callbacks.progress import StepProgressBar
 from hrsa_lightning.callbacks.schedule import Budget, Schedule
 from hrsa_lightning.callbacks.tensorboard import close_runs
-from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import (
     ConfigError,
     DataError,
@@ -28,7 +27,9 @@ from hrsa_lightning.errors import (
     first_line,
     shown,
 )
-from hrsa_lightning.io import NAME_RULE, is_name, is_path_of_file
+from hrsa_lightning.io.distributed import Ranks
+from hrsa_lightning.io.files import NAME_RULE, is_name, is_path_of_file
+from hrsa_lightning.io.sources import is_address
 from hrsa_lightning.similarity.batches import described
 from hrsa_lightning.similarity.history import (
     Evaluation,
@@ -39,7 +40,6 @@ from hrsa_lightning.similarity.history import (
 )
 from hrsa_lightning.similarity.isolation import lazy_weight_of, preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.sources import is_address
 
 __all__ = ["Monitor", "OnError", "find_arms", "receive_batch", "resolve_probes"]
 

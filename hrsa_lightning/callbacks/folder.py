@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 
-from hrsa_lightning.io import lock_folder, make_first_free
+from hrsa_lightning.io.files import lock_folder, make_first_free
 
 __all__ = ["RunFolder", "close_run_folder", "open_run_folder"]
 

@@ -15,7 +15,7 @@ from hrsa_lightning.callbacks.base import (
     resolve_probes,
 )
 from hrsa_lightning.callbacks.schedule import Schedule
-from hrsa_lightning.io import numbered
+from hrsa_lightning.io.files import numbered
 from hrsa_lightning.similarity.extraction import Extractor, Forward
 from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement

@@ -15,14 +15,8 @@ from hrsa_lightning.callbacks.figures import finish_curves
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError, check_counts
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores
-from hrsa_lightning.io import (
-    ContrastivePair,
-    Problems,
-    Query,
-    RetrievalSet,
-    parse_pair,
-    read_json_lines,
-)
+from hrsa_lightning.io.json_lines import Problems, read_json_lines
+from hrsa_lightning.io.pairs import ContrastivePair, Query, RetrievalSet, parse_pair
 from hrsa_lightning.similarity.extraction import is_sharded
 from hrsa_lightning.similarity.history import read_history
 from hrsa_lightning.similarity.measurement import Measurement

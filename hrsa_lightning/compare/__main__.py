@@ -18,8 +18,8 @@ from hrsa_lightning.compare.options import (
     read_text_entries,
 )
 from hrsa_lightning.errors import BackboneError, ConfigError, nearest
+from hrsa_lightning.io.sources import Texts
 from hrsa_lightning.runs.resolve import Source
-from hrsa_lightning.sources import Texts
 
 _HELP = """\
 usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE ... [options]

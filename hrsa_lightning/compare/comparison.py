@@ -18,6 +18,7 @@ from hrsa_lightning.compare.representations import ModelRunner, StoredRepresenta
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
 from hrsa_lightning.functional.cka_heatmap import linear_cka_heatmaps
+from hrsa_lightning.io.sources import Texts
 from hrsa_lightning.metrics import hrsa_metrics
 from hrsa_lightning.metrics.heatmaps import layer_heatmaps
 from hrsa_lightning.runs.resolve import Source
@@ -34,7 +35,6 @@ from hrsa_lightning.similarity.measurement import (
     means_over_layers,
 )
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
-from hrsa_lightning.sources import Texts
 
 __all__ = [
     "Comparison",
@@ -154,7 +154,7 @@ def compare_models(
 
     Args:
         sources: At least two, from `name_models`.
-        texts: From `hrsa_lightning.sources.TextEntry.read`.
+        texts: From `hrsa_lightning.io.sources.TextEntry.read`.
         out: Folder for the representations.
         extraction: How models turn texts into rows.
         metrics: What is measured.

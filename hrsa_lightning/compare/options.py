@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from hrsa_lightning.config.load import read_yaml
 from hrsa_lightning.errors import ConfigError, DataError, nearest, shown
-from hrsa_lightning.io import exists
+from hrsa_lightning.io.files import exists
+from hrsa_lightning.io.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry, as_mapping
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.resolve import Source, find_sources
-from hrsa_lightning.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry, as_mapping
 
 __all__ = [
     "EXTRAS",

@@ -29,7 +29,7 @@ from hrsa_lightning.compare.models import (
 )
 from hrsa_lightning.compare.options import ExtractionOptions
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import read_json, write_json
+from hrsa_lightning.io.files import read_json, write_json
 from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer, TokenizedTexts
 from hrsa_lightning.runs.loading import load_model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.compare.comparison import Comparison, ComparisonResults
 from hrsa_lightning.compare.models import OUTPUT, KnownModel
-from hrsa_lightning.io import csv_text, write_json, write_text
+from hrsa_lightning.io.files import csv_text, write_json, write_text
 from hrsa_lightning.plots import COLORS, DASHES, Line, heatmap_figure, save_figure
 from hrsa_lightning.plots.curves import panels_figure
 from hrsa_lightning.similarity.comparer import DOMINATED

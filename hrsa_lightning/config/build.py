@@ -24,6 +24,7 @@ from hrsa_lightning.callbacks.tensorboard import ArmsLogger
 from hrsa_lightning.config.schema import Config, LossConfig, is_backbone
 from hrsa_lightning.data import ContrastiveDataModule, PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, HRSAError, cut, first_line, nearest, shown
+from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.losses import (
     AlignmentLoss,
     DebiasedInfoNCELoss,
@@ -37,7 +38,6 @@ from hrsa_lightning.modules import Alignment, PairedContrastiveModule
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
 from hrsa_lightning.modules.ranks import EndingFitLoop, StepCheckpoint
-from hrsa_lightning.resources import resolve_path
 
 _PACKAGES = ("hrsa_lightning", "lightning", "pytorch_lightning")
 """Where a class is looked for; of other packages only what the program has imported itself."""

@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hrsa_lightning.config.schema import Config, check_together
 from hrsa_lightning.errors import ConfigError, DataError, cut, first_line, nearest, shown
-from hrsa_lightning.io import expand_user, is_file, is_text, read_text
-from hrsa_lightning.resources import resource_files
+from hrsa_lightning.io.files import expand_user, is_file, is_text, read_text
+from hrsa_lightning.io.resources import resource_files
 
 _MOST_NODES = 20_000
 """Of a recipe with its aliases written out; the largest that is shipped has about 100."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.errors import ConfigError, DataError, cut, nearest, shown
-from hrsa_lightning.io import NAME_RULE, is_name
+from hrsa_lightning.io.files import NAME_RULE, is_name
 
 
 @dataclass(frozen=True)

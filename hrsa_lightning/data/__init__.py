@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         GlobalBatchSampler,
         check_pairs,
     )
-    from hrsa_lightning.io import ContrastivePair, RetrievalSet
+    from hrsa_lightning.io.pairs import ContrastivePair, RetrievalSet
 
 _MODULES = {
     "ArmBatches": "collate",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hrsa_lightning.data.sampling import ContrastiveExample
-from hrsa_lightning.io import Query
+from hrsa_lightning.io.pairs import Query
 
 
 class Tokens(Protocol):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hrsa_lightning.errors import DataError, nearest, shown
-from hrsa_lightning.io import ROLES
-from hrsa_lightning.sources import SourceEntry, is_texts
+from hrsa_lightning.io.pairs import ROLES
+from hrsa_lightning.io.sources import SourceEntry, is_texts
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class PairEntry(SourceEntry):
     """A source of contrastive pairs; in a recipe a mapping, or just its `path`.
 
     Attributes:
-        columns: Columns by role, see `hrsa_lightning.io.Layout`; by default they are recognized.
+        columns: Columns by role, see `io.pairs.Layout`; by default they are recognized.
         instruction: Of queries that have none in their row or in an instruction column.
         negatives: "error" or "drop" in place of `data.missing_negatives`.
         weight: How often batches come from this source, see `data.weights`.

@@ -25,16 +25,10 @@ from numpy.typing import NDArray
 
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.errors import DataError, first_line
-from hrsa_lightning.io import (
-    ContrastivePair,
-    Layout,
-    Problems,
-    RetrievalSet,
-    layout_of,
-    read_json_lines,
-    replacing,
-)
-from hrsa_lightning.resources import cache_folder
+from hrsa_lightning.io.files import replacing
+from hrsa_lightning.io.json_lines import Problems, read_json_lines
+from hrsa_lightning.io.pairs import ContrastivePair, Layout, RetrievalSet, layout_of
+from hrsa_lightning.io.resources import cache_folder
 
 CACHED_BYTES = 2**24
 """Size from which on what a check found is kept: below, checking again is as quick."""

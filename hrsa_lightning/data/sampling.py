@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import DataError, HRSAWarning
-from hrsa_lightning.io import Query
+from hrsa_lightning.io.pairs import Query
 
 Key = tuple[int, int, int]
 """(seed, epoch, example): what a `ContrastiveDataset` is indexed with."""

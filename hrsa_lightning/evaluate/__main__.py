@@ -8,7 +8,7 @@ from typing import Any
 
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, program
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.io import write_json, write_text
+from hrsa_lightning.io.files import write_json, write_text
 
 _EPILOG = """\
 RUN_OR_MODEL  a run's folder (all its arms) or RUN:ARM; an exported folder or hub id; a backbone.

@@ -20,7 +20,7 @@ from hrsa_lightning.errors import (
     shown,
 )
 from hrsa_lightning.evaluate.scoring import TaskScores
-from hrsa_lightning.io import read_json
+from hrsa_lightning.io.files import read_json
 from hrsa_lightning.runs.encoder import Encoder
 
 TASK_SETS = {

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import read_retrieval_set
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import RetrievalSet, read_json, write_json
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.io.files import read_json, write_json
+from hrsa_lightning.io.pairs import RetrievalSet
+from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.runs.encoder import Encoder, EncoderOptions, ModelReference
 
 if TYPE_CHECKING:

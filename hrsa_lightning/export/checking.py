@@ -14,7 +14,7 @@ from torch import Tensor
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.data.pairs import sample_pairs
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import ContrastivePair
+from hrsa_lightning.io.pairs import ContrastivePair
 from hrsa_lightning.models.embedder import EmbeddingModel
 
 __all__ = ["Expected", "Samples", "collect_samples", "expected_embeddings", "largest_difference"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hrsa_lightning.config import to_yaml
-from hrsa_lightning.io import write_json
+from hrsa_lightning.io.files import write_json
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer

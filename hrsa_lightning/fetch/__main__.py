@@ -20,11 +20,12 @@ from hrsa_lightning.config.schema import is_backbone
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import EntryPairs, read_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
-from hrsa_lightning.io import is_file, pair_line, read_json, replacing, write_json, write_text
+from hrsa_lightning.io.files import is_file, read_json, replacing, write_json, write_text
+from hrsa_lightning.io.pairs import pair_line
+from hrsa_lightning.io.pretrained import MODEL_FILES, check_weights
+from hrsa_lightning.io.resources import EMBEDDED
+from hrsa_lightning.io.sources import HUB_PREFIX, TextEntry, is_address, is_entry
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.pretrained import MODEL_FILES, check_weights
-from hrsa_lightning.resources import EMBEDDED
-from hrsa_lightning.sources import HUB_PREFIX, TextEntry, is_address, is_entry
 
 _EPILOG = """\
 OUT has data/*.jsonl in the training format, models/*, fetched.json (revisions, pairs, licenses) and

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from hrsa_lightning.distributed import gather
 from hrsa_lightning.functional import linear_cka
+from hrsa_lightning.io.distributed import gather
 
 Direction = Literal["pull", "push"]
 DIRECTIONS = ("pull", "push")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from hrsa_lightning.distributed import gather, rank
+from hrsa_lightning.io.distributed import gather, rank
 
 SCORES_AT_ONCE = 2**18
 """Scores of queries with all passages that are in memory at once, as several matrices."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hrsa_lightning.distributed import gather
+from hrsa_lightning.io.distributed import gather
 from hrsa_lightning.losses.candidates import CandidateLoss, Candidates
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from hrsa_lightning.distributed import gather, world_size
+from hrsa_lightning.io.distributed import gather, world_size
 
 
 class SIGRegLoss(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, program
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.io.resources import resolve_path
 
 _EPILOG = """\
 PAIRS    .jsonl, .parquet, saved data sets or hub:NAME, as for training

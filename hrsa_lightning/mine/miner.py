@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import pair_line, write_json
+from hrsa_lightning.io.files import write_json
+from hrsa_lightning.io.pairs import pair_line
 from hrsa_lightning.mine.texts import Integers, PairTexts, embed_to_file
 from hrsa_lightning.runs.encoder import Encoder
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import ContrastivePair, Query
+from hrsa_lightning.io.pairs import ContrastivePair, Query
 
 Integers = NDArray[np.int64]
 Digests = NDArray[np.uint64]

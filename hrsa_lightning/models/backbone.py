@@ -27,9 +27,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hrsa_lightning.errors import BackboneError, EncoderError
+from hrsa_lightning.io.pretrained import check_weights, read_tokenizer
 from hrsa_lightning.models.attention import Attention, configure_attention, ensure_attention
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.pretrained import check_weights, read_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 AttnImplementation = Literal["sdpa", "eager", "flash_attention_2"]
@@ -110,9 +110,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Loads the fast tokenizer of a backbone.
 
-    It is read as `hrsa_lightning.pretrained.read_tokenizer` does, with the checkpoint's own rules.
-    A tokenizer without a pad token pads with its end-of-sequence token: padding is masked out, so
-    that any token would do.
+    It is read by `io.pretrained.read_tokenizer`, with the checkpoint's own rules. A tokenizer
+    without a pad token pads with its end-of-sequence token: padding is masked out, so that any
+    token would do.
 
     Args:
         path: as of `load_backbone`.

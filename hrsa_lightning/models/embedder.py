@@ -11,8 +11,8 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hrsa_lightning.distributed import gather_on_rank_zero, rank
 from hrsa_lightning.errors import BackboneError
+from hrsa_lightning.io.distributed import gather_on_rank_zero, rank
 from hrsa_lightning.models.attention import Attention, decoder_layers, mask_of_known_padding
 from hrsa_lightning.models.backbone import (
     AttnImplementation,

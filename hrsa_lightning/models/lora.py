@@ -20,9 +20,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hrsa_lightning.distributed import shard_like
 from hrsa_lightning.errors import BackboneError, first_line
-from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from hrsa_lightning.io.distributed import shard_like
+from hrsa_lightning.io.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 AUTOCAST_DTYPES = {
     "bf16-mixed": torch.bfloat16,

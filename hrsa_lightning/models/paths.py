@@ -11,9 +11,9 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from hrsa_lightning.errors import BackboneError, DataError
-from hrsa_lightning.io import ADAPTER_CONFIG, exists, expand_user, read_json
-from hrsa_lightning.pretrained import check_weights
-from hrsa_lightning.resources import EMBEDDED, PACKAGE
+from hrsa_lightning.io.files import ADAPTER_CONFIG, exists, expand_user, read_json
+from hrsa_lightning.io.pretrained import check_weights
+from hrsa_lightning.io.resources import EMBEDDED, PACKAGE
 
 _ASSETS = PACKAGE / "assets"
 _PART = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_])?"

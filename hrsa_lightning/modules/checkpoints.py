@@ -23,8 +23,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from hrsa_lightning.distributed import rank
-from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from hrsa_lightning.io.distributed import rank
+from hrsa_lightning.io.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 
 ADAPTERS = "hrsa_adapters"
 """Key of Lightning's checkpoint under which a module leaves `{arm: (peft config, tensors)}`."""

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from hrsa_lightning.distributed import gather_on_rank_zero, shard_like
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.io.distributed import gather_on_rank_zero, shard_like
 from hrsa_lightning.models.embedder import EmbeddingModel
 
 

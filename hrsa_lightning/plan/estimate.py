@@ -21,11 +21,11 @@ from hrsa_lightning.config.schema import Config
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.data.pairs import sample_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError
-from hrsa_lightning.io import exists
+from hrsa_lightning.io.files import exists
+from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
-from hrsa_lightning.resources import resolve_path
 
 __all__ = ["Estimate", "Monitoring", "Workload", "estimate", "workload_of"]
 

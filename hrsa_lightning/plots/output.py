@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrsa_lightning.io import replacing
+from hrsa_lightning.io.files import replacing
 from hrsa_lightning.plots.style import COLORS, FAINT, INK, MUTED
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hrsa_lightning.config import flatten, read_yaml
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import read_json
+from hrsa_lightning.io.files import read_json
 from hrsa_lightning.runs.directory import NEWEST, newest_run
 from hrsa_lightning.runs.summary import read_controls
 from hrsa_lightning.similarity.history import (

@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from hrsa_lightning.cli import markdown_table
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import csv_text, write_text
+from hrsa_lightning.io.files import csv_text, write_text
 from hrsa_lightning.report.answer import answer_of, question
 from hrsa_lightning.report.experiments import (
     Experiment,

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.io import lock_folder, make_first_free, write_json, write_text
-from hrsa_lightning.resources import PACKAGE
+from hrsa_lightning.io.files import lock_folder, make_first_free, write_json, write_text
+from hrsa_lightning.io.resources import PACKAGE
 from hrsa_lightning.similarity.history import DETAILS_SUFFIX
 
 CONFIG = "config.yaml"

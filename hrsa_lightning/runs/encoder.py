@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
-from hrsa_lightning.io import Query
-from hrsa_lightning.pretrained import MODEL_FILES, check_weights
+from hrsa_lightning.io.pairs import Query
+from hrsa_lightning.io.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.runs.resolve import Source, find_sources
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "

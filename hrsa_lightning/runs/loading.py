@@ -14,7 +14,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from hrsa_lightning.config.schema import ModelConfig
 from hrsa_lightning.errors import BackboneError, first_line
-from hrsa_lightning.io import ADAPTER_WEIGHTS
+from hrsa_lightning.io.files import ADAPTER_WEIGHTS
 from hrsa_lightning.models.backbone import load_backbone_config
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.lora import load_adapter_state

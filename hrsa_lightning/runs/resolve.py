@@ -23,9 +23,9 @@ from typing import Any
 from hrsa_lightning.config import load_config
 from hrsa_lightning.config.schema import Config, LoRAConfig, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError, nearest
-from hrsa_lightning.io import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from hrsa_lightning.io.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from hrsa_lightning.io.resources import EMBEDDED
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.resources import EMBEDDED
 from hrsa_lightning.runs.directory import SUMMARY, newest_run
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hrsa_lightning.config.schema import Config
-from hrsa_lightning.io import write_json
+from hrsa_lightning.io.files import write_json
 from hrsa_lightning.runs.directory import SUMMARY, histories_of
 from hrsa_lightning.similarity.history import SummaryRow, read_history, summarize
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, HRSAWarning
 from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
+from hrsa_lightning.io.distributed import Ranks
 from hrsa_lightning.similarity.comparer import (
     DOMINATED,
     Comparer,
@@ -98,7 +98,7 @@ class SimilarityEvaluator:
             them; `None` where `prepare` will get them.
         probes: The fixed inputs: a `DataLoader` or list of batches (read once), a tensor, texts,
             records with `text` and `label`, where texts lie (a path, `hub:NAME`, `preset:NAME` or a
-            mapping, see `hrsa_lightning.sources.TextEntry`), or a mapping from names to these.
+            mapping, see `hrsa_lightning.io.sources.TextEntry`), or a mapping from names to these.
         layers: Names or globs over `named_modules()`, and `"output"` (or `"output.KEY"`) for what
             the forward call returns. `*` stays between dots, `**` crosses them. A mapping gives
             them short names of your own. The default is the output and, of the largest stack of

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import ConfigError, DataError, HRSAError, check_counts, cut, first_line
-from hrsa_lightning.io import is_file
+from hrsa_lightning.io.distributed import Ranks
+from hrsa_lightning.io.files import is_file
+from hrsa_lightning.io.sources import is_entry
 from hrsa_lightning.similarity.batches import (
     activation_of,
     call_module,
@@ -31,7 +32,6 @@ from hrsa_lightning.similarity.probes import (
     load_probes,
     tokenizer_of,
 )
-from hrsa_lightning.sources import is_entry
 
 __all__ = [
     "Extractor",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import numbered, read_json_lines, write_text
+from hrsa_lightning.io.files import numbered, write_text
+from hrsa_lightning.io.json_lines import read_json_lines
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
 __all__ = [

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io import check_text
+from hrsa_lightning.io.pairs import check_text
+from hrsa_lightning.io.sources import TextEntry, is_entry
 from hrsa_lightning.similarity.batches import content_of, copied, described, entry_of, sizes_of
 from hrsa_lightning.similarity.isolation import preserve_training_state
-from hrsa_lightning.sources import TextEntry, is_entry
 
 __all__ = [
     "ProbeSet",
@@ -42,7 +42,7 @@ class ProbeSet:
         texts: All texts in the order of the samples, for probes given as texts.
         held: Batches of this shard by number, for probes given as batches.
         ends: Of each batch of texts, the text after its last.
-        level: See `hrsa_lightning.sources.TextEntry`, as for the next two; empty where unsaid.
+        level: See `hrsa_lightning.io.sources.TextEntry`, as for the next two; empty where unsaid.
         max_length: `None` where unsaid.
         max_rows: Most rows of a text at level `token`, from its `max_tokens`.
     """

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.pretrained import check_weights, read_tokenizer
+from hrsa_lightning.io.pretrained import check_weights, read_tokenizer
 from hrsa_lightning.similarity.extraction import (
     Extractor,
     Representations,

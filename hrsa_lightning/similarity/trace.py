@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import lock_folder, read_json, replacing, write_json
+from hrsa_lightning.io.files import lock_folder, read_json, replacing, write_json
 from hrsa_lightning.similarity.extraction import Representations
 
 __all__ = [

@@ -262,7 +262,7 @@ def _summarize(
 
 def _report(folder: Path) -> None:
     """Write the report of a summarized run, then say where everything is."""
-    from hrsa_lightning.io import read_json
+    from hrsa_lightning.io.files import read_json
     from hrsa_lightning.report import write_report
     from hrsa_lightning.runs.directory import SUMMARY, histories_of
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
 from hrsa_lightning.callbacks import Monitor, Schedule, SimilarityMonitor
-from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.io.resources import resolve_path, resource_files, resource_folder
 from hrsa_lightning.similarity import Measurement
 from hrsa_lightning.similarity.trace import TraceWriter
 from tests.callbacks import projects

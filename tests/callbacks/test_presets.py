@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from hrsa_lightning.callbacks.base import Monitor
-from hrsa_lightning.resources import resolve_path, resource_files, resource_folder
+from hrsa_lightning.io.resources import resolve_path, resource_files, resource_folder
 from hrsa_lightning.similarity.trace import TraceWriter
 
 PRESETS = resource_files("callbacks")

@@ -20,7 +20,7 @@ from hrsa_lightning.compare import comparison as comparisons
 from hrsa_lightning.compare import representations, results
 from hrsa_lightning.compare.options import read_model_pairs
 from hrsa_lightning.compare.representations import RepresentationWriter
-from hrsa_lightning.resources import resource_files
+from hrsa_lightning.io.resources import resource_files
 from hrsa_lightning.runs.loading import load_model
 from hrsa_lightning.train import __main__ as train
 from tests.contrastive_runs import WORDS, write_pairs

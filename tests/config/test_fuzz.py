@@ -18,7 +18,7 @@ from hrsa_lightning.callbacks import RepresentationRecorder, RetrievalMonitor, S
 from hrsa_lightning.config import load_config
 from hrsa_lightning.config.build import build_callbacks, build_trainer
 from hrsa_lightning.errors import HRSAError
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.train.__main__ import _checked_pairs
 from hrsa_lightning.train.__main__ import main as train
 from tests.config.test_schema import KEYS

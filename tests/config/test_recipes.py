@@ -11,8 +11,8 @@ from lightning.pytorch import Callback
 from hrsa_lightning.config import describe_recipes, load_config, read_yaml
 from hrsa_lightning.config.build import build_callbacks, instantiate
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.io.resources import resolve_path, resource_files
 from hrsa_lightning.plan.estimate import estimate, workload_of
-from hrsa_lightning.resources import resolve_path, resource_files
 from hrsa_lightning.train.__main__ import main as train
 from tests.contrastive_runs import write_pairs
 from tests.histories import read_tags

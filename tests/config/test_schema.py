@@ -13,7 +13,7 @@ from hrsa_lightning.config.build import build_callbacks, build_trainer
 from hrsa_lightning.config.load import _dataclass_in
 from hrsa_lightning.config.schema import NO_ARM, Config, within
 from hrsa_lightning.errors import ConfigError
-from hrsa_lightning.io import is_name
+from hrsa_lightning.io.files import is_name
 
 
 def keys_of(schema=Config, prefix=""):

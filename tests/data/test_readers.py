@@ -10,8 +10,8 @@ import pytest
 from hrsa_lightning.callbacks.retrieval import read_retrieval_pairs
 from hrsa_lightning.data import read_pairs
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io.sources import TextEntry
 from hrsa_lightning.similarity.probes import load_probes
-from hrsa_lightning.sources import TextEntry
 
 ODD = ["line\u2028separator", "next\u0085line", "form\x0cfeed", "größer"]
 ORDER = {text: number for number, text in enumerate(ODD)}  # probes are ordered by length

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.sources import PRESETS, TextEntry
+from hrsa_lightning.io.sources import PRESETS, TextEntry
 from tests.hub import make_dataset, replace_hub
 
 

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from hrsa_lightning.callbacks import SimilarityMonitor
-from hrsa_lightning.resources import resource_folder
+from hrsa_lightning.io.resources import resource_folder
 from tests.histories import read_tags
 from tests.tiny import make_backbone
 

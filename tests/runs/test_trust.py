@@ -16,10 +16,10 @@ from hrsa_lightning.data import read_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError
 from hrsa_lightning.evaluate import __main__ as evaluate
 from hrsa_lightning.export import __main__ as export
+from hrsa_lightning.io.pretrained import check_weights
 from hrsa_lightning.mine import __main__ as mine
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.tokenization import EmbeddingTokenizer
-from hrsa_lightning.pretrained import check_weights
 from hrsa_lightning.similarity.references import PretrainedReference
 from tests.contrastive_runs import write_pairs
 from tests.tiny import make_backbone, make_tokenizer

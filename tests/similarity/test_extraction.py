@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from transformers.modeling_outputs import BaseModelOutput
 
-from hrsa_lightning.distributed import Ranks
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io.distributed import Ranks
 from hrsa_lightning.similarity import preserve_training_state
 from hrsa_lightning.similarity.batches import call_module
 from hrsa_lightning.similarity.extraction import Extractor

@@ -6,7 +6,7 @@ import pytest
 import reproduce
 
 from hrsa_lightning.compare.options import read_model_pairs
-from hrsa_lightning.io import read_json
+from hrsa_lightning.io.files import read_json
 
 
 def test_the_page_is_what_the_script_writes():

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import traces
 
-from hrsa_lightning.sources import TextEntry
+from hrsa_lightning.io.sources import TextEntry
 
 TINY = ["embedded:tiny/traces.jsonl", "--question", "prompt", "--model", "embedded:tiny/sft"]
 TINY += ["--user", "{problem}\\n", "--max-tokens", "40", "--temperature", "0"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from hrsa_lightning.functional import knn_overlap, linear_cka
-from hrsa_lightning.resources import resolve_path
+from hrsa_lightning.io.resources import resolve_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from hrsa_lightning.errors import DataError, cut, first_line, nearest, shown
-from hrsa_lightning.io import (
-    JSON_LINES,
-    Problems,
-    check_file,
-    check_text,
-    exists,
-    read_text_records,
-)
-from hrsa_lightning.resources import EMBEDDED, resolve_path
+from hrsa_lightning.io.files import check_file, exists
+from hrsa_lightning.io.json_lines import JSON_LINES, Problems, read_text_records
+from hrsa_lightning.io.pairs import check_text
+from hrsa_lightning.io.resources import EMBEDDED, resolve_path
 
 HUB_PREFIX = "hub:"
 TABLES = (".parquet", ".json", ".csv")

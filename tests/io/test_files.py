@@ -3,7 +3,8 @@ import json
 import pytest
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import read_json, read_json_lines, replacing, write_json, write_text
+from hrsa_lightning.io.files import read_json, replacing, write_json, write_text
+from hrsa_lightning.io.json_lines import read_json_lines
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hrsa_lightning.distributed import PeerError, Ranks, gather, rank, world_size
+from hrsa_lightning.io.distributed import PeerError, Ranks, gather, rank, world_size
 
 
 def test_one_process_without_a_group():

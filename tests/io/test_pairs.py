@@ -1,7 +1,7 @@
 import pytest
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io import ContrastivePair, parse_pair
+from hrsa_lightning.io.pairs import ContrastivePair, parse_pair
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hrsa_lightning.errors import BackboneError, shown
-from hrsa_lightning.io import read_json
+from hrsa_lightning.io.files import read_json
 
 __all__ = ["MODEL_FILES", "check_weights", "read_tokenizer"]
 

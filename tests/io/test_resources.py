@@ -1,5 +1,5 @@
-from hrsa_lightning import resources
-from hrsa_lightning.resources import PACKAGE, resolve_path, resource_files
+from hrsa_lightning.io import resources
+from hrsa_lightning.io.resources import PACKAGE, resolve_path, resource_files
 
 
 def test_embedded_paths_point_into_the_package():

@@ -8,9 +8,9 @@ inside it, under `_resources/`. Assets always live in `hrsa_lightning/assets/`, 
 import os
 from pathlib import Path
 
-from hrsa_lightning.io import expand_user
+from hrsa_lightning.io.files import expand_user
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 EMBEDDED = "embedded:"
 
 

@@ -1,0 +1,1 @@
+"""Files and where they lie, checkpoints, tensors between processes; knows no other room."""
