@@ -34,8 +34,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from hrsa_lightning.callbacks import SimilarityMonitor, schedule
-from hrsa_lightning.functional.uncertainty import t_quantile
 from hrsa_lightning.io.resources import resolve_path
+from hrsa_lightning.report.statistics import t_quantile
 from hrsa_lightning.similarity import Measurement, preserve_training_state
 
 STEPS_PER_TURN = 5

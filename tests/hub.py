@@ -8,12 +8,18 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from hrsa_lightning.fetch import __main__ as fetching
-from hrsa_lightning.io import sources
 
 
 def replace_hub(monkeypatch, folder: Path) -> None:
     """Take every data set and model of the hub from `folder/OWNER/NAME`."""
-    monkeypatch.setattr(sources, "hub_dataset", lambda name: str(folder / name))
+    import datasets
+
+    build = datasets.load_dataset_builder
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset_builder",
+        lambda name, **options: build(str(folder / name), **options),
+    )
 
     def download(name: str, revision: str | None, target: Path, patterns: Sequence[str]) -> None:
         shutil.copytree(folder / name, target)

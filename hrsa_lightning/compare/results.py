@@ -175,8 +175,7 @@ def _content(results: ComparisonResults) -> dict[str, Any]:
         ],
         "representations": None if results.kept is None else results.kept.name,
     }
-    finite: dict[str, Any] = _finite(content)
-    return finite
+    return content
 
 
 def _model_content(known: KnownModel) -> dict[str, Any]:
@@ -371,12 +370,3 @@ def _picture(comparison: Comparison, kind: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "undefined"
-
-
-def _finite(content: Any) -> Any:
-    """JSON has null where a number is not finite."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

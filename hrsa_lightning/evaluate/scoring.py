@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import read_retrieval_set
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io.files import read_json, write_json
+from hrsa_lightning.io.files import read_json, write_text
 from hrsa_lightning.io.pairs import RetrievalSet
 from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.runs.encoder import Encoder, EncoderOptions, ModelReference
@@ -179,7 +179,7 @@ def _score_pairs(
         found = read_json(path)
         return TaskScores(**{**found, "units": tuple(found["units"])})
     scores = score_retrieval(name, task, load())
-    write_json(path, asdict(scores), indent=None)
+    write_text(path, json.dumps(asdict(scores)))  # with NaN, which is read back
     return scores
 
 

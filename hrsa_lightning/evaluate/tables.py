@@ -346,21 +346,13 @@ def as_json(
         "arms": {
             arm.name: {
                 "models": [model.name for model in arm.models],
-                "tasks": {task: _finite(asdict(m)) for task, m in task_means(arm, results).items()},
+                "tasks": {task: asdict(m) for task, m in task_means(arm, results).items()},
             }
             for arm in arms
         },
         "models": {
-            name: {scores.task: _finite(scores.metrics) for scores in tasks}
+            name: {scores.task: scores.metrics for scores in tasks}
             for name, tasks in results.items()
         },
-        "differences": [_finite(asdict(row)) for row in differences],
-    }
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """NaN is no JSON."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
+        "differences": [asdict(row) for row in differences],
     }

@@ -14,9 +14,10 @@ from torch import nn
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.io.files import write_json
+from hrsa_lightning.io.pairs import DEFAULT_TEMPLATE
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.models.paths import resolve_backbone
-from hrsa_lightning.models.tokenization import DEFAULT_TEMPLATE, EmbeddingTokenizer
+from hrsa_lightning.models.tokenization import EmbeddingTokenizer
 from hrsa_lightning.report import summary_lines
 from hrsa_lightning.runs.directory import histories_of
 from hrsa_lightning.runs.resolve import EXPORT_SETTINGS, EXPORTED_ADAPTER, Arm

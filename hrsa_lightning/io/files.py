@@ -5,6 +5,7 @@ import difflib
 import io
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,8 +115,22 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
-    """Replace a JSON file in one move."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
+    """Replace a JSON file in one move; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(content), indent=indent) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Content of a JSON file, which has null where a number is not finite.
+
+    Example:
+        >>> finite({"values": (1.0, math.nan)})
+        {'values': [1.0, None]}
+    """
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def numbered(path: Path) -> Iterator[Path]:

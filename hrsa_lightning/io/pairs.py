@@ -17,6 +17,9 @@ from hrsa_lightning.io.files import is_text
 Query = str | tuple[str, str]
 """A query's text, or its (instruction, text)."""
 
+DEFAULT_TEMPLATE = "Instruct: {instruction}\nQuery: "
+"""What goes before a query that has an instruction."""
+
 ROLES = ("query", "pos", "neg", "instruction", "pos_ids", "neg_ids")
 """What a column of pairs may be for."""
 

@@ -540,17 +540,12 @@ def _load_hub(entry: SourceEntry) -> Any:
         options["name"] = config or None
     else:
         options["data_files"] = {re.split(r"[\[:+]", split)[0]: entry.files}
-    builder = _call(_import_datasets().load_dataset_builder, hub_dataset(name), **options)
+    builder = _call(_import_datasets().load_dataset_builder, name, **options)
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _HUB_FORMATS:  # `hub:pandas` with files, for one, reads pickles
         raise DataError(f"expected files of {', '.join(_HUB_FORMATS)} on the hub, got {kind}")
     _call(builder.download_and_prepare)
     return _call(builder.as_dataset, split=split)
-
-
-def hub_dataset(name: str) -> str:
-    """The hub's data set of this name, as the `datasets` package takes it."""
-    return name
 
 
 def _import_datasets() -> Any:

@@ -164,7 +164,7 @@ def _tokens_seen(model: PreTrainedModel, num_padding: int) -> dict[str, tuple[Te
     mask[-1, _NUM_REAL:] = 0
     input_ids = torch.arange(num_tokens, device=device).expand(len(mask), -1)
     input_ids = input_ids % model.config.vocab_size
-    with _evaluating(model), torch.enable_grad(), _isolated_layers(model) as passes:
+    with evaluating(model), torch.enable_grad(), _isolated_layers(model) as passes:
         model(input_ids=input_ids, attention_mask=mask, use_cache=False)
         return {
             name: (_seen_by(0, *passed), _seen_by(_NUM_REAL - 1, *passed))
@@ -215,8 +215,8 @@ def _isolated_layers(model: PreTrainedModel) -> Iterator[dict[str, tuple[Tensor,
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module gets its own mode back."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within a block; each module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

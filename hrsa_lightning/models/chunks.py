@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+AUTO_SHARE = 0.5
+"""Of the memory that training leaves free, what `activation_budget: auto` takes for graphs."""
+
 
 def length_sorted_chunks(lengths: Tensor, max_tokens: int, at_least: int = 1) -> list[Tensor]:
     """Splits texts into chunks that have at most `max_tokens` tokens once padded.

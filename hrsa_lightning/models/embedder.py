@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.io.distributed import gather_on_rank_zero, rank
-from hrsa_lightning.models.attention import Attention, decoder_layers, mask_of_known_padding
+from hrsa_lightning.models.attention import (
+    Attention,
+    decoder_layers,
+    evaluating,
+    mask_of_known_padding,
+)
 from hrsa_lightning.models.backbone import (
     AttnImplementation,
     DType,
@@ -299,12 +304,8 @@ class EmbeddingModel(nn.Module):
         Returns:
             Shape (texts, features), in the order of `texts`.
         """
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             return self.encode_texts(self.tokenize(texts, max_length), batch_size * max_length)
-        finally:
-            self.train(was_training)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recomputes each layer's activations in the backward pass, in training mode only."""

@@ -17,14 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from hrsa_lightning.errors import DataError
+from hrsa_lightning.io.pairs import DEFAULT_TEMPLATE
 
 InstructionMask = Literal["offsets", "authors"]
 Text = str | tuple[str, str] | list[str]
 
 TEXTS_AT_ONCE = 256
 """Until they are cut, tokens of a text take a hundred bytes each."""
-
-DEFAULT_TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 
 @dataclass(eq=False)  # not frozen: Lightning rebuilds batches field by field under 16-bit weights

@@ -15,6 +15,7 @@ from peft.helpers import rescale_adapter_scale
 from torch import Tensor, nn
 
 from hrsa_lightning.losses import AlignmentLoss
+from hrsa_lightning.models.attention import evaluating
 from hrsa_lightning.models.embedder import EmbeddingModel
 
 REFERENCE = "loss.alignment"
@@ -136,13 +137,9 @@ def _evaluated(model: EmbeddingModel, scale: float) -> Iterator[None]:
     is_arm = isinstance(model.backbone, PeftModel) and any(
         weight.requires_grad for weight in model.parameters()
     )
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with rescale_adapter_scale(model, scale) if is_arm else nullcontext():
+        with evaluating(model), rescale_adapter_scale(model, scale) if is_arm else nullcontext():
             yield
     finally:
-        for module in training:
-            module.training = True
         # Adapters that autocast has cast without a graph must not be used where one is needed.
         torch.clear_autocast_cache()

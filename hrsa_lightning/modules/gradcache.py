@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-AUTO_SHARE = 0.5
-"""Share of the memory that training leaves free which the budget `"auto"` takes."""
+from hrsa_lightning.models.chunks import AUTO_SHARE
 
 
 class ActivationBudget:

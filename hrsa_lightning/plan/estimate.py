@@ -23,7 +23,7 @@ from hrsa_lightning.data.pairs import sample_pairs
 from hrsa_lightning.errors import BackboneError, ConfigError, DataError
 from hrsa_lightning.io.files import exists
 from hrsa_lightning.io.resources import resolve_path
-from hrsa_lightning.models.chunks import length_sorted_chunks
+from hrsa_lightning.models.chunks import AUTO_SHARE, length_sorted_chunks
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
 
@@ -35,9 +35,6 @@ RUNTIME_BYTES = 10**9
 NF4_BITS = 4.127
 """Bits of a weight in nf4 with its doubly quantized constants (QLoRA, arXiv 2305.14314, section 3).
 """
-
-AUTO_SHARE = 0.5
-"""What `activation_budget: auto` takes of what weights, gradients and optimizer leave free."""
 
 CHARACTERS_PER_TOKEN = 4
 """Assumed where the length of a text is estimated from its characters (English, 32 k and more)."""

@@ -14,12 +14,9 @@ from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
-from hrsa_lightning.io.pairs import Query
+from hrsa_lightning.io.pairs import DEFAULT_TEMPLATE, Query
 from hrsa_lightning.io.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.runs.resolve import Source, find_sources
-
-TEMPLATE = "Instruct: {instruction}\nQuery: "
-"""What goes before a query that has an instruction, as in training."""
 
 _MAX_LENGTH = 512
 """Most tokens of a text where neither training nor an option says so."""
@@ -112,7 +109,12 @@ class ModelReference:
     def identity(self, options: EncoderOptions | None = None) -> str:
         """Changes with weights, settings, and those options that change embeddings."""
         options = options or EncoderOptions()
-        parts = [self.source.identity(), str(options.dtype), str(options.max_length), TEMPLATE]
+        parts = [
+            self.source.identity(),
+            str(options.dtype),
+            str(options.max_length),
+            DEFAULT_TEMPLATE,
+        ]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def load(self, options: EncoderOptions | None = None) -> Encoder:
@@ -197,7 +199,7 @@ class SentenceTransformerEncoder:
         parts = []
         for shared, numbers in groupby(order, instruction):
             contents = [t if isinstance(t := texts[n], str) else t[1] for n in numbers]
-            prompt = {"prompt": TEMPLATE.format(instruction=shared)} if shared else {}
+            prompt = {"prompt": DEFAULT_TEMPLATE.format(instruction=shared)} if shared else {}
             parts.append(self._encode(self.model.encode_query, contents, **prompt))
         embeddings = np.concatenate(parts)
         return embeddings[np.argsort(order)]

@@ -1,6 +1,5 @@
 """The end of a run as a file: first and last value of every metric, and its seed controls."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,7 +55,7 @@ def find_controls(
         "dropout": dropout,
     }
     varied = tuple(name for name, varies in decided.items() if varies)
-    rows = [row for path in histories_of(folder) for row in summarize(read_history(path))]
+    rows = _ends_of(folder)
     names = list(config.arms)
     return [
         Control(arm, twin, varied, _is_identical(rows, arm, twin))
@@ -82,6 +81,11 @@ def _differ_in_seed_alone(config: Config, arm: str, twin: str) -> bool:
     )
 
 
+def _ends_of(folder: Path) -> list[SummaryRow]:
+    """First and last value of every series of a run."""
+    return [row for path in histories_of(folder) for row in summarize(read_history(path))]
+
+
 def _is_identical(rows: Sequence[SummaryRow], arm: str, twin: str) -> bool:
     """Whether all last values of a comparison are those of a model and itself."""
     ends = [
@@ -101,11 +105,10 @@ def write_summary(
             "comparison": series.comparison,
             "where": "/".join(part for part in (series.layer, series.label) if part) or "held_out",
             "metric": series.metric,
-            "first": first.value if math.isfinite(first.value) else None,
-            "last": last.value if math.isfinite(last.value) else None,
+            "first": first.value,
+            "last": last.value,
         }
-        for path in histories_of(folder)
-        for series, first, last in summarize(read_history(path))
+        for series, first, last in _ends_of(folder)
     ]
     content = {
         "steps": steps,

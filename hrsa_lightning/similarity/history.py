@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hrsa_lightning.errors import DataError
-from hrsa_lightning.io.files import numbered, write_text
+from hrsa_lightning.io.files import finite, numbered, write_text
 from hrsa_lightning.io.json_lines import read_json_lines
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
@@ -312,7 +312,7 @@ def _own_fields(record: Evaluation | Detail | Measurement) -> dict[str, Any]:
     """Fields that differ from their defaults."""
     defaults = record._field_defaults
     return {
-        name: _finite(value)
+        name: finite(value)
         for name, value in record._asdict().items()
         if name not in defaults or value != defaults[name]
     }
@@ -337,12 +337,6 @@ def _word(value: Any) -> str:
     if type(value) is not str or not value.isprintable():
         raise TypeError
     return value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _TagReader:
