@@ -1,11 +1,10 @@
 """`RepresentationRecorder`: writes a run's representations, as a reference for other runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from hrsa_lightning.callbacks.base import (
     Monitor,
@@ -16,11 +15,9 @@ from hrsa_lightning.callbacks.base import (
 )
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.io.files import numbered
-from hrsa_lightning.similarity.extraction import Extractor, Forward
+from hrsa_lightning.similarity.extraction import ExtractionArguments, Extractor
 from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.similarity.pooling import Pooling
-from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.trace import TraceWriter, can_record
 
 __all__ = ["RepresentationRecorder"]
@@ -37,21 +34,14 @@ class RepresentationRecorder(Monitor):
         folder: Where to write, relative to the run's folder or absolute; `NAME-v1` and so on where
             there is the trace of another run.
         probes: See `SimilarityMonitor`; the other run has to use the same.
-        layers: See `SimilarityMonitor`, as for the others down to `on_error`.
+        layers: See `SimilarityMonitor`, as for the others but `name`.
         arms: Attribute that holds the models.
-        forward: Runs a model on a batch.
-        pooling: Of activations, to rows.
-        mask: Which tokens count.
-        exclude_first_token: Leave the first token out.
         every_n_train_steps: How often to record.
         every_n_epochs: The same, in epochs.
         log_spaced: Record at steps that are further and further apart.
-        tokenizer: Of probe texts.
-        max_length: Most tokens of a probe text.
-        batch_size: Probe texts per batch.
-        limit_probe_batches: Use so many batches of a loader.
         on_error: What happens when a recording fails.
         name: First part of the tag of the seconds that recording took.
+        extraction: From batches to rows.
 
     Raises:
         ConfigError: See `SimilarityMonitor`.
@@ -64,34 +54,16 @@ class RepresentationRecorder(Monitor):
         layers: Layers = None,
         arms: str | None = None,
         *,
-        forward: Forward | None = None,
-        pooling: Pooling = "mean",
-        mask: str | Callable[[Any], Tensor] | None = None,
-        exclude_first_token: bool = False,
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
         log_spaced: bool | int | None = False,
-        tokenizer: Tokenizer | None = None,
-        max_length: int = 128,
-        batch_size: int = 32,
-        limit_probe_batches: int | None = None,
         on_error: OnError = "warn",
         name: str = "recorder",
+        **extraction: Unpack[ExtractionArguments],
     ) -> None:
         self._target = Path(folder)
         self._arms = arms
-        self._extractor = Extractor(
-            probes,
-            layers,
-            forward=forward,
-            pooling=pooling,
-            mask=mask,
-            exclude_first_token=exclude_first_token,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            batch_size=batch_size,
-            limit_batches=limit_probe_batches,
-        )
+        self._extractor = Extractor(probes, layers, **extraction)
         schedule = Schedule(every_n_train_steps, every_n_epochs, log_spaced)
         super().__init__(name, schedule, None, on_error)
 

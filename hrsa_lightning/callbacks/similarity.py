@@ -1,12 +1,11 @@
 """`SimilarityMonitor`: logs how similar a model in training is to its start or to other models."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 
 from hrsa_lightning.callbacks.base import (
     Monitor,
@@ -23,12 +22,10 @@ from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
 from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity.evaluator import SimilarityEvaluator
-from hrsa_lightning.similarity.extraction import Forward, Representations
+from hrsa_lightning.similarity.extraction import ExtractionArguments, Representations
 from hrsa_lightning.similarity.history import cut_history, details_path
 from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
-from hrsa_lightning.similarity.pooling import Pooling
-from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import INITIAL
 
 __all__ = ["SimilarityMonitor"]
@@ -64,12 +61,6 @@ class SimilarityMonitor(Monitor):
             Batches of a loader pass the module's transfer hooks, as before a validation step.
         layers: See `SimilarityEvaluator`, as for all up to `num_jackknife_groups` but `arms`.
         arms: Attribute of the LightningModule that holds an `nn.ModuleDict` of models to compare.
-        forward: Forward call.
-        pooling: From activations to rows. Where channels come first or last is read off the layers;
-            where nothing tells, three dimensions are (samples, tokens, features), and more are
-            images with channels first.
-        mask: Which tokens count, or the graph of each node.
-        exclude_first_token: Leave out each sample's first token, which in LLMs often outweighs all.
         metrics: Names of HRSA metrics, or torchmetrics metrics.
         by_label: Also compare within each label of the probes.
         num_jackknife_groups: 5 or more draws a 95 % band.
@@ -96,14 +87,11 @@ class SimilarityMonitor(Monitor):
         store: Where representations of references are kept: `"cpu"`, `"device"` or `"disk"`. On
             disk they do not go into checkpoints.
         history: JSON lines file in the run's folder (or a path of its own), `None` for none.
-        tokenizer: See `SimilarityEvaluator`, as for the next four.
-        max_length: Most tokens of a text.
-        batch_size: Samples per batch.
-        label_key: Where batches hold labels.
-        limit_probe_batches: At most so many batches of each probe set.
         progress_bar: Show the first metric at the output in the progress bar.
         on_error: `"warn"` goes on training when a later evaluation fails, `"raise"` does not.
         name: First part of all tags and file names; needed where a trainer has two monitors.
+        extraction: `forward`, `pooling`, `mask`, `exclude_first_token`, `tokenizer`, `max_length`,
+            `batch_size`, `label_key` and `limit_probe_batches`, see `SimilarityEvaluator`.
 
     Raises:
         ConfigError: When an argument has no meaning; at the start of a fit also when a layer, arm
@@ -117,10 +105,6 @@ class SimilarityMonitor(Monitor):
         layers: Layers = None,
         arms: str | None = None,
         *,
-        forward: Forward | None = None,
-        pooling: Pooling = "mean",
-        mask: str | Callable[[Any], Tensor] | None = None,
-        exclude_first_token: bool = False,
         metrics: Any = None,
         by_label: bool = False,
         num_jackknife_groups: int = 0,
@@ -135,14 +119,10 @@ class SimilarityMonitor(Monitor):
         reference_layers: Sequence[str] | None = None,
         store: StoreOn = "cpu",
         history: str | Path | None = "similarity.jsonl",
-        tokenizer: Tokenizer | None = None,
-        max_length: int = 128,
-        batch_size: int = 32,
-        label_key: str | int | None = None,
-        limit_probe_batches: int | None = None,
         progress_bar: bool = True,
         on_error: OnError = "warn",
         name: str = "similarity",
+        **extraction: Unpack[ExtractionArguments],
     ) -> None:
         if store not in ("cpu", "device", "disk"):
             raise ConfigError(f"store: expected 'cpu', 'device' or 'disk', got {store!r}")
@@ -163,16 +143,8 @@ class SimilarityMonitor(Monitor):
             num_jackknife_groups=num_jackknife_groups,
             null=null,
             reference_layers=reference_layers,
-            forward=forward,
-            pooling=pooling,
-            mask=mask,
-            exclude_first_token=exclude_first_token,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            batch_size=batch_size,
-            label_key=label_key,
-            limit_probe_batches=limit_probe_batches,
             keep_on_device=store == "device",
+            **extraction,
         )
         self._arms = arms
         self._figures = Figures(name, heatmap_every_n_evaluations, heatmaps)

@@ -153,19 +153,12 @@ def make_extractor(options: ExtractionOptions, packaged: bool = False) -> Extrac
         options: How models are run.
         packaged: Whether sentence-transformers runs it, whose modules fill one mapping.
     """
-    tokens = options.level == "token"
-    if packaged:
-        return Extractor(
-            (),
-            options.layers,
-            forward=lambda module, batch: module(dict(batch)),
-            pooling=options.pooling,
-            exclude_first_token=options.exclude_first_token,
-        )
+    tokens = options.level == "token" and not packaged
+    as_one = (lambda module, batch: module(dict(batch))) if packaged else None
     return Extractor(
         (),
         options.layers,
-        forward=_hidden_states if tokens else None,
+        forward=_hidden_states if tokens else as_one,
         pooling="none" if tokens else options.pooling,
         exclude_first_token=options.exclude_first_token,
     )

@@ -80,15 +80,14 @@ def instantiate(entry: Mapping[str, Any], key: str, kind: type) -> Any:
     """
     cls = _import_class(entry["_target_"], f"{key}._target_", kind)
     arguments = {name: _resolve(value) for name, value in entry.items() if name != "_target_"}
-    known = inspect.signature(cls).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    known, takes_any = arguments_of(cls)
     for name in arguments:
         if name not in known and not takes_any:
             raise ConfigError(
                 f"unknown key '{key}.{cut(name)}'."
                 f"{nearest(name, known) or ' Known here: ' + ', '.join(known) + '.'}"
             )
-    for name, hint in _hints(cls).items():
+    for name, hint in known.items():
         if name in arguments and not _fits(arguments[name], hint):
             wanted = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ConfigError(
@@ -101,12 +100,27 @@ def instantiate(entry: Mapping[str, Any], key: str, kind: type) -> Any:
         raise ConfigError(f"{key}: {cut(first_line(error), 300)}") from error
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    """Annotations of a constructor's arguments, as far as they can be resolved."""
+def arguments_of(cls: type) -> tuple[dict[str, Any], bool]:
+    """A constructor's arguments with their types, as far as these can be resolved.
+
+    Returns:
+        Type by argument, those of an unpacked `TypedDict` among them; and whether there may be any
+        others.
+    """
     try:
-        return typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009 - mypy's rule
+        hints = typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009 - mypy's rule
     except Exception:  # a name that only a type checker sees
-        return {}
+        hints = {}
+    known, takes_any = {}, False
+    for name, parameter in inspect.signature(cls).parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            known[name] = hint
+        elif typing.get_origin(hint) is typing.Unpack:
+            known |= typing.get_type_hints(typing.get_args(hint)[0])
+        else:
+            takes_any = True
+    return known, takes_any
 
 
 def _fits(value: Any, hint: Any) -> bool:

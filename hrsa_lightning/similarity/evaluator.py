@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,15 @@ from hrsa_lightning.similarity.comparer import (
     is_dominated,
     variance_shares,
 )
-from hrsa_lightning.similarity.extraction import Extractor, Forward, Representations, Snapshot
+from hrsa_lightning.similarity.extraction import (
+    ExtractionArguments,
+    Extractor,
+    Representations,
+    Snapshot,
+)
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement, listed, means_over_layers
-from hrsa_lightning.similarity.pooling import Pooling
-from hrsa_lightning.similarity.probes import Tokenizer
 from hrsa_lightning.similarity.references import (
     INITIAL,
     Comparison,
@@ -119,10 +122,12 @@ class SimilarityEvaluator:
         forward: `forward(module, batch)`; the default calls the module with a mapping's matching
             keys, or with the first entries of a tuple, as many as `forward` requires.
         pooling: `"mean"`, `"first"` (`"cls"`), `"last"`, `"flatten"`, `"none"` (tokens as rows), a
-            function of activation and mask, or a mapping from layer names to these.
+            function of activation and mask, or a mapping from layer names to these. Where channels
+            come first or last is read off the layers; where nothing tells, three dimensions are
+            (samples, tokens, features), and more are images with channels first.
         mask: Key or attribute of a batch, or a function of it, for the mask of the tokens or the
             graph of each node; the default takes `pool_mask`, `attention_mask` or `batch`.
-        exclude_first_token: Leave out each sample's first token.
+        exclude_first_token: Leave out each sample's first token, which in LLMs often outweighs all.
         tokenizer: `tokenizer(texts) -> batch`, for text probes; the default is the models' own
             method `probe_batch(texts, max_length)`.
         max_length: Most tokens of a text, for models that tokenize themselves.
@@ -153,31 +158,10 @@ class SimilarityEvaluator:
         num_jackknife_groups: int = 0,
         null: int = NUM_PERMUTATIONS,
         reference_layers: Sequence[str] | None = None,
-        forward: Forward | None = None,
-        pooling: Pooling = "mean",
-        mask: str | Callable[[Any], Tensor] | None = None,
-        exclude_first_token: bool = False,
-        tokenizer: Tokenizer | None = None,
-        max_length: int = 128,
-        batch_size: int = 32,
-        label_key: str | int | None = None,
-        limit_probe_batches: int | None = None,
         keep_on_device: bool = False,
+        **extraction: Unpack[ExtractionArguments],
     ) -> None:
-        self.extractor = Extractor(
-            probes,
-            layers,
-            forward=forward,
-            pooling=pooling,
-            mask=mask,
-            exclude_first_token=exclude_first_token,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            batch_size=batch_size,
-            label_key=label_key,
-            limit_batches=limit_probe_batches,
-            keep_on_device=keep_on_device,
-        )
+        self.extractor = Extractor(probes, layers, keep_on_device=keep_on_device, **extraction)
         self.comparisons: list[Comparison] = []
         self.history: list[Measurement] = []
         self._given = parse_references(reference, reference_layers)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from hrsa_lightning.similarity.probes import (
 )
 
 __all__ = [
+    "ExtractionArguments",
     "Extractor",
     "Forward",
     "Representations",
@@ -55,6 +56,20 @@ Shares = dict[str, dict[str, dict[int, Tensor]]]
 
 
 _POSITIONS = re.compile(r"(^|\.|_)(positions?|wpe)(_|\.|$)")
+
+
+class ExtractionArguments(TypedDict, total=False):
+    """How models are run and activations become rows; arguments of `SimilarityEvaluator`."""
+
+    forward: Forward | None
+    pooling: Pooling
+    mask: str | Callable[[Any], Tensor] | None
+    exclude_first_token: bool
+    tokenizer: Tokenizer | None
+    max_length: int
+    batch_size: int
+    label_key: str | int | None
+    limit_probe_batches: int | None
 
 
 class Extractor:
@@ -88,7 +103,7 @@ class Extractor:
         max_length: int = 128,
         batch_size: int = 32,
         label_key: str | int | None = None,
-        limit_batches: int | None = None,
+        limit_probe_batches: int | None = None,
         keep_on_device: bool = False,
     ) -> None:
         if probes is None:
@@ -96,7 +111,7 @@ class Extractor:
         if isinstance(layers, str) or (layers is not None and not layers):
             raise ConfigError(f"layers: expected a list of names or globs, got {layers!r}")
         check_counts(
-            max_length=max_length, batch_size=batch_size, limit_probe_batches=limit_batches
+            max_length=max_length, batch_size=batch_size, limit_probe_batches=limit_probe_batches
         )
         self.patterns: Sequence[str] | Mapping[str, str] = layers or ()
         self.are_default = layers is None
@@ -115,7 +130,7 @@ class Extractor:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._label_key = label_key
-        self._limit = limit_batches
+        self._limit = limit_probe_batches
         self._keep_on_device = keep_on_device
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._warn: Callable[[str, str], None] = lambda message, details: None

@@ -4,7 +4,6 @@ Each is answered with an error of at most three lines before any model loads, or
 nothing else. Keys come from the schema and from the signatures of the callbacks.
 """
 
-import inspect
 import random
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from hrsa_lightning.callbacks import RepresentationRecorder, RetrievalMonitor, SimilarityMonitor
 from hrsa_lightning.config import load_config
-from hrsa_lightning.config.build import build_callbacks, build_trainer
+from hrsa_lightning.config.build import arguments_of, build_callbacks, build_trainer
 from hrsa_lightning.errors import HRSAError
 from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.train.__main__ import _checked_pairs
@@ -48,7 +47,7 @@ CALLBACKS = {
 ARGUMENTS = [
     f"callbacks.{name}.{argument}"
     for name, cls in CALLBACKS.items()
-    for argument in inspect.signature(cls).parameters
+    for argument in arguments_of(cls)[0]
 ]
 EVERY = [*KEYS, "arms", "callbacks", "model.lora", "loss", "trainer.strategy._target_", *ARGUMENTS]
 
