@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,6 @@ from typing import NamedTuple
 
 from hrsa_lightning.cli import answered, positive, program
 from hrsa_lightning.compare.options import (
-    EXTRAS,
-    METRICS,
     ExtractionOptions,
     MetricOptions,
     name_models,
@@ -20,6 +19,7 @@ from hrsa_lightning.compare.options import (
 from hrsa_lightning.errors import BackboneError, ConfigError, nearest
 from hrsa_lightning.io.sources import Texts
 from hrsa_lightning.runs.resolve import Source
+from hrsa_lightning.similarity.metric_info import EXTRAS, METRICS
 
 _HELP = """\
 usage: {prog} MODEL MODEL [MODEL ...] --texts SOURCE ... [options]
@@ -39,8 +39,8 @@ MODEL ([NAME=] in front names it): hub id[@revision], folder, embedded:tiny/base
   --max-length 128   --batch-size 32   --device auto   --dtype float32 (bfloat16, float16, auto)
   --attention auto     as trained or as the config says, else causal; or causal, bidirectional
   --base BACKBONE      of adapters, where their own config names another place
-  --metrics all        some of cka,knn_overlap,procrustes,dimension_correlation,probe_transfer, and
-                       cknna,predictivity, which all leaves out
+  --metrics all        some of {metrics}, and
+                       {extras}, which all leaves out
   --k 10,50            numbers of neighbors              --by-label   values within each label, too
   --protocol held_out  of the alignment: fitted on one half, judged on the other; paper, in_sample
   --null 200           permutations for p-values   --standardize   features of the map of CKA
@@ -58,7 +58,8 @@ class _Parser(argparse.ArgumentParser):
     """Says its help in the columns above: argparse's own needs two screens for as many options."""
 
     def format_help(self) -> str:
-        return _HELP.replace("{prog}", self.prog)
+        names = {"prog": self.prog, "metrics": ",".join(METRICS), "extras": ",".join(EXTRAS)}
+        return re.sub(r"\{(prog|metrics|extras)\}", lambda found: names[found[1]], _HELP)
 
     def format_usage(self) -> str:
         return self.format_help().splitlines(keepends=True)[0]

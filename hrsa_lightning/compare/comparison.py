@@ -1,19 +1,19 @@
 """The comparison: check, run the models, measure every pair."""
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchmetrics import MetricCollection
 from tqdm import tqdm
 
 from hrsa_lightning.compare.models import OUTPUT, KnownModel, read_model
-from hrsa_lightning.compare.options import EXTRAS, METRICS, ExtractionOptions, MetricOptions
+from hrsa_lightning.compare.options import ExtractionOptions, MetricOptions
 from hrsa_lightning.compare.representations import ModelRunner, StoredRepresentations
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES
@@ -34,6 +34,7 @@ from hrsa_lightning.similarity.measurement import (
     comparison_name,
     means_over_layers,
 )
+from hrsa_lightning.similarity.metric_info import EXTRAS, METRICS, option_of
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
 
 __all__ = [
@@ -49,9 +50,6 @@ REPRESENTATIONS = "representations"
 
 CHUNK_BYTES = {"cpu": 32 * 2**20}
 """Working memory of the metrics where it is scarcer than time; elsewhere their default."""
-
-EQUAL_WIDTHS = frozenset({"dimension_correlation", "probe_transfer"})
-"""Metrics that compare feature by feature."""
 
 HEATMAP_ROWS = 2048
 """Heatmaps take at most so many rows, evenly spaced: their time grows with the square."""
@@ -288,15 +286,25 @@ def _collection(
         extra=[name for name in EXTRAS if name in options.metrics],
         chunk_bytes=CHUNK_BYTES.get(device.type, DEFAULT_CHUNK_BYTES),
     )
-    chosen = set(options.metrics)
-    members = dict(everything.items(keep_base=True, copy_state=False))
-    wanted = [name for name in members if re.sub(r"_(plain|standardized|\d+)$", "", name) in chosen]
-    return MetricCollection({name: members[name] for name in wanted}, compute_groups=[wanted])
+    members = _members(everything)
+    wanted = {name: part for name, part in members if _option(name, part) in options.metrics}
+    return MetricCollection(wanted, compute_groups=[list(wanted)])
+
+
+def _members(metrics: MetricCollection) -> list[tuple[str, Any]]:
+    return list(metrics.items(keep_base=True, copy_state=False))
+
+
+def _option(name: str, metric: Any) -> str:
+    """What `--metrics` calls a member of the collection, whose name is its key where it has one."""
+    return option_of((metric.keys() or [name])[0])
 
 
 def _check_widths(models: Sequence[KnownModel], options: MetricOptions) -> None:
+    known = _members(hrsa_metrics(num_classes=2, extra=EXTRAS))
+    by_feature = {_option(name, metric) for name, metric in known if metric.equal_width}
     for first, second in combinations(models, 2):
-        if first.width != second.width and EQUAL_WIDTHS.issuperset(options.metrics):
+        if first.width != second.width and by_feature.issuperset(options.metrics):
             raise ConfigError(
                 f"--metrics {','.join(options.metrics)}: needs models of one width, got "
                 f"{first.name} {first.width} and {second.name} {second.width}"

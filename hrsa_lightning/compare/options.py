@@ -12,10 +12,9 @@ from hrsa_lightning.io.files import exists
 from hrsa_lightning.io.sources import HUB_PREFIX, PRESET_PREFIX, TextEntry, as_mapping
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.resolve import Source, find_sources
+from hrsa_lightning.similarity.metric_info import METRICS
 
 __all__ = [
-    "EXTRAS",
-    "METRICS",
     "ExtractionOptions",
     "MetricOptions",
     "ModelPair",
@@ -23,12 +22,6 @@ __all__ = [
     "read_model_pairs",
     "read_text_entries",
 ]
-
-METRICS = ("cka", "knn_overlap", "procrustes", "dimension_correlation", "probe_transfer")
-"""The five metrics, as `--metrics` names them; `cka` has plain and standardized values, too."""
-
-EXTRAS: tuple[Literal["cknna", "predictivity"], ...] = ("cknna", "predictivity")
-"""More metrics for `--metrics`, which `all` leaves out."""
 
 PAIRS = ("paper", "tiny")
 """Groups of pairs that come with the package, in `pairs.yaml`."""
@@ -82,7 +75,7 @@ class MetricOptions:
     """What is measured between two models.
 
     Attributes:
-        metrics: Some of `METRICS` and `EXTRAS`.
+        metrics: Some of `METRICS` and `EXTRAS` of `hrsa_lightning.similarity.metric_info`.
         protocol: See `hrsa_lightning.functional.orthogonal_procrustes`.
         k: Numbers of neighbors.
         by_label: Also measure within each label.

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torchmetrics import Metric, MetricCollection
 
@@ -21,9 +21,43 @@ from hrsa_lightning.metrics.probe_transfer import LinearProbeTransfer
 from hrsa_lightning.metrics.procrustes import OrthogonalProcrustes
 
 Level = Literal["representation", "geometry", "function", "all"]
-Extra = Literal["cknna", "predictivity"]
-EXTRAS: tuple[Extra, ...] = ("cknna", "predictivity")
 LEVELS = ("representation", "geometry", "function", "all")
+
+
+class Member(NamedTuple):
+    """A metric of the set.
+
+    Attributes:
+        metric: Its class.
+        level: HRSA level that it is counted to.
+        takes: Arguments of `hrsa_metrics` that it takes; without a `num_classes` it is left out.
+        fixed: Its other arguments.
+        extra: What `extra=` calls it where it is not there unasked.
+    """
+
+    metric: type[PairMetric]
+    level: Level
+    takes: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = {}
+    extra: str = ""
+
+
+MEMBERS = {
+    "cka": Member(LinearCKA, "geometry"),
+    "cka_plain": Member(LinearCKA, "geometry", fixed={"debiased": False}),
+    "cka_standardized": Member(LinearCKA, "geometry", fixed={"standardize": True}),
+    "knn_overlap": Member(
+        KNNOverlap, "geometry", ("k", "similarity", "overlap"), {"skip_large_k": True}
+    ),
+    "procrustes": Member(OrthogonalProcrustes, "representation", ("protocol",)),
+    "dimension_correlation": Member(DimensionCorrelation, "representation"),
+    "probe_transfer": Member(LinearProbeTransfer, "function", ("num_classes",)),
+    "cknna_10": Member(CKNNA, "geometry", extra="cknna"),
+    "predictivity": Member(LinearPredictivity, "function", extra="predictivity"),
+}
+"""By the name in the collection; `similarity.metric_info` says what people read of their values."""
+
+EXTRAS = tuple(member.extra for member in MEMBERS.values() if member.extra)
 
 
 class HRSAMetrics(MetricCollection):
@@ -115,7 +149,7 @@ def hrsa_metrics(
     protocol: Protocol = "held_out",
     num_jackknife_groups: int | None = None,
     null: int | None = None,
-    extra: Collection[Extra] = (),
+    extra: Collection[str] = (),
     prefix: str | None = None,
     postfix: str | None = None,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
@@ -161,31 +195,17 @@ def hrsa_metrics(
     check_choice(level, "level", LEVELS)
     if level == "function" and num_classes is None:
         raise ValueError('Expected `num_classes` with level="function", got None.')
-    everything = level == "all"
-    classes: dict[str, tuple[type[PairMetric], dict[str, Any]]] = {}
-    if everything or level == "geometry":
-        options = {
-            "k": tuple(k),
-            "similarity": similarity,
-            "overlap": overlap,
-            "skip_large_k": True,
-        }
-        classes["cka"] = (LinearCKA, {"debiased": True})
-        classes["cka_plain"] = (LinearCKA, {"debiased": False})
-        classes["cka_standardized"] = (LinearCKA, {"standardize": True})
-        classes["knn_overlap"] = (KNNOverlap, options)
-    if everything or level == "representation":
-        classes["procrustes"] = (OrthogonalProcrustes, {"protocol": protocol})
-        classes["dimension_correlation"] = (DimensionCorrelation, {})
-    if num_classes is not None and (everything or level == "function"):
-        classes["probe_transfer"] = (LinearProbeTransfer, {"num_classes": num_classes})
     for name in extra:
         check_choice(name, "extra", EXTRAS)
-    if "cknna" in extra:
-        classes["cknna_10"] = (CKNNA, {})
-    if "predictivity" in extra:
-        classes["predictivity"] = (LinearPredictivity, {})
-    parts = {part for cls, options in classes.values() for part in cls(**options).parts}
+    given: dict[str, Any] = {"similarity": similarity, "overlap": overlap, "protocol": protocol}
+    given |= {"k": tuple(k)} | ({} if num_classes is None else {"num_classes": num_classes})
+    chosen = {
+        name: (member.metric, {**member.fixed, **{key: given[key] for key in member.takes}})
+        for name, member in MEMBERS.items()
+        if (member.extra in extra if member.extra else level in ("all", member.level))
+        and given.keys() >= {*member.takes}
+    }
+    parts = {part for cls, options in chosen.values() for part in cls(**options).parts}
     if num_jackknife_groups is not None or null is not None:
         parts.add("rows")
     metrics: dict[str, Metric | MetricCollection] = {
@@ -196,6 +216,6 @@ def hrsa_metrics(
             null=null,
             chunk_bytes=chunk_bytes,
         )
-        for name, (cls, options) in classes.items()
+        for name, (cls, options) in chosen.items()
     }
     return HRSAMetrics(metrics, prefix=prefix, postfix=postfix, compute_groups=[sorted(metrics)])

@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from hrsa_lightning.similarity.measurement import Measurement
 
 __all__ = [
+    "EXTRAS",
     "HEADLINE",
     "KINDS",
+    "METRICS",
     "MetricInfo",
     "headline",
     "headline_metrics",
     "info_of",
     "main_metrics",
     "metric_order",
+    "option_of",
 ]
 
 HEADLINE = (
@@ -69,34 +72,54 @@ class MetricInfo:
         return self.title.partition(",")[0]
 
 
-_KNOWN = {
-    "cka": MetricInfo("linear CKA, debiased", "geometry", 1.0, kind="global"),
-    "cka_plain": MetricInfo("linear CKA, plain", "geometry", 1.0, kind="global"),
-    "cka_standardized": MetricInfo(
-        "linear CKA, standardized", "representation", 1.0, kind="global"
-    ),
-    "knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local"),
-    "cknna": MetricInfo("CKNNA", "geometry", 1.0, kind="local"),
-    "procrustes_residual": MetricInfo("Procrustes residual", "geometry", 0.0, -1),
-    "procrustes_global_cosine": MetricInfo(
-        "Procrustes cosine, global", "geometry", 1.0, kind="basis"
-    ),
-    "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "geometry", 1.0),
-    "inverse_row_entropy": MetricInfo("inverse row entropy of O*", "representation", 1.0),
-    "dimension_correlation": MetricInfo("dimension correlation", "representation", 1.0),
-    "dimension_correlation_median": MetricInfo(
-        "dimension correlation, median", "representation", 1.0
-    ),
-    "predictivity_forward": MetricInfo("linear predictivity of the reference", "function"),
-    "predictivity_backward": MetricInfo("linear predictivity from the reference", "function"),
-    "probe_transfer_accuracy": MetricInfo("probe transfer accuracy", "function"),
-    "probe_source_accuracy": MetricInfo(
-        "probe accuracy on the reference itself", "function", sign=0
-    ),
-    "probe_ceiling_accuracy": MetricInfo(
-        "probe accuracy, trained on the live model", "function", sign=0
-    ),
+_BY_OPTION = {
+    "cka": {
+        "cka": MetricInfo("linear CKA, debiased", "geometry", 1.0, kind="global"),
+        "cka_plain": MetricInfo("linear CKA, plain", "geometry", 1.0, kind="global"),
+        "cka_standardized": MetricInfo(
+            "linear CKA, standardized", "representation", 1.0, kind="global"
+        ),
+    },
+    "knn_overlap": {"knn_overlap": MetricInfo("k-NN overlap", "geometry", 1.0, kind="local")},
+    "cknna": {"cknna": MetricInfo("CKNNA", "geometry", 1.0, kind="local")},
+    "procrustes": {
+        "procrustes_residual": MetricInfo("Procrustes residual", "geometry", 0.0, -1),
+        "procrustes_global_cosine": MetricInfo(
+            "Procrustes cosine, global", "geometry", 1.0, kind="basis"
+        ),
+        "procrustes_mean_cosine": MetricInfo("Procrustes cosine, mean", "geometry", 1.0),
+        "inverse_row_entropy": MetricInfo("inverse row entropy of O*", "representation", 1.0),
+    },
+    "dimension_correlation": {
+        "dimension_correlation": MetricInfo("dimension correlation", "representation", 1.0),
+        "dimension_correlation_median": MetricInfo(
+            "dimension correlation, median", "representation", 1.0
+        ),
+    },
+    "predictivity": {
+        "predictivity_forward": MetricInfo("linear predictivity of the reference", "function"),
+        "predictivity_backward": MetricInfo("linear predictivity from the reference", "function"),
+    },
+    "probe_transfer": {
+        "probe_transfer_accuracy": MetricInfo("probe transfer accuracy", "function"),
+        "probe_source_accuracy": MetricInfo(
+            "probe accuracy on the reference itself", "function", sign=0
+        ),
+        "probe_ceiling_accuracy": MetricInfo(
+            "probe accuracy, trained on the live model", "function", sign=0
+        ),
+    },
 }
+"""What people read of the values of `hrsa_lightning.metrics.collection.MEMBERS`, by what
+`compare --metrics` calls the computation that gives them."""
+
+EXTRAS = ("cknna", "predictivity")
+"""Computations that are left out unless they are asked for."""
+
+METRICS = tuple(option for option in _BY_OPTION if option not in EXTRAS)
+"""The others."""
+
+_KNOWN = {key: info for infos in _BY_OPTION.values() for key, info in infos.items()}
 _ORDER = list(_KNOWN)
 
 
@@ -120,6 +143,17 @@ def info_of(metric: str) -> MetricInfo:
         titles = {"mrr": "MRR", "ndcg": "nDCG"}
         return MetricInfo(f"{titles.get(name, name)}@{depth}", "retrieval")
     return MetricInfo(metric.replace("_", " "))
+
+
+def option_of(metric: str) -> str:
+    """The computation that gives one of our metrics, as `compare --metrics` calls it.
+
+    Example:
+        >>> option_of("inverse_row_entropy"), option_of("knn_overlap_10")
+        ('procrustes', 'knn_overlap')
+    """
+    stem = metric if metric in _KNOWN else re.sub(r"_\d+$", "", metric)
+    return next(option for option, infos in _BY_OPTION.items() if stem in infos)
 
 
 def headline(measurements: Iterable[Measurement]) -> list[Measurement]:

@@ -6,8 +6,8 @@ import torchmetrics
 from torch import Tensor
 
 from hrsa_lightning import functional as F  # noqa: N812
-from hrsa_lightning.metrics import InvarianceProfile, hrsa_metrics, invariance_profile
-from hrsa_lightning.similarity.metric_info import info_of
+from hrsa_lightning.metrics import InvarianceProfile, collection, hrsa_metrics, invariance_profile
+from hrsa_lightning.similarity.metric_info import EXTRAS, METRICS, info_of, option_of
 
 ROTATED = {"permutation", "isotropic_scaling", "rotation"}
 MAPPED = ROTATED | {"anisotropic_scaling", "invertible"}
@@ -44,7 +44,7 @@ TABLE_8 = {
 
 @pytest.fixture(scope="module")
 def profiles() -> dict[str | int, InvarianceProfile]:
-    metrics = hrsa_metrics(num_classes=4, extra=("cknna", "predictivity"))
+    metrics = hrsa_metrics(num_classes=4, extra=EXTRAS)
     found = invariance_profile(metrics, num_samples=400)
     assert isinstance(found, dict)
     return found
@@ -52,6 +52,13 @@ def profiles() -> dict[str | int, InvarianceProfile]:
 
 def test_every_value_of_the_set_is_claimed(profiles: dict[str, InvarianceProfile]) -> None:
     assert set(profiles) == set(EXPECTED)
+
+
+def test_every_value_of_the_set_has_a_title_and_an_option(
+    profiles: dict[str, InvarianceProfile],
+) -> None:
+    assert {option_of(key) for key in profiles} == {*METRICS, *EXTRAS}
+    assert collection.EXTRAS == EXTRAS
 
 
 @pytest.mark.parametrize("key", EXPECTED)
