@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_wheel_holds_shelves_assets_and_marker(wheel):
+def test_wheel_holds_resources_assets_and_marker(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for folder in ("recipes", "callbacks"):

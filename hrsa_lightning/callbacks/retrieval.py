@@ -111,8 +111,8 @@ class RetrievalMonitor(Monitor):
         measurements: list[Measurement] = []
         context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
-            queries = self._embed(arm, module, "queries", self._task.queries, context)
-            corpus = self._embed(arm, module, "corpus", self._task.corpus, context)
+            queries = self._encode_texts(arm, module, "queries", self._task.queries, context)
+            corpus = self._encode_texts(arm, module, "corpus", self._task.corpus, context)
             with self.ranks.raise_on_all_ranks():
                 scores = ranking_scores(queries, corpus, self._task.relevance, self._ks)
             if any(math.isnan(score) for score in scores.values()):
@@ -130,7 +130,7 @@ class RetrievalMonitor(Monitor):
             return
         finish_curves(trainer, read_history(self.history_path), self.name, self.history_path.parent)
 
-    def _embed(
+    def _encode_texts(
         self, arm: str, module: nn.Module, which: str, texts: Sequence[Query], context: Context
     ) -> Tensor:
         """Embeddings of all texts on the CPU, each rank having encoded its share."""

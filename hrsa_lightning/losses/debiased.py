@@ -74,14 +74,14 @@ class DebiasedInfoNCELoss(CandidateLoss):
         positive_B = scores_BN.gather(1, at_target).squeeze(1)
         excluded_BN = batch.false_negatives(rows).scatter_(1, at_target, True)
         count_B = (~excluded_BN).sum(dim=1).float()
-        floor = -1 / self.temperature
+        least = -1 / self.temperature
         # Low enough to vanish from the sum, but finite: a row without negatives keeps a gradient.
-        log_sum_B = scores_BN.masked_fill(excluded_BN, floor - 1000).logsumexp(dim=1)
+        log_sum_B = scores_BN.masked_fill(excluded_BN, least - 1000).logsumexp(dim=1)
         log_mean_B = log_sum_B - count_B.clamp(min=1).log()
-        log_g_B = self._log_corrected(log_mean_B, positive_B, floor)
+        log_g_B = self._log_corrected(log_mean_B, positive_B, least)
         return softplus(count_B.log() + log_g_B - positive_B).sum()
 
-    def _log_corrected(self, log_mean_B: Tensor, positive_B: Tensor, floor: float) -> Tensor:
+    def _log_corrected(self, log_mean_B: Tensor, positive_B: Tensor, least: float) -> Tensor:
         """Logarithm of g, computed without leaving the logarithms."""
         if self.tau_plus == 0:
             return log_mean_B
@@ -89,4 +89,4 @@ class DebiasedInfoNCELoss(CandidateLoss):
         part_B = math.log(self.tau_plus) + positive_B - log_mean_B
         rest_B = log_mean_B + torch.log1p(-part_B.clamp(max=-1e-6).exp())
         log_g_B = rest_B - math.log1p(-self.tau_plus)
-        return log_g_B.masked_fill(part_B >= 0, floor).clamp(min=floor)
+        return log_g_B.masked_fill(part_B >= 0, least).clamp(min=least)

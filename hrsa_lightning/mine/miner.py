@@ -23,7 +23,7 @@ from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, DataError
 from hrsa_lightning.io.files import write_json
 from hrsa_lightning.io.pairs import pair_line
-from hrsa_lightning.mine.texts import Integers, PairTexts, embed_to_file
+from hrsa_lightning.mine.texts import Integers, PairTexts, encode_to_file
 from hrsa_lightning.runs.encoder import Encoder
 
 SCORE_BYTES = 2**28
@@ -189,14 +189,14 @@ class Mining:
         options = self.options
         key = hashlib.blake2b(f"{encoder.identity}\n{texts.digest}".encode(), digest_size=8)
         name = self._work / key.hexdigest()
-        queries = embed_to_file(
+        queries = encode_to_file(
             name.with_suffix(".queries.f32"),
             texts.num_queries,
             lambda begin, end: encoder.encode_queries(texts.read_queries(begin, end)),
             "queries",
             self._progress,
         )
-        passages = embed_to_file(
+        passages = encode_to_file(
             name.with_suffix(".passages.f32"),
             texts.num_passages,
             lambda begin, end: encoder.encode_passages(

@@ -163,7 +163,7 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def embed_to_file(
+def encode_to_file(
     path: Path,
     num_texts: int,
     encode: Callable[[int, int], Any],

@@ -348,7 +348,7 @@ class _TagReader:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._floors: dict[str, float] = {}
+        self._chances: dict[str, float] = {}
         self._known: dict[str, Series] = {}
         self._arms: set[str] = set()
 
@@ -356,7 +356,7 @@ class _TagReader:
         """Monitor and measurements of a record."""
         values: dict[str, float | None] = record["values"]
         # Chance levels were written once, at the first evaluation that knew them.
-        self._floors |= record.get("floors", {})
+        self._chances |= record.get("floors", {})
         seconds = [tag for tag in values if tag.count("/") == 1 and tag.endswith("/seconds")]
         name = seconds[0].removesuffix("/seconds") if seconds else self._name
         # Every arm has such a diagnostic, so that its name says where that of the reference begins.
@@ -369,7 +369,7 @@ class _TagReader:
             if tag in seconds:
                 continue
             series = self._known.get(tag) or self._known.setdefault(tag, self._series(tag))
-            chance = self._floors.get(tag)
+            chance = self._chances.get(tag)
             chance = None if chance is None else _number(chance)
             found[series] = _of_series(series, _number(value), chance, record["step"])
         return name, _with_bands(found)

@@ -40,7 +40,13 @@ keys used most (all of them: --print-config):
   seed=1  output_dir=runs  resume=false
 """
 
-_ASIDE = ("checkpoint.", "description", "output_dir", "resume", "trainer.enable_progress_bar")
+_WITHOUT_EFFECT = (
+    "checkpoint.",
+    "description",
+    "output_dir",
+    "resume",
+    "trainer.enable_progress_bar",
+)
 """Settings that no result depends on."""
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -295,7 +301,9 @@ def _show_in_tensorboard(config: Config, trainer: "Trainer", lines: Sequence[str
 
     log_text(trainer, "summary", "\n".join(lines), trainer.global_step)
     settings = {
-        key: value for key, value in flat_settings(config).items() if not key.startswith(_ASIDE)
+        key: value
+        for key, value in flat_settings(config).items()
+        if not key.startswith(_WITHOUT_EFFECT)
     }
     monitors = [one for one in trainer.callbacks if isinstance(one, Monitor)]  # type: ignore[attr-defined]
     shown = [
