@@ -41,8 +41,6 @@ from hrsa_lightning.similarity.history import (
 from hrsa_lightning.similarity.isolation import lazy_weight_of, preserve_training_state
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["Monitor", "OnError", "find_arms", "receive_batch", "resolve_probes"]
-
 OnError = Literal["warn", "raise"]
 
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}

@@ -31,7 +31,6 @@ from hrsa_lightning.similarity.metric_info import info_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Figures", "finish_curves"]
 
 _NUM_PERCENTILES = 101
 _DIGITS = 6

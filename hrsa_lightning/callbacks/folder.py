@@ -11,8 +11,6 @@ from lightning.pytorch import Trainer
 
 from hrsa_lightning.io.files import lock_folder, make_first_free
 
-__all__ = ["RunFolder", "close_run_folder", "open_run_folder"]
-
 _MARK = "run_id"
 """File with the id of the run that a folder belongs to; it is made exclusively."""
 

@@ -18,17 +18,6 @@ from hrsa_lightning.similarity.probes import ProbeSet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "log_embeddings",
-    "log_measurements",
-    "log_picture",
-    "log_projector",
-    "log_settings",
-    "log_text",
-    "tag_of",
-    "takes_pictures",
-    "values_by_tag",
-]
 
 _LONGEST_TEXT = 100
 _VISUALS = "visuals"

@@ -11,8 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm.auto import tqdm
 
-__all__ = ["StepProgressBar"]
-
 _SHOWN = {
     "loss": ("loss", ".3f"),
     "train/tokens_per_second": ("tok/s", ".0f"),

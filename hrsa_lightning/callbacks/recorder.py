@@ -20,8 +20,6 @@ from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
 from hrsa_lightning.similarity.trace import TraceWriter, can_record
 
-__all__ = ["RepresentationRecorder"]
-
 
 class RepresentationRecorder(Monitor):
     """Records the pooled representations of chosen layers at chosen steps.

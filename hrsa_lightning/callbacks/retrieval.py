@@ -21,8 +21,6 @@ from hrsa_lightning.similarity.extraction import is_sharded
 from hrsa_lightning.similarity.history import read_history
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = ["RetrievalMonitor", "read_retrieval_pairs"]
-
 Encode = Callable[[nn.Module, list[Query]], Tensor]
 Context = Callable[[], AbstractContextManager[Any]]
 

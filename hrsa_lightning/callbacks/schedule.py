@@ -8,8 +8,6 @@ from typing import Any
 
 from hrsa_lightning.errors import ConfigError
 
-__all__ = ["DRAWING_SECONDS", "Budget", "Schedule"]
-
 DRAWING_SECONDS = 3.0
 """Expected duration of drawing, importing matplotlib included (measured: 1 to 3 s of one core)."""
 

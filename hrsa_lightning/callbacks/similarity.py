@@ -28,8 +28,6 @@ from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
 from hrsa_lightning.similarity.references import INITIAL
 
-__all__ = ["SimilarityMonitor"]
-
 StoreOn = Literal["cpu", "device", "disk"]
 
 

@@ -34,17 +34,6 @@ from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 from hrsa_lightning.similarity.metric_info import HEADLINE, info_of
 from hrsa_lightning.similarity.references import INITIAL
 
-__all__ = [
-    "CHANCE",
-    "ArmsLogger",
-    "Card",
-    "cards_of",
-    "close_runs",
-    "folder_name",
-    "has_runs",
-    "log_cards",
-]
-
 CHANCE = "chance"
 """The run of the chance levels."""
 

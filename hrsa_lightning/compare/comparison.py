@@ -37,15 +37,6 @@ from hrsa_lightning.similarity.measurement import (
 from hrsa_lightning.similarity.metric_info import EXTRAS, METRICS, option_of
 from hrsa_lightning.similarity.probes import ProbeSet, text_probes
 
-__all__ = [
-    "Comparison",
-    "ComparisonResults",
-    "Heatmap",
-    "compare_models",
-    "find_device",
-    "pair_layers",
-]
-
 REPRESENTATIONS = "representations"
 
 CHUNK_BYTES = {"cpu": 32 * 2**20}

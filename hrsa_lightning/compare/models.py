@@ -18,15 +18,6 @@ from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.extraction import Extractor
 from hrsa_lightning.similarity.layers import LayerSelection, select_layers
 
-__all__ = [
-    "OUTPUT",
-    "KnownModel",
-    "chosen_layers",
-    "load_sentence_transformer",
-    "make_extractor",
-    "read_model",
-]
-
 OUTPUT = "output"
 
 

@@ -14,15 +14,6 @@ from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.resolve import Source, find_sources
 from hrsa_lightning.similarity.metric_info import METRICS
 
-__all__ = [
-    "ExtractionOptions",
-    "MetricOptions",
-    "ModelPair",
-    "name_models",
-    "read_model_pairs",
-    "read_text_entries",
-]
-
 PAIRS = ("paper", "tiny")
 """Groups of pairs that come with the package, in `pairs.yaml`."""
 

@@ -37,8 +37,6 @@ from hrsa_lightning.similarity.extraction import Snapshot
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.probes import ProbeSet, rows_per_text
 
-__all__ = ["ModelRunner", "RepresentationWriter", "StoredRepresentations"]
-
 _INDEX = "representations.json"
 _HEADER_BYTES = 256
 _LENGTH_BYTES = 8

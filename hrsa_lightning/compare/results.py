@@ -19,7 +19,6 @@ from hrsa_lightning.similarity.metric_info import info_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["summary_lines", "write_overview", "write_results"]
 
 _PROFILE = "layers.png"
 _LEVELS = ("chance", "identity", "null_95", "p_value")

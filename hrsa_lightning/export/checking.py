@@ -17,8 +17,6 @@ from hrsa_lightning.errors import DataError
 from hrsa_lightning.io.pairs import ContrastivePair
 from hrsa_lightning.models.embedder import EmbeddingModel
 
-__all__ = ["Expected", "Samples", "collect_samples", "expected_embeddings", "largest_difference"]
-
 _ROWS_PER_FILE = 200
 _TEXTS_PER_KIND = 12
 _INSTRUCTION = "Given a question, retrieve passages that answer it"

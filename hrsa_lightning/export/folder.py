@@ -22,8 +22,6 @@ from hrsa_lightning.report import summary_lines
 from hrsa_lightning.runs.directory import histories_of
 from hrsa_lightning.runs.resolve import EXPORT_SETTINGS, EXPORTED_ADAPTER, Arm
 
-__all__ = ["Form", "write_card", "write_description", "write_model", "write_tokenizer"]
-
 Form = Literal["standard", "module", "adapter"]
 """Modules of sentence-transformers only; our module on whole weights; our module on an adapter."""
 

@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 from hrsa_lightning.errors import BackboneError
 from hrsa_lightning.models.embedder import EmbeddingModel
 
-__all__ = ["Method", "interpolate", "merge_adapter", "slerp"]
-
 Method = Literal["slerp", "linear"]
 
 _PARALLEL = 1e-6

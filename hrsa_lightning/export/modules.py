@@ -21,8 +21,6 @@ from hrsa_lightning.models.tokenization import EmbeddingTokenizer
 from hrsa_lightning.runs.loading import load_model
 from hrsa_lightning.runs.resolve import find_sources
 
-__all__ = ["TrainedEmbedding"]
-
 
 class TrainedEmbedding(InputModule):
     """Encodes texts as they were encoded in training.

@@ -33,8 +33,6 @@ from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.runs.loading import check_source, load_model
 from hrsa_lightning.runs.resolve import Arm, Source
 
-__all__ = ["TOLERANCE", "Mixing", "export"]
-
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest difference of a component of an embedding that counts as the same embedding.
 

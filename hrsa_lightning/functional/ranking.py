@@ -8,8 +8,6 @@ from torch import Tensor
 
 from hrsa_lightning.functional._numerics import in_units, is_finite, slices, unit_of
 
-__all__ = ["chance_scores", "query_scores", "ranking_scores"]
-
 ROWS_AT_ONCE = 256
 PASSAGES_AT_ONCE = 4096
 SAME_SCORE = 1e-12

@@ -12,8 +12,6 @@ from typing import Any, cast
 from hrsa_lightning.errors import BackboneError, shown
 from hrsa_lightning.io.files import read_json
 
-__all__ = ["MODEL_FILES", "check_weights", "read_tokenizer"]
-
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
 """Of a model's repository: no pickles, and Python files only where remote code is allowed."""
 

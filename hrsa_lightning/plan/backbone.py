@@ -16,8 +16,6 @@ from hrsa_lightning.errors import BackboneError, first_line
 from hrsa_lightning.models.lora import add_lora, cast_frozen_linears
 from hrsa_lightning.models.paths import resolve_backbone
 
-__all__ = ["KNOWN", "Backbone", "backbone_config", "measure_backbone"]
-
 _Shape = tuple[str, int, int, int, int, int, int]
 
 _QWEN_1_5B: _Shape = ("qwen2", 1536, 8960, 28, 12, 2, 151_936)

@@ -27,8 +27,6 @@ from hrsa_lightning.models.chunks import AUTO_SHARE, length_sorted_chunks
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
 
-__all__ = ["Estimate", "Monitoring", "Workload", "estimate", "workload_of"]
-
 RUNTIME_BYTES = 10**9
 """Assumed for the CUDA context, kernels and communication buffers of one process."""
 

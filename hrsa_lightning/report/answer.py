@@ -18,9 +18,6 @@ from hrsa_lightning.report.verdict import (
 from hrsa_lightning.similarity.measurement import listed
 from hrsa_lightning.similarity.metric_info import KINDS, MetricInfo, info_of
 
-__all__ = ["Sentence", "answer_of", "base_of", "joined", "number", "numbers", "question"]
-__all__ += ["score_differences"]
-
 _NEAR = 0.005
 """Distances from identity below this are shown to their second digit."""
 _MOST_DIGITS = 6

@@ -26,20 +26,6 @@ from hrsa_lightning.similarity.history import (
 from hrsa_lightning.similarity.measurement import Series, comparison_name
 from hrsa_lightning.similarity.metric_info import metric_order
 
-__all__ = [
-    "FIELDS",
-    "Curve",
-    "Experiment",
-    "Key",
-    "Pair",
-    "Place",
-    "Run",
-    "find_runs",
-    "group_runs",
-    "mean_over_runs",
-    "read_run",
-]
-
 Array = NDArray[np.float64]
 FIELDS = ("value", "chance", "low", "high", "identity", "null_95", "p_value")
 """Numbers of a `Measurement` that a report shows."""

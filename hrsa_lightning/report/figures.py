@@ -29,7 +29,6 @@ from hrsa_lightning.similarity.metric_info import info_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Pictures", "answer_picture", "styles"]
 
 Style = tuple[str, str]
 T = TypeVar("T")

@@ -16,22 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Answer",
-    "Block",
-    "Cell",
-    "Fold",
-    "Gallery",
-    "Heading",
-    "Panel",
-    "Swatch",
-    "Table",
-    "Text",
-    "note",
-    "to_html",
-    "to_markdown",
-    "write_figures",
-]
 
 _MARGINS = (0.165, 0.175, 0.81, 0.72)
 _DASHES = {"-": "none", "--": "5 3", "-.": "6 3 1.5 3", ":": "1.5 2.5"}

@@ -42,8 +42,6 @@ from hrsa_lightning.similarity.history import MAPS
 from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import headline_metrics, info_of
 
-__all__ = ["overview", "report_blocks"]
-
 Row = list[str | Cell]
 
 _MOST_DRAWN = 6

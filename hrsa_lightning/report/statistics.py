@@ -9,19 +9,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
-__all__ = [
-    "LEAST_CHANGE",
-    "ClosedGap",
-    "HalfLife",
-    "Spread",
-    "closed_gap",
-    "half_life",
-    "realignment_gain",
-    "recovered_share",
-    "spread",
-    "t_quantile",
-]
-
 LEAST_CHANGE = 0.01
 """Half-lives and shares of smaller changes or gaps are not formed: they would divide by noise."""
 

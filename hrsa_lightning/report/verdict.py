@@ -16,8 +16,6 @@ from hrsa_lightning.report.statistics import (
 from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS
 from hrsa_lightning.similarity.metric_info import MetricInfo, info_of, main_metrics
 
-__all__ = ["FARTHER", "NEARER", "SAME", "Findings", "Verdict", "ends_of", "findings_of", "side_of"]
-
 NEARER, FARTHER, SAME = "nearer", "farther", "same"
 
 _NOTHING = 1e-6

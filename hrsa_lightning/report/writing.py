@@ -26,8 +26,6 @@ from hrsa_lightning.runs.directory import histories_of
 from hrsa_lightning.runs.summary import Control
 from hrsa_lightning.similarity.metric_info import info_of
 
-__all__ = ["summary_lines", "write_report"]
-
 _WIDTH = 88
 """Of a line of the summary."""
 

@@ -21,8 +21,6 @@ from hrsa_lightning.models.lora import load_adapter_state
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.runs.resolve import Source
 
-__all__ = ["check_source", "load_model"]
-
 
 def check_source(source: Source, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read the backbone's config, and refuse an adapter of another one; no weights are read.

@@ -28,17 +28,6 @@ from hrsa_lightning.io.resources import EMBEDDED
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.directory import SUMMARY, newest_run
 
-__all__ = [
-    "EXPORTED_ADAPTER",
-    "EXPORT_SETTINGS",
-    "Arm",
-    "Source",
-    "find_arms",
-    "find_sources",
-    "find_trained",
-    "is_run",
-]
-
 EXPORT_SETTINGS = "hrsa_embedding.json"
 """How an exported model was trained; its `backbone` is null where the folder has all weights."""
 

@@ -17,17 +17,6 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from hrsa_lightning.errors import DataError, cut
 
-__all__ = [
-    "Activation",
-    "activation_of",
-    "call_module",
-    "content_of",
-    "copied",
-    "described",
-    "entry_of",
-    "sizes_of",
-]
-
 Activation = Tensor | list[Tensor]
 
 

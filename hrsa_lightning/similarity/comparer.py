@@ -32,15 +32,6 @@ from hrsa_lightning.metrics._base import shared_by
 from hrsa_lightning.metrics.collection import EXTRAS
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = [
-    "DOMINATED",
-    "Comparer",
-    "LabeledComparer",
-    "Result",
-    "is_dominated",
-    "variance_shares",
-]
-
 MIN_SAMPLES = 4
 MIN_GROUPS = 5
 

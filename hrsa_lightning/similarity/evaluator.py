@@ -38,8 +38,6 @@ from hrsa_lightning.similarity.references import (
     parse_references,
 )
 
-__all__ = ["ComparedPair", "SimilarityEvaluation", "SimilarityEvaluator"]
-
 
 class ComparedPair(NamedTuple):
     """Both sides of one comparison on one probe set, all layers."""

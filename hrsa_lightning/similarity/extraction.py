@@ -33,17 +33,6 @@ from hrsa_lightning.similarity.probes import (
     tokenizer_of,
 )
 
-__all__ = [
-    "ExtractionArguments",
-    "Extractor",
-    "Forward",
-    "Representations",
-    "Shares",
-    "Snapshot",
-    "dtype_of",
-    "is_sharded",
-]
-
 Forward = Callable[[nn.Module, Any], Any]
 Snapshot = dict[str, Tensor]
 """Layer to (rows, features)."""

@@ -19,22 +19,6 @@ from hrsa_lightning.io.files import finite, numbered, write_text
 from hrsa_lightning.io.json_lines import read_json_lines
 from hrsa_lightning.similarity.measurement import Measurement, Series
 
-__all__ = [
-    "DETAILS_SUFFIX",
-    "Detail",
-    "Evaluation",
-    "SummaryRow",
-    "append_record",
-    "cut_history",
-    "details_path",
-    "has_other_run",
-    "read_details",
-    "read_evaluations",
-    "read_history",
-    "reserve_history",
-    "summarize",
-]
-
 DETAILS_SUFFIX = ".details.jsonl"
 """End of the names of files with layer-by-layer maps and spectra, beside the histories."""
 

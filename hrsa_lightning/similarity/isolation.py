@@ -13,8 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from hrsa_lightning.errors import ConfigError
 
-__all__ = ["lazy_weight_of", "preserve_training_state"]
-
 # Attributes of every module that a forward pass may add to but whose entries others exchange:
 # FSDP keeps whole weights in place of shards until the next forward pass.
 _REGISTRIES = ("_parameters", "_modules")

@@ -9,8 +9,6 @@ from torch import nn
 
 from hrsa_lightning.errors import ConfigError
 
-__all__ = ["LayerSelection", "Layers", "clean_name", "default_layers", "select_layers"]
-
 Layers = Sequence[str] | Mapping[str, str] | None
 """Names or globs, also by a short name of one's own; `None` for `default_layers`."""
 

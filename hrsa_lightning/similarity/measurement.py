@@ -5,16 +5,6 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-__all__ = [
-    "MEAN_OVER_LAYERS",
-    "Measurement",
-    "Series",
-    "comparison_name",
-    "headline_layer",
-    "listed",
-    "means_over_layers",
-]
-
 OUTPUT = "output"
 MEAN_OVER_LAYERS = "mean_over_layers"
 """Stands for a layer in measurements of a whole stack of layers."""

@@ -7,20 +7,6 @@ from dataclasses import dataclass, replace
 
 from hrsa_lightning.similarity.measurement import Measurement
 
-__all__ = [
-    "EXTRAS",
-    "HEADLINE",
-    "KINDS",
-    "METRICS",
-    "MetricInfo",
-    "headline",
-    "headline_metrics",
-    "info_of",
-    "main_metrics",
-    "metric_order",
-    "option_of",
-]
-
 HEADLINE = (
     "cka",
     "cka_standardized",

@@ -11,16 +11,6 @@ from torch import Tensor, nn
 from hrsa_lightning.errors import ConfigError, DataError, first_line
 from hrsa_lightning.similarity.batches import Activation, described, entry_of
 
-__all__ = [
-    "POOLINGS",
-    "LayerPooling",
-    "Pooling",
-    "PoolingMethod",
-    "drop_first_token",
-    "has_channels_first",
-    "pool",
-]
-
 POOLINGS = ("none", "mean", "cls", "first", "last", "flatten")
 
 # Attributes that say how wide a layer's result is: convolutions and their norms, and all others.

@@ -18,16 +18,6 @@ from hrsa_lightning.io.sources import TextEntry, is_entry
 from hrsa_lightning.similarity.batches import content_of, copied, described, entry_of, sizes_of
 from hrsa_lightning.similarity.isolation import preserve_training_state
 
-__all__ = [
-    "ProbeSet",
-    "Tokenizer",
-    "batch_probes",
-    "load_probes",
-    "rows_per_text",
-    "text_probes",
-    "tokenizer_of",
-]
-
 Tokenizer = Callable[[list[str]], Mapping[str, Any]]
 
 

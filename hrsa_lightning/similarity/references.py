@@ -35,22 +35,6 @@ from hrsa_lightning.similarity.trace import (
     write_representations,
 )
 
-__all__ = [
-    "INITIAL",
-    "ArmReference",
-    "CheckpointReference",
-    "Comparison",
-    "InitialReference",
-    "ModelReference",
-    "ModuleReference",
-    "PretrainedReference",
-    "Reference",
-    "TraceReference",
-    "comparisons_of",
-    "no_common_layer",
-    "parse_references",
-]
-
 INITIAL = "initial"
 PAIRS = "pairs"
 

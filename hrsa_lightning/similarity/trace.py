@@ -17,15 +17,6 @@ from hrsa_lightning.errors import DataError
 from hrsa_lightning.io.files import lock_folder, read_json, replacing, write_json
 from hrsa_lightning.similarity.extraction import Representations
 
-__all__ = [
-    "RepresentationTrace",
-    "TraceWriter",
-    "can_record",
-    "flatten",
-    "share_file",
-    "write_representations",
-]
-
 _INDEX = "trace.json"
 _SEPARATOR = "|"
 
