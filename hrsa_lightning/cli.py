@@ -135,6 +135,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command, which its usage calls as it was started."""
+
+    def __init__(self, name: str, **texts: Any) -> None:
+        super().__init__(prog=program(name), formatter_class=HelpFormatter, **texts)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on.
 

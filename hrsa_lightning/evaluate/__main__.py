@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, program
+from hrsa_lightning.cli import CommandParser, add_encoder_options, answered
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.io.files import write_json, write_text
 
@@ -27,11 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("evaluate"),
+    parser = CommandParser(
+        "evaluate",
         usage="%(prog)s RUN_OR_MODEL ... [--tasks TASK ...] [options]",
         epilog=_EPILOG,
-        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("models", nargs="+", metavar="RUN_OR_MODEL", help=argparse.SUPPRESS)

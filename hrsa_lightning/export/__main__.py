@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hrsa_lightning.cli import HelpFormatter, answered, program
+from hrsa_lightning.cli import CommandParser, answered
 from hrsa_lightning.errors import ConfigError
 
 _EXAMPLES = """\
@@ -22,12 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("export"),
+    parser = CommandParser(
+        "export",
         usage="%(prog)s RUN [--arm NAME] [--out FOLDER] [options]",
         description="Turn a finished run into a folder that SentenceTransformer loads.",
         epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a run, or of a checkpoint step_N in it")

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, answered, program
+from hrsa_lightning.cli import CommandParser, answered
 from hrsa_lightning.config import Config, load_settings, to_yaml
 from hrsa_lightning.config.schema import is_backbone
 from hrsa_lightning.data.entries import PairEntry
@@ -38,12 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("fetch"),
+    parser = CommandParser(
+        "fetch",
         usage="%(prog)s recipe=NAME [key=value ...] [--out DIR] [--root DIR]",
         description="Put a recipe's data and backbones in one folder, to train without a network.",
         epilog=_EPILOG,
-        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("settings", nargs="*", metavar="key=value", help="recipe=NAME and overrides, as for train")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, answered, program
+from hrsa_lightning.cli import CommandParser, add_encoder_options, answered
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.io.resources import resolve_path
 
@@ -21,12 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("mine"),
+    parser = CommandParser(
+        "mine",
         usage="%(prog)s PAIRS ... --model MODEL --out OUT.jsonl|FOLDER [options]",
         description="Give contrastive pairs hard negatives. If stopped, it goes on when repeated.",
         epilog=_EPILOG,
-        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("pairs", nargs="+", metavar="PAIRS", help=argparse.SUPPRESS)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hrsa_lightning.cli import HelpFormatter, answered, program
+from hrsa_lightning.cli import CommandParser, answered
 from hrsa_lightning.config import Config, load_settings
 from hrsa_lightning.errors import ConfigError
 
@@ -27,12 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("plan"),
+    parser = CommandParser(
+        "plan",
         usage="%(prog)s recipe=NAME [key=value ...] [options]",
         description="Print what a recipe needs: weights, memory by purpose, steps, tokens.",
         epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("settings", nargs="*", metavar="key=value", help="recipe=NAME and overrides, as for train")

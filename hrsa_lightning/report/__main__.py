@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import HelpFormatter, answered, program
+from hrsa_lightning.cli import CommandParser, answered
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,11 +37,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("report"),
+    parser = CommandParser(
+        "report",
         description="Put one run, or many, on one page: report.html, report.md, CSV, figures.\n"
         "Runs of one recipe that differ in seeds are averaged.",
-        formatter_class=HelpFormatter,
     )
     add: Any = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or one above several")
