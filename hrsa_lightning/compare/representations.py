@@ -56,9 +56,6 @@ their activations come as fresh pages from the system instead of out of its cach
 class StoredRepresentations:
     """Representations of one model, layer by layer; nothing is held in memory.
 
-    Args:
-        folder: Where `RepresentationWriter` wrote them.
-
     Attributes:
         layers: Names in the order of depth.
     """
@@ -75,12 +72,7 @@ class StoredRepresentations:
 
 
 class RepresentationWriter:
-    """Writes batches of rows in any order; an unfinished folder is replaced.
-
-    Args:
-        folder: Made new.
-        layers: Names of the layers.
-    """
+    """Writes batches of rows in any order; an unfinished folder is replaced."""
 
     def __init__(self, folder: Path, layers: Sequence[str]) -> None:
         self._folder = folder
@@ -125,15 +117,7 @@ class RepresentationWriter:
 
 
 class ModelRunner:
-    """Makes representations of the texts, or finds those of an earlier call.
-
-    Args:
-        probes: The texts, ordered by length.
-        options: How models are run.
-        folder: Where representations are kept, one folder per model.
-        device: Where models run.
-        resume: Use what an earlier call kept of the same weights, texts and options.
-    """
+    """Makes representations of the texts, or finds those of an earlier call."""
 
     def __init__(
         self,

@@ -174,10 +174,6 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
     """Load every arm's backbone and put the recipe's adapters and pooling on it.
 
     In mixed precision, frozen weights are kept in the dtype that they are multiplied in.
-
-    Args:
-        config: The recipe.
-        device: Where this process trains, for what cannot be loaded on the CPU.
     """
     model: Any = config.model  # its words were checked against the same choices
     dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))

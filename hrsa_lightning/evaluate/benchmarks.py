@@ -189,14 +189,7 @@ def _to_scores(task: Any, result: Any) -> TaskScores:
 
 
 class TaskEncoder:
-    """A model as mteb wants it.
-
-    Args:
-        name: How mteb calls it.
-        identity: What mteb takes for its revision.
-        load: Loads the model, when the first texts come.
-        instruction: In place of the task's own.
-    """
+    """A model as mteb wants it."""
 
     # What mteb's own base class reads; the instruction is the task's, never a model's.
     prompts_dict = None

@@ -117,13 +117,6 @@ def evaluate_models(
 ) -> dict[str, list[TaskScores]]:
     """Score models on tasks, from the cache wherever they were scored before.
 
-    Args:
-        models: Each is loaded when the first task asks for it, and let go after its last.
-        tasks: What they are scored on.
-        cache: Folder for the scores.
-        options: How models run.
-        progress: Show progress bars.
-
     Returns:
         Scores of all tasks by the name of the model.
 
@@ -185,11 +178,6 @@ def _score_pairs(
 
 def score_retrieval(name: str, task: RetrievalSet, encoder: Encoder) -> TaskScores:
     """MRR@10, nDCG@10 and recall@1 and @10 of one model, with nDCG@10 as the main metric.
-
-    Args:
-        name: Name of the task.
-        task: Queries and their corpus.
-        encoder: The model.
 
     Raises:
         DataError: An embedding is not finite.

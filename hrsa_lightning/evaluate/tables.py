@@ -115,10 +115,6 @@ _VALUES_AT_ONCE = 2**22
 def bootstrap_interval(values: Sequence[float] | Array, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (95 %, 10,000 resamples).
 
-    Args:
-        values: What is averaged, such as one score per query.
-        seed: Draws the resamples.
-
     Returns:
         Lower and upper end; NaN for fewer than two values.
 
@@ -144,10 +140,6 @@ def paired_p_value(differences: Sequence[float] | Array, seed: int = 0) -> float
     Under the hypothesis that the two of a pair are exchangeable, every difference may as well have
     the other sign. All sign patterns are counted where there are at most 10,000 of them (up to 13
     differences), else 10,000 random ones and the observed one.
-
-    Args:
-        differences: One per task or per query, scored by both models.
-        seed: Draws the signs.
 
     Returns:
         The p-value; NaN for fewer than two differences. With n differences it is at least

@@ -201,14 +201,7 @@ def _sequence(key: str, rules: list[dict[str, Any] | None]) -> dict[str, Any] | 
 
 
 def write_card(folder: Path, arm: Arm, form: Form, statements: list[str]) -> None:
-    """Write README.md, and copy the run's curves beside it.
-
-    Args:
-        folder: The export.
-        arm: What is exported.
-        form: How it is loaded.
-        statements: Sentences about this export, such as the differences that were measured.
-    """
+    """Write README.md, and copy the run's curves beside it."""
     config = arm.config
     title = f"{config.name}: {arm.label}"
     attention = config.model.attention

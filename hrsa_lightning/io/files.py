@@ -41,12 +41,7 @@ NAME_RULE = "a name of letters, digits and _ . - that begins with none of . and 
 
 
 def is_name(text: object, dots: bool = True) -> bool:
-    """Whether a text can be (the beginning of) a file's name and a part of a tag.
-
-    Args:
-        text: What a user calls something.
-        dots: Whether it may have dots.
-    """
+    """Whether a text can be (the beginning of) a file's name and a part of a tag."""
     if not isinstance(text, str) or len(text.encode(errors="replace")) > 64:
         return False
     return re.fullmatch(r"\w[\w.-]*" if dots else r"\w[\w-]*", text) is not None
@@ -197,10 +192,6 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 
 def check_file(path: Path, *, is_text: bool = True) -> None:
     """Refuse what cannot be read as lines of UTF-8, without waiting for a pipe.
-
-    Args:
-        path: The file.
-        is_text: Whether it has to be one of text.
 
     Raises:
         DataError: It is not there, no file, compressed, or in UTF-16 or UTF-32; without its name.

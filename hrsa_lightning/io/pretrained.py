@@ -25,10 +25,6 @@ def check_weights(source: str | os.PathLike[str], revision: str | None = None) -
 
     Of a folder the headers are read; of a hub model the index of its files, where it has one.
 
-    Args:
-        source: Local folder or hub id.
-        revision: Branch, tag or commit on the hub.
-
     Raises:
         BackboneError: The message names the file.
     """
@@ -126,11 +122,6 @@ def read_tokenizer(
     Where tokenizer_config.json names no class of its own but the general one, tokenizer.json is
     taken as it is: AutoTokenizer would put the family's rules for splitting words in the place of
     the checkpoint's.
-
-    Args:
-        source: Local folder or hub id.
-        revision: Branch, tag or commit on the hub.
-        trust_remote_code: Run Python files that come with the tokenizer.
 
     Returns:
         The tokenizer, in whatever class transformers finds for it.

@@ -485,9 +485,6 @@ def _matches(value: Any, rule: Any) -> bool:
 def load_table(path: Path) -> Any:
     """Open a folder that `Dataset.save_to_disk` wrote, one of parquet files, or files of `TABLES`.
 
-    Args:
-        path: The file, the folder, or a pattern of files.
-
     Raises:
         DataError: If the `datasets` package is missing, or it cannot read `path`.
     """

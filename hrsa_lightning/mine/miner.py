@@ -383,14 +383,7 @@ class EmbeddedTexts:
 def keep_pairs(
     counts: Integers, margins: NDArray[np.float64], files: Sequence[slice], options: MiningOptions
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Which pairs stay, and how many do not for each reason.
-
-    Args:
-        counts: Negatives of each pair.
-        margins: See `MiningOptions`.
-        files: Pairs of each file.
-        options: `min_negatives`, `keep`, `margin` and `max_examples`.
-    """
+    """Which pairs stay, and how many do not for each reason."""
     kept = counts >= options.min_negatives
     dropped = {"too few negatives": int((~kept).sum())}
     if options.keep is not None:

@@ -47,10 +47,6 @@ class PairTexts:
     A distinct query is an (instruction, text); a distinct passage is a text up to `normalize_text`,
     and is spelled as where it appears first.
 
-    Args:
-        sources: Open files of pairs, whose passages are searched together.
-        progress: Show a progress bar.
-
     Attributes:
         query: For each pair, the number of its query.
         num_queries: Distinct ones.

@@ -67,10 +67,6 @@ def ensure_attention(model: PreTrainedModel, attention: Attention) -> None:
     Call it on a model whose config went through `configure_attention`. The global RNG, train or
     eval mode and gradients are left as they were.
 
-    Args:
-        model: a transformer without a head, on the device where it can run.
-        attention: what is expected of it.
-
     Raises:
         BackboneError: the layers attend otherwise, and a 4-D mask does not help.
     """

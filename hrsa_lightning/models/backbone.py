@@ -157,11 +157,6 @@ def load_backbone_config(
 ) -> PretrainedConfig:
     """Reads a backbone's config.json and no weights.
 
-    Args:
-        source: Folder or hub id, as `resolve_backbone` gives it.
-        revision: On the hub.
-        trust_remote_code: Run Python files that come with the model.
-
     Raises:
         BackboneError: The config cannot be had, needs code of its own, or is of no decoder LM.
     """

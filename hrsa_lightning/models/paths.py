@@ -58,9 +58,6 @@ def resolve_backbone(path: str | os.PathLike[str]) -> str:
 def check_available(path: str | os.PathLike[str]) -> None:
     """Answers a backbone that cannot be had before anything slow begins.
 
-    Args:
-        path: as in `resolve_backbone`.
-
     Raises:
         BackboneError: see `resolve_backbone` and `check_weights`; or it is a hub id, the hub must
             not be asked (`HF_HUB_OFFLINE`), and it was never downloaded.

@@ -133,11 +133,7 @@ class CachedEncoding:
         self.embeddings = rows.requires_grad_()
 
     def backward(self, context: Callable[[], AbstractContextManager[object]]) -> "Pending":
-        """Propagate all chunks but the last, which is returned ready to go.
-
-        Args:
-            context: Makes the precision context in which chunks are computed again.
-        """
+        """Propagate all chunks but the last, which is returned ready to go."""
         for number in range(len(self._ends) - 1):
             pending = self._pending(number, context)
             torch.autograd.backward([pending[0]], [pending[1]])

@@ -196,9 +196,6 @@ class Stopped(SystemExit):
     """Training was stopped before its end, on all ranks after the same step.
 
     The exit code is 128 more than the signal, as shells count, or 124, that of `timeout`.
-
-    Args:
-        signum: The signal, or `TIME_IS_UP`.
     """
 
     def __init__(self, signum: int) -> None:

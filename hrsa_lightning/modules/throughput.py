@@ -32,12 +32,7 @@ class Throughput:
         self._tokens = self._padded_tokens = 0
 
     def count(self, lengths: Tensor, chunks: Sequence[Tensor]) -> None:
-        """Count texts that are encoded in chunks.
-
-        Args:
-            lengths: Tokens of each text, `(texts,)`.
-            chunks: Indices of each chunk's texts.
-        """
+        """Count texts that are encoded in chunks."""
         self._tokens += int(lengths.sum())
         self._padded_tokens += sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks)
 

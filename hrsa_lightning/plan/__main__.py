@@ -63,13 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(config: Config, plan: "Estimate", memory: float | None) -> list[str]:
-    """An estimate in lines of at most 100 columns.
-
-    Args:
-        config: The recipe.
-        plan: Its estimate.
-        memory: GB of one GPU, to say what is left.
-    """
+    """An estimate in lines of at most 100 columns."""
     workload, monitoring = plan.workload, plan.monitoring
     processes = "1 process" if workload.processes == 1 else f"{workload.processes} processes"
     nodes = f" ({config.trainer.num_nodes} nodes)" if config.trainer.num_nodes > 1 else ""

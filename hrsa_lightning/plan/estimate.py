@@ -183,11 +183,6 @@ def workload_of(
 ) -> Workload:
     """Count what the recipe asks for.
 
-    Args:
-        config: The recipe.
-        examples: Pairs, where the files cannot be counted here.
-        text_tokens: Mean tokens of a text, where it is known better.
-
     Raises:
         ConfigError: The batch does not divide over the processes, or devices make no number.
     """

@@ -258,12 +258,6 @@ def load_packaged(
 ) -> Any:
     """The `SentenceTransformer` of a folder or hub id, from safetensors only.
 
-    Args:
-        source: Which one.
-        device: Where, as torch names it.
-        dtype: Of the weights; None takes the model's own.
-        trust_remote_code: Run Python files that come with the model.
-
     Raises:
         BackboneError: It cannot be loaded, or a part of it has no weights in safetensors.
         ConfigError: sentence-transformers is not installed.

@@ -25,10 +25,6 @@ from hrsa_lightning.runs.resolve import Source
 def check_source(source: Source, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read the backbone's config, and refuse an adapter of another one; no weights are read.
 
-    Args:
-        source: The model.
-        trust_remote_code: Run Python files that come with the backbone.
-
     Raises:
         BackboneError: See `load_backbone_config`; or the adapter's weights have other names or
             shapes than this backbone needs.

@@ -193,10 +193,6 @@ def find_arms(folder: Path, arm: str | None = None) -> list[Source]:
 def find_trained(folder: Path, arm: str | None) -> tuple[Source, Arm]:
     """The trained weights of one arm in a run's folder or in one of its checkpoints.
 
-    Args:
-        folder: The run or the checkpoint.
-        arm: Name of the arm; may be left out where there is one only.
-
     Raises:
         ConfigError: There is no such run, arm or weights, or the run is not finished.
         BackboneError: The arm's backbone is missing.

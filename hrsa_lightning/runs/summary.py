@@ -37,14 +37,7 @@ class Control(NamedTuple):
 def find_controls(
     config: Config, sources: "Sequence[PairSource]", *, dropout: bool, folder: Path
 ) -> list[Control]:
-    """The seed controls of a run, what they varied, and whether they turned out identical.
-
-    Args:
-        config: The recipe.
-        sources: The training pairs.
-        dropout: Whether the arms have any, in adapters or backbones.
-        folder: Of the run, for its histories.
-    """
+    """The seed controls of a run, what they varied, and whether they turned out identical."""
     num_negatives = config.data.train_group_size - 1
     # All negatives of an example are taken, each as often, where their number divides the draw.
     draws = any(bool((num_negatives % s.negative_counts.clip(1)).any()) for s in sources)

@@ -327,12 +327,8 @@ class LabeledComparer:
     ) -> tuple[list[Measurement], list[tuple[str, Measurement]]]:
         """Measurements of two representations; notes for the reader, and the place of each.
 
-        Args:
-            place: What the measurements have in common, such as layer and step.
-            x: See `Comparer.compare`.
-            y: See `Comparer.compare`.
-            key: See `Comparer.compare`.
-            calibrate: See `Comparer.compare`; within labels nothing is calibrated.
+        `place` is what the measurements have in common, the rest as of `Comparer.compare`; within
+        labels nothing is calibrated.
 
         Raises:
             DataError: See `Comparer.compare`.

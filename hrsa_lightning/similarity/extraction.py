@@ -152,17 +152,7 @@ class Extractor:
         holder: str = "",
         warn: Callable[[str, str], None] = lambda message, details: None,
     ) -> None:
-        """Find layers and read the probes.
-
-        Args:
-            models: Models by name; a single unnamed one is called ``""``.
-            ranks: See `SimilarityEvaluator.prepare`, as for the others.
-            device: Where the models are.
-            context: Makes the context of each forward pass.
-            resolve: Turns what was given as a probe set into something that can be read.
-            receive: See `load_probes`.
-            holder: Attribute that holds the models in a larger module.
-            warn: Called with what a reader has to know.
+        """Find layers and read the probes; arguments are those of `SimilarityEvaluator.prepare`.
 
         Raises:
             ConfigError: When a layer is wrong, or texts cannot be tokenized.

@@ -187,10 +187,6 @@ def main_metrics(metrics: Sequence[str], *, is_dominated: bool = False) -> list[
 def metric_order(metric: str, level: str = "") -> tuple[float, str, int]:
     """Sorting key: by level, neighbors by number; one of a user's behind ours of its level.
 
-    Args:
-        metric: Its key.
-        level: Of a metric that is not ours, where it is known; others come last.
-
     Example:
         >>> keys = ["mine", "procrustes_residual", "cka"]
         >>> sorted(keys, key=lambda key: metric_order(key, "geometry"))

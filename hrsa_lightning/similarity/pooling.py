@@ -114,12 +114,6 @@ class LayerPooling:
     ) -> Tensor:
         """(rows, features) of a layer, which the next layer cannot change.
 
-        Args:
-            name: Of the layer.
-            activation: Its activation.
-            mask: See `mask_of`.
-            channels_first: See `pool`.
-
         Raises:
             DataError: The activation cannot be pooled.
         """
@@ -221,11 +215,6 @@ def pool(
 
 def has_channels_first(root: nn.Module, part: nn.Module, shape: Sequence[int]) -> bool | None:
     """Where a layer puts its channels: as the last part of it, or before it, that fits the shape.
-
-    Args:
-        root: The model.
-        part: The layer, or the model itself.
-        shape: Of the layer's activation.
 
     Returns:
         Whether channels come before positions; `None` where nothing tells.

@@ -81,11 +81,6 @@ class ProbeSet:
     ) -> str | None:
         """The first text of which two owners have other token ids.
 
-        Args:
-            owner: See `batches`.
-            other: See `batches`.
-            mask_of: The (samples, tokens) mask of a batch, `None` where all tokens count.
-
         Returns:
             The text; `None` where all are equal, or where one of the two has no token ids here.
         """
@@ -160,11 +155,6 @@ def load_probes(
 
 def text_probes(items: Sequence[Any], *, size: int = 32, limit: int | None = None) -> ProbeSet:
     """A probe set of texts, ordered by length so that batches hold little padding.
-
-    Args:
-        items: Strings, or mappings with `text` and optionally `label`.
-        size: Samples per batch.
-        limit: At most so many batches.
 
     Raises:
         DataError: When an item has no text.
@@ -249,14 +239,6 @@ def batch_probes(
 
     Where weights are spread over ranks, a rank with fewer batches re-runs the first one, so that
     all make the same number of forward passes.
-
-    Args:
-        source: The batches, read once.
-        label_key: A key of each mapping, or a position in each tuple, that holds labels.
-        limit: At most so many batches.
-        shard: Which shard this process holds.
-        shards: Number of shards.
-        receive: See `load_probes`.
 
     Raises:
         DataError: When there are no samples.

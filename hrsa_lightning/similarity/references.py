@@ -233,12 +233,7 @@ class ArmReference(Reference):
 
 
 class ModelReference(_KeptReference):
-    """A model that does not train: it is run once and let go.
-
-    Args:
-        name: See `Reference`.
-        layers: Its layers where it names them otherwise than the live models.
-    """
+    """A model that does not train: it is run once and let go."""
 
     order = 3
     per_arm: ClassVar[bool] = False
