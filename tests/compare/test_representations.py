@@ -1,10 +1,9 @@
-import resource
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hrsa_lightning.compare.representations import RepresentationWriter, StoredRepresentations
+from tests.allocations import peak_memory
 
 
 def test_rows_of_any_order_come_back_as_one_matrix_that_safetensors_reads(tmp_path):
@@ -40,12 +39,12 @@ def test_what_is_abandoned_or_cut_off_does_not_count(tmp_path):
 def test_memory_does_not_grow_with_what_is_written_or_opened(tmp_path, layers):
     names = [f"layer_{index}" for index in range(layers)]
     batch = torch.ones(1024, 512)  # 2 MiB
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory(reset=True)
     writer = RepresentationWriter(tmp_path / "a", names)
     for start in range(0, 8192, 1024):
         writer.add(dict.fromkeys(names, batch), [(start, 1024)])
     writer.finish({})
     found = StoredRepresentations(tmp_path / "a")
     assert all(len(found.rows(layer)) == 8192 for layer in found.layers)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = (peak_memory() - before) / 2**20
     assert grown < 32, f"{grown} MiB for 128 MiB of rows"

@@ -218,7 +218,8 @@ def test_a_real_step_takes_the_memory_that_is_planned(tmp_path):
     """
     folder = make_backbone(tmp_path, hidden=256, layers=6)
     program = f"""
-import psutil, resource, torch
+import psutil, torch
+from tests.allocations import peak_memory
 from hrsa_lightning.models import EmbeddingModel
 model = EmbeddingModel.from_pretrained({str(folder)!r}, lora={{"r": 16, "lora_dropout": 0.0}})
 tokens = torch.ones(48, 128, dtype=torch.long)
@@ -229,7 +230,7 @@ before = psutil.Process().memory_info().rss  # loading may have taken more for a
 loss = model(tokens, mask).sum()
 print(psutil.Process().memory_info().rss - before)
 loss.backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(peak_memory() - before)
 """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
