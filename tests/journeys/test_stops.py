@@ -95,6 +95,23 @@ def test_time_that_is_up_an_interrupt_and_damaged_checkpoints_change_nothing(
     assert steps_of(run) == [0, 3, 6]
 
 
+@pytest.mark.slow
+def test_the_same_command_twice_at_once_makes_two_runs(settings, one_process, tmp_path):
+    same = (*settings, f"output_dir={tmp_path / 'runs'}")
+    with (
+        train("lightning", 1, tmp_path / "a", *same) as first,
+        train("lightning", 1, tmp_path / "b", *same) as second,
+    ):
+        for ranks in (first, second):
+            check_all_ended_well(ranks.wait())
+    runs = [*tmp_path.glob("runs/*/*")]
+    assert len(runs) == 2
+    for run in runs:
+        check_files(run)
+        check_weights(run, one_process)
+        check_history(run, one_process)
+
+
 def test_slurms_signal_to_one_rank_queues_the_job_again(settings, tmp_path, monkeypatch):
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
