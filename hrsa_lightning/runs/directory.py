@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,11 +51,13 @@ class Run(NamedTuple):
         folder: The run's own; no other run writes into it while this process lives.
         checkpoint: Where training goes on from.
         trained: Training is over and summarized, only the report is missing.
+        made: Folders above it that were made for it, innermost first.
     """
 
     folder: Path
     checkpoint: Path | None = None
     trained: bool = False
+    made: tuple[Path, ...] = ()
 
 
 def take_run(config: Config) -> Run:
@@ -70,10 +73,12 @@ def take_run(config: Config) -> Run:
                 trained = (folder / SUMMARY).is_file()
                 return Run(folder, newest_checkpoint(folder, print), trained)
             print(f"{folder} is in use by another process: a new run begins")
-    folder = _new_folder(config)
+    runs = Path(config.output_dir, config.name)
+    made = tuple(path for path in (runs, *runs.parents) if not path.exists())
+    folder = _new_folder(runs)
     lock_folder(folder)
     write_text(folder / CONFIG, to_yaml(config))
-    return Run(folder)
+    return Run(folder, made=made)
 
 
 def histories_of(folder: Path) -> list[Path]:
@@ -131,6 +136,9 @@ def discard(run: Run) -> None:
     """Remove the folder of a run that got to no training step, unless it was there before."""
     if run.checkpoint is None:
         shutil.rmtree(run.folder)
+        with suppress(OSError):  # another run is there by now
+            for folder in run.made:
+                folder.rmdir()
 
 
 def _unfinished(config: Config) -> Iterator[Path]:
@@ -150,9 +158,8 @@ def _unfinished(config: Config) -> Iterator[Path]:
             yield folder
 
 
-def _new_folder(config: Config) -> Path:
+def _new_folder(runs: Path) -> Path:
     """Make a folder named after this moment."""
-    runs = Path(config.output_dir, config.name)
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     others = (runs / f"{stamp}_{count}" for count in itertools.count(2))
     return make_first_free(itertools.chain([runs / stamp], others))

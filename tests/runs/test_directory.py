@@ -34,7 +34,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch)
     monkeypatch.setattr("time.strftime", lambda _: "now")
     runs = [take_run(_config(tmp_path)) for _ in range(3)]
     assert [run.folder.name for run in runs] == ["now", "now_2", "now_3"]
-    assert {run[1:] for run in runs} == {(None, False)}
+    assert {run[1:3] for run in runs} == {(None, False)}
 
 
 def test_a_run_goes_on_where_it_has_something_to_go_on_with(tmp_path):
@@ -109,9 +109,15 @@ def test_a_folder_in_use_is_left_to_its_process(tmp_path, capsys):
 
 
 def test_only_a_new_run_is_discarded(tmp_path):
-    run = take_run(_config(tmp_path))
+    config = _config(tmp_path / "deep" / "runs")
+    run, other = take_run(config), take_run(config)
     checkpoint = _save(run, 7)
     discard(Run(run.folder, checkpoint))
     assert run.folder.is_dir()
     discard(run)
     assert not run.folder.exists()
+    assert [*tmp_path.rglob("*.yaml")] == [other.folder / "config.yaml"]
+    discard(other)
+    assert run.folder.parent.is_dir(), "made for the first"
+    discard(take_run(_config(tmp_path / "new" / "runs")))
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
