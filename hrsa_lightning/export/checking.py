@@ -53,7 +53,8 @@ class Samples:
 
 @dataclass
 class Expected:
-    """Embeddings by the trained model; `empty` is a text without a character, and such queries."""
+    """Embeddings by the trained model; `empty` is that of a text without a character, and of such
+    queries behind each instruction."""
 
     passages: Tensor
     queries: dict[str, Tensor]
@@ -95,13 +96,14 @@ def expected_embeddings(model: EmbeddingModel, samples: Samples, max_length: int
 
 def largest_difference(
     folder: Path, samples: Samples, expected: Expected, template: str
-) -> tuple[float, Tensor, float]:
+) -> tuple[float, Tensor, Tensor]:
     """Load the folder as any user would, and compare.
 
     Returns:
         The largest difference of any component over the passages; that of each query, over all
-        instructions, shape (instructions x queries,); and that of an empty text. NaN and texts
-        that cannot be encoded count as infinite.
+        instructions, shape (instructions x queries,); and that of an empty text, and of empty
+        queries behind each instruction, shape (1 + instructions,). NaN and texts that cannot be
+        encoded count as infinite.
     """
     loaded = _load(folder)
     passages = _encode(loaded, samples.passages, None)
@@ -110,12 +112,18 @@ def largest_difference(
         _rows(_encode(loaded, samples.queries, prompt), wanted)
         for prompt, wanted in zip(prompts, expected.queries.values(), strict=True)
     ]
+    empty = [
+        _empty(loaded, prompt, wanted)
+        for prompt, wanted in zip((None, *prompts), expected.empty.split(1), strict=True)
+    ]
+    return float(_rows(passages, expected.passages).max()), torch.cat(queries), torch.cat(empty)
+
+
+def _empty(model: Any, prompt: str | None, wanted: Tensor) -> Tensor:
     try:
-        found = torch.cat([_encode(loaded, [""], prompt) for prompt in (None, *prompts)])
-        empty = float(_rows(found, expected.empty).max())
+        return _rows(_encode(model, ["", ""], prompt), wanted)[:1]
     except RuntimeError:  # where a text without tokens is a tensor without elements
-        empty = torch.inf
-    return float(_rows(passages, expected.passages).max()), torch.cat(queries), empty
+        return torch.tensor([torch.inf])
 
 
 def _rows(found: Tensor, wanted: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
+from tokenizers.normalizers import NFC
 from torch import nn
+from transformers import AutoTokenizer
 
 from hrsa_lightning.config import to_yaml
 from hrsa_lightning.io.files import write_json
@@ -35,22 +37,57 @@ _POOLING_MODES = {
 }
 _VERBATIM_FAMILY = "granite"
 """A model family for which AutoTokenizer takes tokenizer.json as it is written. For others, such
-as qwen2, it puts rules of its own in the place of those in the file."""
+as qwen2, it puts rules of its own in the place of those in the file; it is told by
+`processor_kwargs`, which sentence-transformers leaves out where it saves a model."""
 
 
-def write_model(folder: Path, model: EmbeddingModel, arm: Arm, dtype: torch.dtype) -> None:
+_MARK = "\u2060"
+"""Goes before passages where a tokenizer has no token for an empty text, on which
+sentence-transformers fails. The rules of `_empty_text_rules` take it away again."""
+
+
+class WrittenTokenizer(NamedTuple):
+    """How sentence-transformers has to use a tokenizer that was written.
+
+    Attributes:
+        passage_prompt: What it has to put before a passage, so that every text has a token.
+        is_kept: The rules of tokenizer.json are still there after its `save`.
+    """
+
+    passage_prompt: str = ""
+    is_kept: bool = True
+
+
+def write_model(
+    folder: Path, model: EmbeddingModel, arm: Arm, dtype: torch.dtype
+) -> WrittenTokenizer:
     """Write the merged backbone and its tokenizer; config.json says which attention it has."""
     transformer: Any = model.transformer
     nn.Module.to(transformer, dtype)
     transformer.config.dtype = dtype
     transformer.save_pretrained(folder)
     nn.Module.to(transformer, torch.float32)
-    by_offsets = arm.config.model.instruction_mask == "offsets"
+    left_out = not _includes_prompt(model)
+    by_offsets = left_out and arm.config.model.instruction_mask == "offsets"
     write_tokenizer(folder, model.tokenizer, standalone=True, by_offsets=by_offsets)
+    is_kept = _is_read_as_written(folder)
+    if not _needs_mark(model.tokenizer):
+        return WrittenTokenizer("", is_kept)
+    write_tokenizer(folder, model.tokenizer, standalone=True, by_offsets=by_offsets, marked=True)
+    if _is_read_as_written(folder):
+        return WrittenTokenizer(_MARK)
+    # The mark would be a token of every passage once sentence-transformers has saved the model.
+    write_tokenizer(folder, model.tokenizer, standalone=True, by_offsets=by_offsets)
+    return WrittenTokenizer("", is_kept)
 
 
 def write_tokenizer(
-    folder: Path, tokenizer: EmbeddingTokenizer, *, standalone: bool, by_offsets: bool = False
+    folder: Path,
+    tokenizer: EmbeddingTokenizer,
+    *,
+    standalone: bool,
+    by_offsets: bool = False,
+    marked: bool = False,
 ) -> None:
     """Write the tokenizer.
 
@@ -59,7 +96,9 @@ def write_tokenizer(
         tokenizer: That of training.
         standalone: Make what training did around the tokenizer part of tokenizer.json; without it,
             the file says what the backbone's did.
-        by_offsets: Training found the first word of a query by character offsets.
+        by_offsets: The instruction of a query is left out of the pooling, and training found the
+            first word behind it by character offsets.
+        marked: A mark goes before passages, which alone is an empty text.
     """
     backend = tokenizer.tokenizer
     backend.padding_side = "right"
@@ -68,13 +107,37 @@ def write_tokenizer(
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["truncation"] = content["padding"] = None
-    if standalone and by_offsets:
-        rules = [_lone_space_rule(), content["normalizer"]]
-        content["normalizer"] = _sequence("normalizers", rules)
+    rules = [_lone_space_rule()] if standalone and by_offsets else []
+    if marked:
+        end = str(backend.eos_token or backend.pad_token)
+        rules += _empty_text_rules(end)
+        for token in content["added_tokens"]:
+            if token["content"] == end:
+                token["normalized"] = True  # it is looked for behind these rules too
+    content["normalizer"] = _sequence("normalizers", [*rules, content["normalizer"]])
     if standalone and tokenizer.add_eos:
         processors = [content["post_processor"], _eos_rule(backend)]
         content["post_processor"] = _sequence("processors", processors)
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _needs_mark(tokenizer: EmbeddingTokenizer) -> bool:
+    """Whether an empty text has no token, and the mark can stand for it.
+
+    A normalizer that changes characters might make an end-of-sequence token of others, once that is
+    looked for behind it.
+    """
+    backend: Any = tokenizer.tokenizer
+    has_token = tokenizer.add_eos or backend("")["input_ids"]
+    return not has_token and isinstance(backend.backend_tokenizer.normalizer, NFC | None)
+
+
+def _is_read_as_written(folder: Path) -> bool:
+    """Whether transformers keeps to tokenizer.json without being told, see `_VERBATIM_FAMILY`."""
+    backend: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    found = json.loads(backend.to_str())
+    written = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return all(found[rule] == written[rule] for rule in ("normalizer", "post_processor"))
 
 
 def write_description(
@@ -90,7 +153,7 @@ def write_description(
     settings = {
         "model_type": "SentenceTransformer",
         "prompts": dict(prompts),
-        "default_prompt_name": None,
+        "default_prompt_name": "document" if prompts.get("document") else None,
         "similarity_fn_name": "cosine",
     }
     write_json(folder / "config_sentence_transformers.json", settings)
@@ -100,7 +163,7 @@ def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> No
     pooling = {
         "embedding_dimension": model.embedding_dim,
         "pooling_mode": _POOLING_MODES[model.pooling],
-        "include_prompt": model.pooling in ("last", "first"),
+        "include_prompt": _includes_prompt(model),
     }
     modules = [("", f"{_BASE}.transformer.Transformer")]
     modules.append(
@@ -121,6 +184,10 @@ def _write_standard_modules(folder: Path, model: EmbeddingModel, arm: Arm) -> No
     }
     write_json(folder / "sentence_bert_config.json", transformer)
     _write_modules(folder, modules)
+
+
+def _includes_prompt(model: EmbeddingModel) -> bool:
+    return model.pooling in ("last", "first")
 
 
 def _write_own_module(folder: Path, form: Form, model: EmbeddingModel, arm: Arm) -> None:
@@ -193,10 +260,21 @@ def _eos_rule(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def _empty_text_rules(end: str) -> list[dict[str, Any]]:
+    """Reads the mark alone as the end-of-sequence token, and drops it before any character.
+
+    A tokenizer.json has no rule for a text without a character: it is not even normalized.
+    """
+    return [
+        {"type": "Replace", "pattern": {"Regex": f"\\A{_MARK}\\z"}, "content": end},
+        {"type": "Replace", "pattern": {"Regex": f"\\A{_MARK}"}, "content": ""},
+    ]
+
+
 def _sequence(key: str, rules: list[dict[str, Any] | None]) -> dict[str, Any] | None:
     given = [rule for rule in rules if rule is not None]
-    if len(given) == 1:
-        return given[0]
+    if len(given) < 2:
+        return given[0] if given else None
     return {"type": "Sequence", key: given}
 
 

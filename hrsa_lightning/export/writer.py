@@ -22,6 +22,7 @@ from hrsa_lightning.export.checking import (
 )
 from hrsa_lightning.export.folder import (
     Form,
+    WrittenTokenizer,
     write_card,
     write_description,
     write_model,
@@ -111,8 +112,9 @@ class _Made:
     form: Form
     passages: float
     queries: torch.Tensor
-    empty: float
+    empty: torch.Tensor
     tolerance: float
+    is_kept: bool
 
     @property
     def num_differing(self) -> int:
@@ -120,13 +122,17 @@ class _Made:
 
     @property
     def exact(self) -> bool:
-        """Whether it is the model; standard modules have no token for an empty text."""
+        """Whether it is the model; standard modules leave nothing of an empty query to pool."""
         whole = self.form == "standard" or self.encodes_empty
         return whole and self.passages <= self.tolerance and self.num_differing == 0
 
     @property
     def encodes_empty(self) -> bool:
-        return self.empty <= self.tolerance
+        return float(self.empty.max()) <= self.tolerance
+
+    @property
+    def encodes_empty_passages(self) -> bool:
+        return float(self.empty[0]) <= self.tolerance
 
     @property
     def lines(self) -> list[str]:
@@ -137,7 +143,8 @@ class _Made:
             f" {float(self.queries.max()):.1e}{differing}",
         ]
         if not self.encodes_empty:
-            lines.append("empty texts differ; --exact keeps them")
+            kind = "queries" if self.encodes_empty_passages else "texts"
+            lines.append(f"empty {kind} differ; --exact keeps them")
         return lines
 
 
@@ -159,6 +166,7 @@ class _Writer:
         self._samples = samples
         self._expected = expected
         self._dtype = dtype
+        self._tokenizer = WrittenTokenizer()
 
     def write(self, form: Form | None) -> _Made:
         """The folder in the wished form, or in the first that is exact."""
@@ -166,7 +174,7 @@ class _Writer:
             return self._checked(self._describe("adapter"))
         merge_adapter(self._model)
         dtype = torch.float32 if self._dtype == "float32" else torch.bfloat16
-        write_model(self._folder, self._model, self._arm, dtype)
+        self._tokenizer = write_model(self._folder, self._model, self._arm, dtype)
         if form != "module":
             made = self._describe("standard")
             if made.exact or (form == "standard" and made.passages <= made.tolerance):
@@ -181,13 +189,14 @@ class _Writer:
 
     def _describe(self, form: Form) -> _Made:
         template = self._model.tokenizer.template
-        prompts = {"document": ""}
+        tokenizer = self._tokenizer if form == "standard" else WrittenTokenizer()
+        prompts = {"document": tokenizer.passage_prompt}
         for number, text in enumerate(text for text, _ in self._common_instructions()):
             name = "query" if number == 0 else f"query_{number + 1}"
             prompts[name] = template.format(instruction=text)
         write_description(self._folder, form, self._model, self._arm, prompts)
         found = largest_difference(self._folder, self._samples, self._expected, template)
-        return _Made(form, *found, TOLERANCE[self._dtype])
+        return _Made(form, *found, TOLERANCE[self._dtype], tokenizer.is_kept)
 
     def _common_instructions(self) -> list[tuple[str, int]]:
         return self._samples.instructions.most_common(20)
@@ -195,7 +204,7 @@ class _Writer:
     def _checked(self, made: _Made) -> _Made:
         if made.exact:
             return made
-        largest = max(made.passages, float(made.queries.max()), made.empty)
+        largest = max(made.passages, float(made.queries.max()), float(made.empty.max()))
         raise BackboneError(
             "the exported folder gives other embeddings than the trained model (by up to"
             f" {largest:.1e}, more than {made.tolerance:.0e}); nothing is written"
@@ -205,10 +214,21 @@ class _Writer:
 def _statements(made: _Made, samples: Samples) -> list[str]:
     largest = max(made.passages, float(made.queries.max()))
     statements = []
-    if not made.encodes_empty:
+    if not made.encodes_empty_passages:
         statements.append(
             "An empty text is not encoded as in training, where it is one end-of-sequence token;"
             " where it has no token, sentence-transformers fails on a batch of nothing else."
+        )
+    elif not made.encodes_empty:
+        statements.append(
+            "An instruction without a query behind it is not encoded as in training, where it is"
+            " the mean over the instruction: sentence-transformers leaves that out and gives zeros."
+        )
+    if not made.is_kept:
+        statements.append(
+            "Publish these files as they are (`hf upload`): `save` and `push_to_hub` of"
+            " sentence-transformers leave out `processor_kwargs`, without which transformers reads"
+            " queries by rules of its own instead of those in tokenizer.json."
         )
     if made.exact:
         return [

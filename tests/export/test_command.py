@@ -167,28 +167,61 @@ def test_an_arm_of_a_run_is_interpolated_with(run, tmp_path, capsys):
     )
 
 
+EMPTY = (["", ""], ["", "a", " ", "\u2060", "\u2060a", "<|end|>", "a<|end|><|pad|>"])
+
+
+def _check_empty(loaded, model, queries):
+    for texts in EMPTY:
+        expected = model.embed(texts, 48)
+        for encode in (loaded.encode, loaded.encode_document):
+            torch.testing.assert_close(encode(texts, convert_to_tensor=True), expected)
+    expected = model.embed([(INSTRUCTION, "")], 48)
+    found = loaded.encode([""], prompt=PROMPT, convert_to_tensor=True)
+    torch.testing.assert_close(found, expected if queries else torch.zeros_like(expected))
+
+
 @pytest.mark.parametrize(
-    ("form", "pooling", "whole"),
+    ("form", "pooling", "queries"),
     [
         ([], "mean", False),
+        ([], "last", True),
+        (["--standard"], "first", True),
         (["--exact"], "mean", True),
         (["--exact"], "last", True),
         (["--adapter-only"], "first", True),
     ],
 )
-def test_empty_texts_are_checked(tmp_path, capsys, form, pooling, whole):
-    models = make_run(tmp_path / "run", "arms.rlvr=null", f"model.pooling={pooling}")
+def test_empty_texts_are_those_of_training(tmp_path, capsys, form, pooling, queries):
+    backbone = make_backbone(tmp_path / "backbone", "llama")
+    settings = ("arms.rlvr=null", f"arms.base.backbone={backbone}", f"model.pooling={pooling}")
+    model = make_run(tmp_path / "run", *settings)["base"]
     out = tmp_path / "out"
     assert main([str(tmp_path / "run"), "--out", str(out), *form]) == 0
-    assert ("empty texts differ" in capsys.readouterr().out) is not whole
-    assert ("An empty text is not encoded" in (out / "README.md").read_text()) is not whole
-    if whole:
-        loaded = _load(out, trust_remote_code=True)
-        expected = models["base"].embed(["", ""], 48)
-        torch.testing.assert_close(loaded.encode(["", ""], convert_to_tensor=True), expected)
-        expected = models["base"].embed([(INSTRUCTION, "")], 48)
-        found = loaded.encode([""], prompt=PROMPT, convert_to_tensor=True)
-        torch.testing.assert_close(found, expected)
+    assert ("empty queries differ" in capsys.readouterr().out) is not queries
+    card = (out / "README.md").read_text()
+    assert ("An instruction without a query" in card) is not queries
+    assert "hf upload" not in card
+    loaded = _load(out, trust_remote_code=True)
+    _check_empty(loaded, model, queries)
+    loaded.save(str(tmp_path / "again"))
+    again = _load(tmp_path / "again", trust_remote_code=True)
+    _check_empty(again, model, queries)
+    assert max(_differences(again, model)[1]) < 1e-5
+
+
+def test_a_mark_that_saving_would_leave_in_passages_is_not_made(run, tmp_path, capsys):
+    """transformers reads qwen2 by rules of its own, which sentence-transformers then saves."""
+    folder, models = run
+    out = tmp_path / "out"
+    assert main([str(folder), "--arm", "base", "--out", str(out)]) == 0
+    assert "empty texts differ; --exact" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "An empty text is not encoded as in training" in card
+    assert "Publish these files as they are" in card
+    loaded = _load(out)
+    loaded.save(str(tmp_path / "again"))
+    plain, _ = _differences(_load(tmp_path / "again"), models["base"])
+    assert plain < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -277,7 +310,7 @@ def test_a_folder_that_differs_from_the_model_is_not_kept(run, tmp_path, capsys,
     folder, _ = run
     monkeypatch.setattr(
         "hrsa_lightning.export.writer.largest_difference",
-        lambda *arguments: (0.5, torch.tensor([0.0]), 0.0),
+        lambda *arguments: (0.5, torch.zeros(1), torch.zeros(2)),
     )
     said = _answer(capsys, folder, "--arm", "base", "--out", tmp_path / "new" / "out")
     assert "gives other embeddings" in said
