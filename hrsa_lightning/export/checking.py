@@ -114,7 +114,7 @@ def largest_difference(
     ]
     empty = [
         _empty(loaded, prompt, wanted)
-        for prompt, wanted in zip((None, *prompts), expected.empty.split(1), strict=True)
+        for prompt, wanted in zip((None, *prompts), expected.empty, strict=True)
     ]
     return float(_rows(passages, expected.passages).max()), torch.cat(queries), torch.cat(empty)
 
