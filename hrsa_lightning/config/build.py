@@ -183,7 +183,7 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
             arm.backbone,
             revision=arm.revision,
             lora=dataclasses.asdict(model.lora) if model.lora else None,
-            seed=arm_seed(config, name),
+            seed=config.seed_of(name),
             gradient_checkpointing=model.gradient_checkpointing,
             quantization=model.quantization,
             device=device,
@@ -192,12 +192,6 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
         if dtype is not None and model.quantization is None:
             arms[name].cast_frozen_weights(dtype)
     return arms
-
-
-def arm_seed(config: Config, name: str) -> int:
-    """The seed of an arm's adapters, dropout and batches: its own, or the run's."""
-    own = config.arms[name].seed
-    return config.seed if own is None else own
 
 
 def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedContrastiveModule:
@@ -216,7 +210,7 @@ def build_module(config: Config, arms: Mapping[str, EmbeddingModel]) -> PairedCo
         regularizer=regularizer,
         regularizer_weight=config.loss.sigreg.weight if config.loss.sigreg else 1.0,
         alignment=_build_alignment(config, arms),
-        seeds={name: arm_seed(config, name) for name in arms},
+        seeds={name: config.seed_of(name) for name in arms},
         max_tokens_per_chunk=config.max_tokens_per_chunk,
         activation_budget=config.activation_budget,
         **options,
@@ -291,7 +285,7 @@ def build_data(
         weights=data.source_weights(),
         source_temperature=data.source_temperature,
         seed=config.seed,
-        seeds={name: arm_seed(config, name if name in config.arms else first) for name in arms},
+        seeds={name: config.seed_of(name if name in config.arms else first) for name in arms},
     )
 
 

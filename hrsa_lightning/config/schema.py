@@ -319,6 +319,11 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
 
+    def seed_of(self, arm: str) -> int:
+        """The seed of an arm's adapters, dropout and batches: its own, or the run's."""
+        own = self.arms[arm].seed
+        return self.seed if own is None else own
+
 
 NO_ARM = frozenset(
     re.findall(

@@ -7,7 +7,6 @@ cache: of several processes one checks, and the others wait and read that.
 """
 
 import gzip
-import hashlib
 import json
 import mmap
 import shutil
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from hrsa_lightning.data.entries import PairEntry
 from hrsa_lightning.errors import DataError, first_line
-from hrsa_lightning.io.files import replacing
+from hrsa_lightning.io.files import digest, replacing
 from hrsa_lightning.io.json_lines import Problems, read_json_lines
 from hrsa_lightning.io.pairs import ContrastivePair, Layout, RetrievalSet, layout_of
 from hrsa_lightning.io.resources import cache_folder
@@ -135,7 +134,7 @@ class EntryPairs:
             return dict(check())
         entry = self.entry
         asked = [_FORMAT, of, entry.columns, entry.filter, entry.limit]
-        key = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+        key = digest(json.dumps(asked))
         with _locked(cache_folder() / "pairs" / f"{key}.npz") as path:
             if path is not None and path.is_file():
                 with suppress(ValueError, OSError, KeyError), np.load(path) as kept:
@@ -225,7 +224,7 @@ def _unpacked(file: Path) -> Path:
         return file
     stat = file.stat()
     asked = json.dumps([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
-    key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
+    key = digest(asked)
     with _locked(cache_folder() / "unpacked" / f"{key}.jsonl") as path:
         if path is None:
             raise DataError("expected a cache folder that can be written, to unpack it")

@@ -1,6 +1,5 @@
 """MTEB's tasks and benchmarks through the `mteb` package, which is imported when it is used."""
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ from hrsa_lightning.errors import (
     shown,
 )
 from hrsa_lightning.evaluate.scoring import TaskScores
-from hrsa_lightning.io.files import read_json
+from hrsa_lightning.io.files import digest, read_json
 from hrsa_lightning.runs.encoder import Encoder
 
 TASK_SETS = {
@@ -148,8 +147,8 @@ def score_benchmarks(
     scores = []
     for task in tasks:
         own = chosen_instruction(task.metadata, instructions or {})
-        digest = hashlib.blake2b(f"{identity}\n{own}".encode(), digest_size=16).hexdigest()
-        model: Any = TaskEncoder(name, identity if own is None else digest, load, own)
+        revision = identity if own is None else digest(f"{identity}\n{own}")
+        model: Any = TaskEncoder(name, revision, load, own)
         try:
             result = mteb.evaluate(
                 model,

@@ -1,6 +1,5 @@
 """Scores of models on tasks: one model in memory at a time, and none for what is in the cache."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import read_retrieval_set
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io.files import read_json, write_text
+from hrsa_lightning.io.files import digest, read_json, write_text
 from hrsa_lightning.io.pairs import RetrievalSet
 from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.runs.encoder import Encoder, EncoderOptions, ModelReference
@@ -166,8 +165,7 @@ def _score_pairs(
     name: str, task: RetrievalSet, identity: str, load: Any, cache: Path
 ) -> TaskScores:
     content = json.dumps([_FORMAT, name, task.queries, task.corpus, task.relevance])
-    digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-    path = cache / "pairs" / digest / f"{identity}.json"
+    path = cache / "pairs" / digest(content) / f"{identity}.json"
     with suppress(DataError, KeyError, TypeError):  # none there, or it is damaged
         found = read_json(path)
         return TaskScores(**{**found, "units": tuple(found["units"])})

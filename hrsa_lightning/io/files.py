@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import hashlib
 import io
 import itertools
 import json
@@ -126,6 +127,11 @@ def finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def digest(text: str) -> str:
+    """A short name of a text, which changes whenever the text does."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def numbered(path: Path) -> Iterator[Path]:

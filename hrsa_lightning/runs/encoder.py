@@ -4,7 +4,6 @@ Importing this module imports no torch.
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from hrsa_lightning.config.schema import Config, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError, first_line
+from hrsa_lightning.io.files import digest
 from hrsa_lightning.io.pairs import DEFAULT_TEMPLATE, Query
 from hrsa_lightning.io.pretrained import MODEL_FILES, check_weights
 from hrsa_lightning.runs.resolve import Source, find_sources
@@ -115,7 +115,7 @@ class ModelReference:
             str(options.max_length),
             DEFAULT_TEMPLATE,
         ]
-        return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+        return digest("\n".join(parts))
 
     def load(self, options: EncoderOptions | None = None) -> Encoder:
         """Load the model.

@@ -13,7 +13,6 @@ A model is named by one of
 mistake at once. `runs.loading` loads them.
 """
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from typing import Any
 from hrsa_lightning.config import load_config
 from hrsa_lightning.config.schema import Config, LoRAConfig, ModelConfig
 from hrsa_lightning.errors import BackboneError, ConfigError, nearest
-from hrsa_lightning.io.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from hrsa_lightning.io.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, digest
 from hrsa_lightning.io.resources import EMBEDDED
 from hrsa_lightning.models.paths import resolve_backbone
 from hrsa_lightning.runs.directory import SUMMARY, newest_run
@@ -122,7 +121,7 @@ class Source:
         trained = None if self.model is None else asdict(self.model)
         arm = None if self.arm is None else self.arm.name
         content = [self.backbone, self.revision, commit, arm, trained, self.lengths, files]
-        return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+        return digest(json.dumps(content))
 
 
 def find_sources(text: str, base: str | None = None) -> list[Source]:

@@ -68,10 +68,8 @@ def read_controls(summary: Mapping[str, Any]) -> list[Control]:
 
 def _differ_in_seed_alone(config: Config, arm: str, twin: str) -> bool:
     one, other = config.arms[arm], config.arms[twin]
-    seeds = [config.seed if each.seed is None else each.seed for each in (one, other)]
-    return (one.backbone, one.revision) == (other.backbone, other.revision) and (
-        seeds[0] != seeds[1]
-    )
+    of_one_backbone = (one.backbone, one.revision) == (other.backbone, other.revision)
+    return of_one_backbone and config.seed_of(arm) != config.seed_of(twin)
 
 
 def _ends_of(folder: Path) -> list[SummaryRow]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from hrsa_lightning.config import load_config, to_yaml
-from hrsa_lightning.config.build import arm_seed
 from hrsa_lightning.models.embedder import EmbeddingModel
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO
 from hrsa_lightning.runs.summary import write_summary
@@ -29,7 +28,7 @@ def make_run(
             normalize=config.model.normalize,
             instruction_mask=config.model.instruction_mask,
             lora=dataclasses.asdict(config.model.lora) if config.model.lora else None,
-            seed=arm_seed(config, name),
+            seed=config.seed_of(name),
         )
         generator = torch.Generator().manual_seed(number)
         with torch.no_grad():
