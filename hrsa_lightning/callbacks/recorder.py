@@ -6,13 +6,8 @@ from typing import Any, Unpack
 
 from lightning.pytorch import LightningModule, Trainer
 
-from hrsa_lightning.callbacks.base import (
-    Monitor,
-    OnError,
-    find_arms,
-    receive_batch,
-    resolve_probes,
-)
+from hrsa_lightning.callbacks.base import Monitor, OnError
+from hrsa_lightning.callbacks.inputs import prepare_models
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.io.files import numbered
 from hrsa_lightning.similarity.extraction import ExtractionArguments, Extractor
@@ -69,15 +64,7 @@ class RepresentationRecorder(Monitor):
         self._extractor.check()
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._extractor.prepare(
-            find_arms(pl_module, self._arms),
-            ranks=self.ranks,
-            device=pl_module.device,
-            context=trainer.precision_plugin.forward_context,
-            resolve=lambda source: resolve_probes(source, trainer, pl_module),
-            receive=lambda batch: receive_batch(batch, trainer),
-            warn=self.warn_once,
-        )
+        prepare_models(self._extractor, self, trainer, pl_module, self._arms)
 
     def begin(self, restored: dict[str, Any]) -> None:
         self._writer: TraceWriter | None = None

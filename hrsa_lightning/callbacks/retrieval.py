@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from hrsa_lightning.callbacks.base import Monitor, OnError, find_arms
+from hrsa_lightning.callbacks.base import Monitor, OnError
 from hrsa_lightning.callbacks.figures import finish_curves
+from hrsa_lightning.callbacks.inputs import find_arms
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError, DataError, check_counts
 from hrsa_lightning.functional.ranking import chance_scores, ranking_scores

@@ -7,15 +7,9 @@ from typing import Any, Literal, Unpack
 
 from lightning.pytorch import LightningModule, Trainer
 
-from hrsa_lightning.callbacks.base import (
-    Monitor,
-    OnError,
-    find_arms,
-    is_last_step,
-    receive_batch,
-    resolve_probes,
-)
+from hrsa_lightning.callbacks.base import Monitor, OnError, is_last_step
 from hrsa_lightning.callbacks.figures import Figures
+from hrsa_lightning.callbacks.inputs import prepare_models
 from hrsa_lightning.callbacks.logging import log_projector
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.errors import ConfigError
@@ -161,16 +155,7 @@ class SimilarityMonitor(Monitor):
         return len(comparisons) > 1 or any(comparison.arm for comparison in comparisons)
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.evaluator.prepare(
-            find_arms(pl_module, self._arms),
-            ranks=self.ranks,
-            device=pl_module.device,
-            context=trainer.precision_plugin.forward_context,
-            resolve=lambda source: resolve_probes(source, trainer, pl_module),
-            receive=lambda batch: receive_batch(batch, trainer),
-            holder=self._arms or "",
-            warn=self.warn_once,
-        )
+        prepare_models(self.evaluator, self, trainer, pl_module, self._arms)
         self._figures.named = self.names_comparisons
 
     def begin(self, restored: dict[str, Any]) -> None:

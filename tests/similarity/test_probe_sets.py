@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hrsa_lightning import EmbeddingModel
-from hrsa_lightning.callbacks.base import resolve_probes
+from hrsa_lightning.callbacks.inputs import resolve_probes
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.similarity import SimilarityEvaluator
 from hrsa_lightning.similarity.extraction import Extractor
