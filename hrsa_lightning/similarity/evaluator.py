@@ -19,6 +19,7 @@ from hrsa_lightning.similarity.comparer import (
     is_dominated,
     variance_shares,
 )
+from hrsa_lightning.similarity.comparisons import Comparison, comparisons_of, parse_references
 from hrsa_lightning.similarity.extraction import (
     ExtractionArguments,
     Extractor,
@@ -30,12 +31,9 @@ from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement, listed, means_over_layers
 from hrsa_lightning.similarity.references import (
     INITIAL,
-    Comparison,
     InitialReference,
     Reference,
-    comparisons_of,
     no_common_layer,
-    parse_references,
 )
 
 

@@ -6,12 +6,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.models import load_tokenizer
-from hrsa_lightning.similarity.references import (
-    CheckpointReference,
-    PretrainedReference,
-    comparisons_of,
-    parse_references,
-)
+from hrsa_lightning.similarity.comparisons import comparisons_of, parse_references
+from hrsa_lightning.similarity.references import CheckpointReference, PretrainedReference
 from tests.tiny import make_backbone
 
 CPU = torch.device("cpu")
