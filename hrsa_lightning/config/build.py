@@ -37,7 +37,7 @@ from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.modules import Alignment, PairedContrastiveModule
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
-from hrsa_lightning.modules.ranks import EndingFitLoop, StepCheckpoint
+from hrsa_lightning.modules.stopping import EndingFitLoop, StepCheckpoint
 
 _PACKAGES = ("hrsa_lightning", "lightning", "pytorch_lightning")
 """Where a class is looked for; of other packages only what the program has imported itself."""

@@ -191,7 +191,7 @@ def _stop(
 ) -> int:
     """Say where a stopped run goes on; returns the exit code."""
     from hrsa_lightning.modules.checkpoints import newest_checkpoint, step_of
-    from hrsa_lightning.modules.ranks import TIME_IS_UP, Stopped, requeue
+    from hrsa_lightning.modules.stopping import TIME_IS_UP, Stopped, requeue
 
     stop = end if isinstance(end, Stopped) else Stopped(signal.SIGINT)
     if ranks.is_rank_0:

@@ -16,7 +16,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from hrsa_lightning.modules import ContrastiveModule
 from hrsa_lightning.modules.checkpoints import newest_checkpoint, step_of
-from hrsa_lightning.modules.ranks import EndingFitLoop, StepCheckpoint, Stopped
+from hrsa_lightning.modules.stopping import EndingFitLoop, StepCheckpoint, Stopped
 from tests.contrastive_runs import fit, make_arm, trained_weights, write_pairs
 
 
