@@ -1,7 +1,6 @@
 """Compare models that are already there: `python -m hrsa_lightning.compare A B --texts FILE`."""
 
 import argparse
-import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from hrsa_lightning.compare.options import (
     read_text_entries,
 )
 from hrsa_lightning.errors import BackboneError, ConfigError, nearest
+from hrsa_lightning.io.files import explained
 from hrsa_lightning.io.sources import Texts
 from hrsa_lightning.runs.resolve import Source
 from hrsa_lightning.similarity.metric_info import EXTRAS, METRICS
@@ -142,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     found = []
     for job in jobs:
-        try:
+        with explained(f"--out {job.out}"):
             results = compare_models(
                 job.sources,
                 job.texts,
@@ -154,10 +154,6 @@ def _run(arguments: argparse.Namespace) -> int:
                 resume=not arguments.no_resume,
             )
             write_results(results, job.out)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise
-            raise ConfigError(f"--out {job.out}: {error.strerror}") from error
         if len(jobs) > 1:
             title = " on ".join(part for part in (job.pair, job.name) if part)
             print(f"{title}:", flush=True)

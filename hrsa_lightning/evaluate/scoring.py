@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import read_retrieval_set
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io.files import digest, read_json, write_text
+from hrsa_lightning.io.files import digest, explained, read_json, write_text
 from hrsa_lightning.io.pairs import RetrievalSet
 from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.runs.encoder import Encoder, EncoderOptions, ModelReference
@@ -124,13 +124,11 @@ def evaluate_models(
         DataError: A task's data cannot be had, or the cache cannot be written.
     """
     bar = tqdm(models, "evaluating", unit="model", disable=None if progress else True)
-    try:
+    with explained(cache):
         return {
             model.name: _evaluate(model, tasks, cache, options or EncoderOptions(), progress)
             for model in bar
         }
-    except OSError as error:
-        raise DataError(f"{error.filename or cache}: {error.strerror}") from error
 
 
 def _evaluate(

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import errno
 import hashlib
 import io
 import itertools
@@ -101,6 +102,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def explained(place: object) -> Iterator[None]:
+    """Say in one line that the disk is full or a folder cannot be written, and where.
+
+    Raises:
+        DataError: In the place of such an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        full, refused = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EROFS)
+        if error.errno not in (*full, *refused, errno.ENOTDIR, errno.EEXIST):
+            raise
+        raise DataError(f"{place}: {os.strerror(error.errno)}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """Mining from end to end: embed, search with sentence-transformers, filter, write."""
 
 import contextlib
-import errno
 import hashlib
 import importlib.util
 import io
@@ -9,7 +8,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hrsa_lightning.data.pairs import PairSource, read_pairs
 from hrsa_lightning.errors import ConfigError, DataError
-from hrsa_lightning.io.files import write_json
+from hrsa_lightning.io.files import explained, write_json
 from hrsa_lightning.io.pairs import pair_line
 from hrsa_lightning.mine.texts import Integers, PairTexts, encode_to_file
 from hrsa_lightning.runs.encoder import Encoder
@@ -172,12 +170,12 @@ class Mining:
 
     def run(self, encoder: Encoder) -> dict[str, Any]:
         """Mine with this model; see `mine`."""
-        with _explained(self._work):
+        with explained(self._work):
             self._work.mkdir(exist_ok=True)
             mined = [self._mine(texts, encoder) for texts in self._texts]
         negatives = np.concatenate([one[0] for one in mined])
         positive, hardest = (np.concatenate([one[k] for one in mined]) for k in (1, 2))
-        with _explained(self._out.parent):
+        with explained(self._out.parent):
             summary = self._write(negatives, positive, hardest)
         del mined  # files that are mapped cannot be removed everywhere
         if not self._keep_work:
@@ -415,15 +413,3 @@ def _output_files(out: Path, sources: Sequence[str]) -> list[str]:
     if twice:
         raise ConfigError(f"out: several inputs would be written to {out / twice[0]}.jsonl")
     return [f"{stem}.jsonl" for stem in stems]
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Say in one line that the disk is full, or that a folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        where = error.filename or folder
-        raise DataError(f"{where}: {os.strerror(error.errno)}") from error
