@@ -24,6 +24,7 @@ from hrsa_lightning.functional._inputs import (
 from hrsa_lightning.functional._moments import PairMoments
 from hrsa_lightning.functional._numerics import DEFAULT_CHUNK_BYTES, full_precision
 from hrsa_lightning.functional.permutation import (
+    PERMUTED,
     by_key,
     check_num_permutations,
     compare,
@@ -91,6 +92,11 @@ class PairMetric(Metric):
     equal_width: ClassVar[bool] = False
     sums: ClassVar[Any] = PairMoments
     """Class of the sums that ``"moments"`` are; its fields are states."""
+
+    function: ClassVar[Any] = None
+    """The function of the same subject, a `staticmethod`: gives the value of some rows."""
+    fields: ClassVar[tuple[str, ...]] = ("",)
+    """What of its result stands under the metric's keys, in their order; all of it by default."""
 
     count: Tensor
     rows_x: list[Tensor]
@@ -281,11 +287,23 @@ class PairMetric(Metric):
     def _value(self) -> Tensor | dict[str, Tensor]:
         """Compute the value and record the chance levels."""
 
-    @abstractmethod
+    def _arguments(
+        self, ids: Tensor | None, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `function` takes beside rows and `chunk_bytes`, by place and by name."""
+        return (), {}
+
     def _value_of(
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
     ) -> Tensor | dict[str, Tensor]:
         """Compute the value of some rows, in the order of their ids."""
+        others, options = self._arguments(ids, labels)
+        found = by_key(self.function(x, y, *others, chunk_bytes=self.chunk_bytes, **options))
+        return found[""] if self.fields == ("",) else self._under_keys(found)
+
+    def _under_keys(self, found: Mapping[str | int, Tensor]) -> dict[str, Tensor]:
+        places = zip(self._names(), self.fields, strict=True)
+        return {key: found[field] for key, field in places if field in found}
 
     def _all_rows(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """What `_value_of` takes of all samples."""
@@ -296,11 +314,16 @@ class PairMetric(Metric):
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
     ) -> Mapping[str, Tensor]:
         """Permuted values (p,) of some rows under the keys of the value."""
+        orders = permutations(len(x), null, x.device)
+        if (permuted := PERMUTED.get(self.function)) is not None:
+            others, options = self._arguments(ids, labels)
+            options["chunk_bytes"] = self.chunk_bytes
+            return self._under_keys(permuted(x, y, orders, *others, **options))
 
         def value(x: Tensor, y: Tensor) -> dict[str | int, Tensor]:
             return by_key(self._by_key(self._value_of(x, y, ids, labels)))
 
-        found = recomputed(value, x, y, permutations(len(x), null, x.device))
+        found = recomputed(value, x, y, orders)
         return {str(key): values for key, values in found.items()}
 
     def _standard_errors(self) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class LinearCKA(PairMetric):
         1.0
     """
 
+    function = staticmethod(linear_cka)
     needs = ("moments",)
     min_samples = MIN_SAMPLES
     scalar = True
@@ -45,11 +46,10 @@ class LinearCKA(PairMetric):
             return ("cka_standardized",) if self.debiased else ("cka_plain_standardized",)
         return ("cka",) if self.debiased else ("cka_plain",)
 
-    def _value(self) -> Tensor:
+    def _value(self) -> Tensor | dict[str, Tensor]:
         if self.standardize:
-            x, y, _, _ = self._rows()
             self._chance = dict.fromkeys(self._names(), 0.0) if self.debiased else {}
-            return self._value_of(x, y, None, None)
+            return self._value_of(*self._all_rows())
         moments = self._moments()
         if self.debiased:
             self._chance = {"cka": 0.0}
@@ -66,7 +66,7 @@ class LinearCKA(PairMetric):
             kept[key] = permuted_cka(x, y, orders, self.standardize, self.chunk_bytes)
         return {self._names()[0]: kept[key][int(self.debiased)]}
 
-    def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
-        return linear_cka(
-            x, y, self.debiased, standardize=self.standardize, chunk_bytes=self.chunk_bytes
-        )
+    def _arguments(
+        self, ids: Tensor | None, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"debiased": self.debiased, "standardize": self.standardize}

@@ -1,18 +1,10 @@
 """CKNNA as a metric."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional.cknna import (
-    MIN_SAMPLES,
-    check_cknna_neighbors,
-    cknna,
-    sparse_kernels,
-)
-from hrsa_lightning.functional.permutation import permutations, permuted_alignment
-from hrsa_lightning.functional.reference import Reference
+from hrsa_lightning.functional.cknna import MIN_SAMPLES, check_cknna_neighbors, cknna
 from hrsa_lightning.metrics._base import PairMetric
 
 CHANCE_PERMUTATIONS = 20
@@ -37,6 +29,7 @@ class CKNNA(PairMetric):
         1.0
     """
 
+    function = staticmethod(cknna)
     needs = ("rows",)
     scalar = True
 
@@ -49,22 +42,16 @@ class CKNNA(PairMetric):
     def _names(self) -> tuple[str, ...]:
         return (f"cknna_{self.k}",)
 
-    def _value(self) -> Tensor:
-        x, y, ids, labels = self._all_rows()
-        value = self._value_of(x, y, ids, labels)
+    def _value(self) -> Tensor | dict[str, Tensor]:
+        rows = self._all_rows()
+        value = self._value_of(*rows)
         self._chance = {}
-        if bool(value.isfinite()):
-            found = self._permuted(x, y, ids, labels, CHANCE_PERMUTATIONS)
+        if isinstance(value, Tensor) and bool(value.isfinite()):
+            found = self._permuted(*rows, CHANCE_PERMUTATIONS)
             self._chance = {key: float(null.mean()) for key, null in found.items()}
         return value
 
-    def _value_of(self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None) -> Tensor:
-        return cknna(x, y, self.k, chunk_bytes=self.chunk_bytes)
-
-    def _permuted(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
-    ) -> Mapping[str, Tensor]:
-        kernels = sparse_kernels(x, y, Reference(y), self.k, self.chunk_bytes)
-        assert kernels is not None
-        orders = permutations(len(x), null, x.device)
-        return {self._names()[0]: permuted_alignment(*kernels, orders)}
+    def _arguments(
+        self, ids: Tensor | None, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"k": self.k}

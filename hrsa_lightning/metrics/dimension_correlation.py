@@ -1,16 +1,13 @@
 """Dimension-wise correlation as a metric."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from hrsa_lightning.functional.dimension_correlation import (
     MIN_SAMPLES,
-    DimensionCorrelationResult,
     correlation_from_moments,
     dimension_correlation,
 )
-from hrsa_lightning.functional.permutation import permutations, permuted_correlation
+from hrsa_lightning.functional.permutation import by_key
 from hrsa_lightning.metrics._base import PairMetric
 
 
@@ -32,6 +29,8 @@ class DimensionCorrelation(PairMetric):
         1.0
     """
 
+    function = staticmethod(dimension_correlation)
+    fields = ("mean", "median")
     needs = ("moments",)
     min_samples = MIN_SAMPLES
     equal_width = True
@@ -42,19 +41,4 @@ class DimensionCorrelation(PairMetric):
 
     def _value(self) -> dict[str, Tensor]:
         self._chance = dict.fromkeys(self._names(), 0.0)
-        return self._summary(correlation_from_moments(self._moments()))
-
-    def _value_of(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        return self._summary(dimension_correlation(x, y, chunk_bytes=self.chunk_bytes))
-
-    def _permuted(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
-    ) -> Mapping[str, Tensor]:
-        orders = permutations(len(x), null, x.device)
-        found = permuted_correlation(x, y, orders, self.chunk_bytes)
-        return dict(zip(self._names(), found.values(), strict=True))
-
-    def _summary(self, result: DimensionCorrelationResult) -> dict[str, Tensor]:
-        return dict(zip(self._names(), (result.mean, result.median), strict=True))
+        return self._under_keys(by_key(correlation_from_moments(self._moments())))

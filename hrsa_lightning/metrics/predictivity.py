@@ -1,12 +1,14 @@
 """Linear predictivity as a metric."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from hrsa_lightning.functional.permutation import permutations, permuted_predictivity
-from hrsa_lightning.functional.predictivity import MIN_SAMPLES, linear_predictivity
+from hrsa_lightning.functional.predictivity import (
+    MIN_SAMPLES,
+    LinearPredictivityResult,
+    linear_predictivity,
+)
 from hrsa_lightning.functional.probe_transfer import check_regularization
 from hrsa_lightning.metrics._base import PairMetric
 
@@ -33,6 +35,8 @@ class LinearPredictivity(PairMetric):
         [1.0, 0.6]
     """
 
+    function = staticmethod(linear_predictivity)
+    fields = LinearPredictivityResult._fields
     needs = ("rows",)
     min_samples = MIN_SAMPLES
 
@@ -44,34 +48,14 @@ class LinearPredictivity(PairMetric):
     def _names(self) -> tuple[str, ...]:
         return KEYS
 
-    def _value(self) -> dict[str, Tensor]:
+    def _value(self) -> Tensor | dict[str, Tensor]:
         self._chance = dict.fromkeys(KEYS, 0.0)
         return self._value_of(*self._all_rows())
 
-    def _value_of(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        found = linear_predictivity(
-            x,
-            y,
-            regularization=self.regularization,
-            y_ids=ids,
-            chunk_bytes=self.chunk_bytes,
-        )
-        return dict(zip(KEYS, found, strict=True))
-
-    def _permuted(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
-    ) -> Mapping[str, Tensor]:
-        found = permuted_predictivity(
-            x,
-            y,
-            permutations(len(x), null, x.device),
-            regularization=self.regularization,
-            y_ids=ids,
-            chunk_bytes=self.chunk_bytes,
-        )
-        return dict(zip(KEYS, found.values(), strict=True))
+    def _arguments(
+        self, ids: Tensor | None, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"regularization": self.regularization, "y_ids": ids}
 
     def _identity(self) -> dict[str, float]:
         return {}

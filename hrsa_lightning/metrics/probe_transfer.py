@@ -1,12 +1,9 @@
 """Linear-probe transfer as a metric."""
 
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hrsa_lightning.functional.permutation import permutations, permuted_probe
 from hrsa_lightning.functional.probe_transfer import (
     MIN_SAMPLES,
     ProbeTransferResult,
@@ -37,6 +34,8 @@ class LinearProbeTransfer(PairMetric):
         1.0
     """
 
+    function = staticmethod(linear_probe_transfer)
+    fields = ProbeTransferResult._fields
     needs = ("rows", "labels")
     min_samples = MIN_SAMPLES
     equal_width = True
@@ -50,48 +49,24 @@ class LinearProbeTransfer(PairMetric):
 
     def _names(self) -> tuple[str, ...]:
         suffix = "r2" if self.num_classes is None else "accuracy"
-        return tuple(f"probe_{name}_{suffix}" for name in ProbeTransferResult._fields)
+        return tuple(f"probe_{name}_{suffix}" for name in self.fields)
 
-    def _value(self) -> dict[str, Tensor]:
-        x, y, ids, order = self._rows()
-        labels = torch.cat(self.row_labels)[order]
-        if self.num_classes is None:
-            labels, chance = labels.double(), 0.0
-        else:
+    def _value(self) -> Tensor | dict[str, Tensor]:
+        x, y, ids, labels = self._all_rows()
+        chance = 0.0
+        if self.num_classes is not None:
+            assert labels is not None
             _check_classes(labels, self.num_classes)
             chance = float(labels.bincount().max()) / len(labels)
         self._chance = dict.fromkeys(self._names(), chance)
         return self._value_of(x, y, ids, labels)
 
-    def _value_of(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        assert labels is not None
-        result = linear_probe_transfer(
-            x,
-            y,
-            labels,
-            regularization=self.regularization,
-            y_ids=ids,
-            chunk_bytes=self.chunk_bytes,
-        )
-        return dict(zip(self._names(), result, strict=True))
-
-    def _permuted(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
-    ) -> Mapping[str, Tensor]:
+    def _arguments(
+        self, ids: Tensor | None, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         assert labels is not None
         labels = labels.double() if self.num_classes is None else labels
-        found = permuted_probe(
-            x,
-            y,
-            permutations(len(x), null, x.device),
-            labels,
-            regularization=self.regularization,
-            y_ids=ids,
-            chunk_bytes=self.chunk_bytes,
-        )
-        return {self._names()[0]: found["transfer"]}
+        return (labels,), {"regularization": self.regularization, "y_ids": ids}
 
     def _identity(self) -> dict[str, float]:
         return {}
