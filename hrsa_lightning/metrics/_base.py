@@ -95,7 +95,7 @@ class PairMetric(Metric):
 
     function: ClassVar[Any] = None
     """The function of the same subject, a `staticmethod`: gives the value of some rows."""
-    fields: ClassVar[tuple[str, ...]] = ("",)
+    fields: tuple[str, ...] = ("",)
     """What of its result stands under the metric's keys, in their order; all of it by default."""
 
     count: Tensor

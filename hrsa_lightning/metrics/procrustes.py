@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hrsa_lightning.functional._inputs import check_choice, id_list, split_halves
 from hrsa_lightning.functional._moments import PairMoments
-from hrsa_lightning.functional.permutation import permutations, permuted_procrustes
+from hrsa_lightning.functional.permutation import by_key, permutations, permuted_procrustes
 from hrsa_lightning.functional.procrustes import (
     PROTOCOLS,
     ProcrustesResult,
@@ -54,6 +54,7 @@ class OrthogonalProcrustes(PairMetric):
         1.0
     """
 
+    function = staticmethod(orthogonal_procrustes)
     needs = ("moments",)
     higher_is_better = None
     plot_upper_bound = None
@@ -66,6 +67,9 @@ class OrthogonalProcrustes(PairMetric):
         super().__init__(state=(*kwargs.pop("state", ()), extra), **kwargs)
         self.protocol: Protocol = protocol
         self.mean_cosine = mean_cosine
+        self.fields = tuple(
+            field for field in ProcrustesResult._fields[:4] if mean_cosine or "mean" not in field
+        )
         self.min_samples = min_samples(protocol)
         self._rotation: Tensor | None = None
 
@@ -92,12 +96,10 @@ class OrthogonalProcrustes(PairMetric):
         )
         return self._chosen(result._replace(mean_cosine=cosine))
 
-    def _value_of(
-        self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None
-    ) -> dict[str, Tensor]:
-        return self._chosen(
-            orthogonal_procrustes(x, y, self.protocol, y_ids=ids, chunk_bytes=self.chunk_bytes)
-        )
+    def _arguments(
+        self, ids: Tensor | None, labels: Tensor | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"protocol": self.protocol, "y_ids": ids}
 
     def _permuted(
         self, x: Tensor, y: Tensor, ids: Tensor | None, labels: Tensor | None, null: int
@@ -109,7 +111,7 @@ class OrthogonalProcrustes(PairMetric):
         judged = split_halves(y, id_list(ids))
         orders = permutations(len(x), null, x.device)
         found = permuted_procrustes(x, y, orders, judged, self._rotation)
-        return dict(zip(KEYS, found.values(), strict=False))
+        return self._under_keys(found)
 
     def permuted(self, num_permutations: int) -> dict[str, tuple[float, float]]:
         """As of `PairMetric`; empty unless held out: every permutation would need a rotation."""
@@ -126,8 +128,7 @@ class OrthogonalProcrustes(PairMetric):
 
     def _chosen(self, result: ProcrustesResult) -> dict[str, Tensor]:
         self._rotation = result.rotation
-        values = dict(zip(KEYS, result[:4], strict=True))
-        return {key: values[key] for key in self._names()}
+        return self._under_keys(by_key(result))
 
     def reset(self) -> None:
         self._rotation = None

@@ -187,10 +187,18 @@ def test_any_function_and_too_few_permutations() -> None:
         F.permutation_null(F.linear_cka, x, y, num_permutations=5)
 
 
-def test_the_collection_has_levels_and_p_values_of_its_functions() -> None:
+@pytest.mark.parametrize("num_groups", [None, 5])
+def test_the_collection_has_levels_and_p_values_of_its_functions(num_groups: int | None) -> None:
+    """With standard errors beside them, which run the functions on fewer samples, as well."""
     x, y = pair(90, 5)
     labels = (y[:, 0] > 0).long()
-    metrics = hrsa_metrics(k=(5,), num_classes=2, null=99, extra=("cknna", "predictivity"))
+    metrics = hrsa_metrics(
+        k=(5,),
+        num_classes=2,
+        null=99,
+        num_jackknife_groups=num_groups,
+        extra=("cknna", "predictivity"),
+    )
     for rows in torch.arange(90).split(40):
         metrics.update(x[rows], y[rows], labels[rows], x_ids=rows)
     values = metrics.compute()
