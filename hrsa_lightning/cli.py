@@ -7,10 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hrsa_lightning.errors import HRSAError, nearest
+
+T = TypeVar("T")
 
 COMMANDS = {
     "train": "train embedding models side by side and watch how similar they are",
@@ -160,13 +163,20 @@ def listing(described: Mapping[str, str]) -> str:
 
 
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `EncoderOptions.of` reads."""
+    """Add the options that `EncoderOptions` has."""
     add: Any = parser.add_argument
     add("--max-length", type=positive, metavar="N",
         help="most tokens of a text (a run's own, or 512)")  # fmt: skip
     add("--batch-size", type=positive, default=32, metavar="N", help="texts of a forward pass (32)")
     add("--dtype", help="of the weights, such as bfloat16 (a run's own, or float32)")
     add("--device", help="such as cuda:1")
+
+
+def options_of(kind: type[T], arguments: argparse.Namespace, **others: Any) -> T:
+    """A dataclass of options from the arguments of the same names, and others."""
+    names = {option.name for option in fields(kind)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return kind(**{**given, **others})
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hrsa_lightning import __version__
-from hrsa_lightning.cli import HelpFormatter, add_encoder_options, main
+from hrsa_lightning.cli import HelpFormatter, add_encoder_options, main, options_of
 from hrsa_lightning.io.resources import resource_files
 from hrsa_lightning.runs.encoder import EncoderOptions
 
@@ -21,9 +21,9 @@ def parser():
 
 
 def test_options_say_how_models_run(parser):
-    assert EncoderOptions.of(parser.parse_args([])) == EncoderOptions()
+    assert options_of(EncoderOptions, parser.parse_args([])) == EncoderOptions()
     text = "--max-length 9 --batch-size 2 --dtype bfloat16 --device cuda:1"
-    assert EncoderOptions.of(parser.parse_args(text.split())) == EncoderOptions(
+    assert options_of(EncoderOptions, parser.parse_args(text.split())) == EncoderOptions(
         max_length=9, batch_size=2, dtype="bfloat16", device="cuda:1"
     )
     assert all(len(line) <= 100 for line in parser.format_help().splitlines())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hrsa_lightning.cli import answered, positive, program
+from hrsa_lightning.cli import answered, options_of, positive, program
 from hrsa_lightning.compare.options import (
     ExtractionOptions,
     MetricOptions,
@@ -110,24 +110,8 @@ _numbers.__name__ = "list of positive numbers"
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    extraction = ExtractionOptions(
-        arguments.level,
-        arguments.layers,
-        arguments.pooling,
-        arguments.max_length,
-        arguments.batch_size,
-        arguments.exclude_first_token,
-        arguments.attention,
-        arguments.dtype,
-    )
-    metrics = MetricOptions(
-        _metrics(arguments.metrics),
-        arguments.protocol,
-        arguments.k,
-        arguments.by_label,
-        arguments.null,
-        arguments.standardize,
-    )
+    extraction = options_of(ExtractionOptions, arguments)
+    metrics = options_of(MetricOptions, arguments, metrics=_metrics(arguments.metrics))
     jobs = _jobs(arguments, extraction)
     from transformers.utils.logging import disable_progress_bar
 

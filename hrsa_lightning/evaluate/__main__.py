@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hrsa_lightning.cli import CommandParser, add_encoder_options, answered
+from hrsa_lightning.cli import CommandParser, add_encoder_options, answered, options_of
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.io.files import write_json, write_text
 
@@ -62,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> int:
     names = arguments.tasks or ([] if arguments.pairs else [EMBEDDED_TASK])
     tasks = read_tasks(names, arguments.pairs, arguments.instructions)
     models = [model for arm in arms for model in arm.models]
-    results = evaluate_models(models, tasks, out / "cache", EncoderOptions.of(arguments), True)
+    options = options_of(EncoderOptions, arguments)
+    results = evaluate_models(models, tasks, out / "cache", options, True)
 
     differences = tables.all_differences(arms, baseline, results)
     parts = [

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hrsa_lightning.cli import CommandParser, add_encoder_options, answered
+from hrsa_lightning.cli import CommandParser, add_encoder_options, answered, options_of
 from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.io.resources import resolve_path
 
@@ -54,22 +54,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if arguments.margin is not None and arguments.keep is None:
         raise ConfigError("--margin needs --keep below or --keep above, see --help")
-    options = MiningOptions(
-        num_negatives=arguments.num_negatives,
-        rank_range=tuple(arguments.rank_range),
-        max_relative=arguments.max_relative,
-        corpus=arguments.corpus,
-        keep_existing=arguments.keep_existing,
-        min_negatives=arguments.min_negatives,
-        keep=arguments.keep,
-        margin=0.7 if arguments.margin is None else arguments.margin,
-        max_examples=arguments.max_examples,
-        faiss=arguments.faiss,
-    )
+    margin = 0.7 if arguments.margin is None else arguments.margin
+    ranks = tuple(arguments.rank_range)
+    options = options_of(MiningOptions, arguments, rank_range=ranks, margin=margin)
     reference = find_model(arguments.model)
     pairs = [resolve_path(path) for path in arguments.pairs]
     mining = Mining(pairs, arguments.out, options, work=arguments.work_dir, progress=True)
-    encoder = reference.load(EncoderOptions.of(arguments))
+    encoder = reference.load(options_of(EncoderOptions, arguments))
     _print(mining.run(encoder), arguments.out)
     return 0
 

@@ -3,7 +3,6 @@
 Importing this module imports no torch.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,12 +55,6 @@ class EncoderOptions:
     device: str | None = None
     dtype: str | None = None
     trust_remote_code: bool = False
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> "EncoderOptions":
-        """What `cli.add_encoder_options` has read."""
-        names = ("max_length", "batch_size", "device", "dtype")
-        return cls(**{name: getattr(arguments, name) for name in names})
 
 
 @dataclass(frozen=True)
