@@ -18,7 +18,7 @@ def replace_hub(monkeypatch, folder: Path) -> None:
     monkeypatch.setattr(
         datasets,
         "load_dataset_builder",
-        lambda name, **options: build(str(folder / name), **options),
+        lambda path, **options: build(str(folder / path), **options),
     )
 
     def download(name: str, revision: str | None, target: Path, patterns: Sequence[str]) -> None:

@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.evaluate import tables
 from hrsa_lightning.evaluate.scoring import TaskScores
 from hrsa_lightning.evaluate.tables import EvaluatedArm, find_arm, group_models
+from hrsa_lightning.io.files import read_json, write_json
 from hrsa_lightning.runs.encoder import ModelReference
 from hrsa_lightning.runs.resolve import Source
 
@@ -78,7 +78,7 @@ def test_null_effect_is_told_apart():
     assert "3 queries" in lines[2]
 
 
-def test_tables_are_markdown_and_json():
+def test_tables_are_markdown_and_json(tmp_path):
     lines = tables.score_lines([BASE, RLVR], ONE_TASK)
     assert "base (2 seeds)" in lines[0]
     assert "t (ndcg@10)" in lines[2]
@@ -88,8 +88,8 @@ def test_tables_are_markdown_and_json():
     subsets = {name: [_scores("t", 0.1, unit="subset")] for name in ONE_TASK}
     assert tables.metric_lines([BASE], subsets) == []
     content = tables.as_json([BASE], subsets, tables.all_differences([BASE], BASE, subsets))
-    text = json.dumps(content, allow_nan=False)
-    assert json.loads(text)["differences"][0]["p"] is None
+    write_json(tmp_path / "results.json", content)
+    assert read_json(tmp_path / "results.json")["differences"][0]["p"] is None
 
 
 def test_runs_that_differ_in_seeds_only_are_one_arm(runs):
