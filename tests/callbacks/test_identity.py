@@ -1,7 +1,10 @@
 """Whose files are whose: runs one after the other, at once, moved, and resumed from elsewhere."""
 
+import csv
 import importlib.util
+import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ from lightning.pytorch.loggers import (
     WandbLogger,
 )
 from lightning.pytorch.loggers.logger import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hrsa_lightning.callbacks import RepresentationRecorder
 from hrsa_lightning.errors import HRSAWarning
@@ -32,6 +36,7 @@ class _Remote(Logger):
     def __init__(self, save_dir, name):
         super().__init__()
         self._save_dir, self._name, self._id = save_dir, name, None
+        self.logged = []
 
     @property
     def experiment(self):
@@ -52,7 +57,7 @@ class _Remote(Logger):
         return self._id
 
     def log_metrics(self, metrics, step=None):
-        pass
+        self.logged.append((step, metrics))
 
     def log_hyperparams(self, *args, **kwargs):
         pass
@@ -64,19 +69,27 @@ LOGGERS = {
     "CSV of one version": lambda folder: CSVLogger(folder, version="same"),
     "W&B, offline": lambda _: _Remote(".", "project"),
     "MLflow": lambda folder: _Remote(str(folder / "mlruns"), "0"),
+    "TensorBoard and CSV": lambda folder: [TensorBoardLogger(folder), CSVLogger(folder)],
     "none": lambda _: False,
 }
 REAL = {
     "wandb": lambda folder: WandbLogger(save_dir=folder, project="project", offline=True),
     "mlflow": lambda folder: MLFlowLogger(tracking_uri=f"sqlite:///{folder}/mlflow.db"),
+    "wandb and mlflow": lambda folder: [REAL["wandb"](folder), REAL["mlflow"](folder)],
 }
 """By the package that each needs: `pip install wandb mlflow`, `pytest -m slow` with this file."""
 
 
 def _real(name):
-    missing = importlib.util.find_spec(name) is None
+    missing = any(importlib.util.find_spec(each) is None for each in name.split(" and "))
     skip = pytest.mark.skipif(missing, reason=f"{name} is not installed")
     return pytest.param(name, marks=[pytest.mark.slow, skip, pytest.mark.filterwarnings("ignore")])
+
+
+def _finish():
+    """End the run of W&B that new loggers of this process would go on with."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
 
 def _steps(watch):
@@ -95,8 +108,7 @@ def test_a_second_run_leaves_the_first_alone(name, tmp_path, monkeypatch):
     recorders = [recorder(every_n_train_steps=n) for n in (3, 2)]
     for watch, record in zip(watches, recorders, strict=True):
         fit([watch, record], tmp_path, logger=(LOGGERS | REAL)[name](tmp_path))
-        if name == "wandb":
-            sys.modules[name].finish()
+        _finish()
         assert record.folder == watch.folder
     assert [_steps(watch) for watch in watches] == [[0, 3, 6], [0, 2, 4, 6]]
     assert watches[0].folder != watches[1].folder
@@ -104,6 +116,104 @@ def test_a_second_run_leaves_the_first_alone(name, tmp_path, monkeypatch):
     assert watches[0].folder.resolve() not in (tmp_path, tmp_path / "mlruns")
     for record, steps in zip(recorders, ([0, 3, 6], [0, 2, 4, 6]), strict=True):
         assert RepresentationTrace(record.folder / "trace").steps == steps
+
+
+TAG = "similarity/cka/output"
+
+
+def _values_of_wandb(folder):
+    """The history in the log of a run that was offline: blocks of 32 KiB, records in parts."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    content, position, parts = log.read_bytes(), 7, []
+    while position + 7 <= len(content):
+        left = 2**15 - position % 2**15
+        if left < 7:
+            position += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            items = Record.FromString(b"".join(parts)).history.item
+            yield {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            parts = []
+
+
+def _values_in(logger):
+    """Steps and values of `TAG` as a logger keeps them."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.flush()
+        found = EventAccumulator(logger.log_dir).Reload().Scalars(TAG)
+        return [(event.step, event.value) for event in found]
+    if isinstance(logger, CSVLogger):
+        with Path(logger.log_dir, "metrics.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row.get(TAG)]
+        return [(int(row["step"]), float(row[TAG])) for row in rows]
+    if isinstance(logger, WandbLogger):
+        rows = [row for row in _values_of_wandb(Path(logger.save_dir)) if TAG in row]
+        return [(row["trainer/global_step"], row[TAG]) for row in rows]
+    if isinstance(logger, MLFlowLogger):
+        found = logger.experiment.get_metric_history(logger.run_id, TAG)
+        return [(metric.step, metric.value) for metric in found]
+    return [(step, metrics[TAG]) for step, metrics in logger.logged if TAG in metrics]
+
+
+def _pictures_in(logger):
+    """Names of the heatmaps that a logger keeps, `None` for one that takes no pictures."""
+    if isinstance(logger, TensorBoardLogger):
+        tags = EventAccumulator(logger.log_dir).Reload().Tags()["images"]
+    elif isinstance(logger, WandbLogger):
+        media = Path(logger.save_dir).glob("wandb/offline-run-*/files/media/images/**/*.png")
+        tags = [path.as_posix() for path in media]
+    elif isinstance(logger, MLFlowLogger):
+        tags = [found.path for found in logger.experiment.list_artifacts(logger.run_id)]
+    else:
+        return None
+    return [tag for tag in tags if "heatmap" in tag]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("TensorBoard", "CSV"),
+        ("CSV", "MLflow"),
+        ("W&B, offline", "TensorBoard"),
+        *(
+            pytest.param(*pair, marks=_real(" and ".join({*pair} & {*REAL})).marks)
+            for pair in (("wandb", "mlflow"), ("mlflow", "TensorBoard"), ("CSV", "wandb"))
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_two_loggers_at_once_have_the_values_and_share_a_folder(
+    first, second, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    loggers = [(LOGGERS | REAL)[name](tmp_path) for name in (first, second)]
+    watch = monitor(heatmap_every_n_evaluations=1)
+    fit([watch], tmp_path, logger=loggers)
+    _finish()
+    history = read_evaluations(watch.history_path)
+    values = [
+        (e.step, m.value)
+        for e in history
+        for m in e.measurements
+        if (m.metric, m.layer) == ("cka", "output")
+    ]
+    assert [step for step, _ in values] == [0, 3, 6]
+    for logger in loggers:
+        found = _values_in(logger)
+        assert [step for step, _ in found] == [0, 3, 6], logger
+        assert [v for _, v in found] == pytest.approx([v for _, v in values], rel=1e-5), logger
+        assert _pictures_in(logger) != [], logger
+    front = loggers[0]
+    place = (front.save_dir or tmp_path, str(front.name), str(front.version))
+    assert watch.folder == Path(getattr(front, "log_dir", None) or Path(*place))
+    names = {path.name for path in watch.folder.iterdir()}
+    assert {"run_id", "similarity.jsonl", "similarity.png", "similarity_heatmap.png"} <= names
+    assert len([*tmp_path.rglob("similarity.jsonl")]) == 1
 
 
 def test_a_run_without_logger_goes_on_in_its_folder(tmp_path):
@@ -199,13 +309,14 @@ print(watch.history_path)
     "name",
     [
         *("CSV of one version", "none"),
-        pytest.param("TensorBoard", marks=pytest.mark.slow),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("TensorBoard", "CSV")),
+        pytest.param("TensorBoard and CSV", marks=pytest.mark.slow),
         *map(_real, REAL),
     ],
 )
 def test_two_runs_at_once_do_not_mix(name, tmp_path):
-    if name == "mlflow":  # its database and experiment, which two cannot make at once
-        _ = REAL[name](tmp_path).experiment
+    if "mlflow" in name:  # its database and experiment, which two cannot make at once
+        _ = REAL["mlflow"](tmp_path).experiment
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _RUN, str(tmp_path), str(every), name],
