@@ -85,10 +85,14 @@ def sizes_of(batch: Any) -> set[int] | None:
     elif _is_list(batch):
         parts = batch
     elif dataclasses.is_dataclass(batch):
-        parts = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+        parts = [*_attributes(batch).values()]
     else:
-        return None if hasattr(batch, "__dict__") else set()
-    found: set[int] = {len(batch)} if isinstance(batch, list) else set()
+        return None if _attributes(batch) else set()
+    # A batch of its own class says how many samples it holds, a mapping how many keys.
+    counts = isinstance(batch, list) or (
+        dataclasses.is_dataclass(batch) and hasattr(batch, "__len__")
+    )
+    found: set[int] = {len(batch)} if counts else set()
     for sizes in map(sizes_of, parts):
         if sizes is None:
             return None
@@ -125,8 +129,9 @@ def call_module(module: nn.Module, batch: Any) -> Any:
 
     A mapping is passed by keyword, without the keys that `forward` does not name (or as one
     argument when `forward` requires one that is no key); a tuple or list fills the parameters that
-    have no default, so that the labels of `(inputs, labels)` are left out; an object is passed by
-    its attributes where `forward` requires several; anything else is the argument.
+    have no default, so that the labels of `(inputs, labels)` are left out, or gives its first entry
+    where that is a mapping with all of them; an object is passed by its attributes where `forward`
+    requires several; anything else is the argument.
     """
     parameters = inspect.signature(module.forward).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -138,6 +143,9 @@ def call_module(module: nn.Module, batch: Any) -> Any:
             return module(batch)
         return module(**{key: batch[key] for key in batch if takes_any or key in known})
     if _is_list(batch) and not isinstance(batch, PackedSequence):
+        first = batch[0] if len(batch) else None
+        if required and isinstance(first, Mapping) and set(required) <= set(first):
+            return call_module(module, first)
         return module(*batch[: max(1, len(required))])
     if len(required) > 1 and all(hasattr(batch, name) for name in required):
         given = {p.name for p in parameters if getattr(batch, p.name, None) is not None}
@@ -193,8 +201,8 @@ def _candidates(value: Any, sizes: Collection[int]) -> Iterator[Activation]:
         elif not all(isinstance(part, Mapping) for part in value):
             for part in value:
                 yield from _candidates(part, sizes)
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        for part in vars(value).values():
+    elif not isinstance(value, (nn.Module, type)):
+        for part in _attributes(value).values():
             if isinstance(part, (Tensor, Mapping, tuple, list)):
                 yield from _candidates(part, sizes)
 
@@ -232,12 +240,24 @@ def _leaves(value: Any, seen: set[int]) -> Iterator[Any]:
     elif _is_list(value):
         for part in value:
             yield from _leaves(part, seen)
-    elif hasattr(value, "__dict__") and not callable(value):
+    elif (attributes := _attributes(value)) and not callable(value):
         if id(value) not in seen:
             seen.add(id(value))
-            yield from _leaves(vars(value), seen)
+            yield from _leaves(attributes, seen)
     else:
         yield value
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds by name; of a dataclass, or one with a method `to`, slots as well."""
+    held = {**getattr(value, "__dict__", {})}
+    if dataclasses.is_dataclass(value) or isinstance(value, _Movable):
+        for kind in type(value).__mro__:
+            slots = vars(kind).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if hasattr(value, name):
+                    held[name] = getattr(value, name)
+    return held
 
 
 def _is_list(value: Any) -> bool:

@@ -276,15 +276,22 @@ def _one_sample(part: Tensor) -> Tensor:
 
 
 def _token_mask(batch: Any) -> Tensor | None:
+    # Of (inputs, labels), the inputs know which of their tokens count.
+    parts = batch if isinstance(batch, (list, tuple)) else ()
+    found = (_mask_in(each) for each in (batch, *parts))
+    return next((mask for mask in found if mask is not None), None)
+
+
+def _mask_in(batch: Any) -> Tensor | None:
     attention, pooled = entry_of(batch, "attention_mask"), entry_of(batch, "pool_mask")
     if attention is None and pooled is None:
         graphs = entry_of(batch, "batch")
-        if isinstance(graphs, Tensor) and graphs.dtype == torch.int64 and graphs.ndim == 1:
-            return graphs
-        return None
+        is_vector = isinstance(graphs, Tensor) and graphs.dtype == torch.int64 and graphs.ndim == 1
+        # Nodes come graph by graph; what is in another order numbers batches of something else.
+        return graphs if is_vector and bool((graphs.diff() >= 0).all()) else None
     if pooled is None or attention is None:
-        found: Tensor = attention if pooled is None else pooled
-        return found
+        mask: Tensor = attention if pooled is None else pooled
+        return mask
     # A text without any token to pool (an instruction that fills it) is pooled over all it has.
     return torch.where(pooled.bool().any(1, keepdim=True), pooled.bool(), attention.bool())
 

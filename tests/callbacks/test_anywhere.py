@@ -99,7 +99,16 @@ class Record:
     y: torch.Tensor
 
 
+@dataclass(slots=True)
+class Slots:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
 BATCHES = {
+    "dataclass with slots": lambda rows: Slots(
+        torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows])
+    ),
     "object": lambda rows: Bag(
         x=torch.stack([r[0] for r in rows]), y=torch.stack([r[1] for r in rows])
     ),

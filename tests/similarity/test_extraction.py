@@ -30,6 +30,11 @@ class Record:
     x: torch.Tensor
 
 
+@dataclass(slots=True)
+class Slots:
+    x: torch.Tensor
+
+
 class Returns(nn.Module):
     """Wraps the result of a linear layer in another form."""
 
@@ -58,6 +63,8 @@ Pair = namedtuple("Pair", "loss states")
         (lambda out: BaseModelOutput(last_hidden_state=out), "output"),
         (lambda out: Record(out), "output"),
         (lambda out: Record(out), "output.x"),
+        (lambda out: Slots(out), "output"),
+        (lambda out: Slots(out), "output.x"),
         (lambda out: {"out": {"aux": Record(out + 1), "main": [out]}}, "output.out.main.0"),
         (lambda out: (None, (out, out + 1)), "output"),
         (lambda out: torch.distributions.Normal(out, 1.0), "output.loc"),
@@ -253,6 +260,21 @@ def test_the_mask_of_a_batch_is_found_and_can_be_told():
     torch.testing.assert_close(found, torch.stack([states[0, 2], states[1, 1]]))
     found = run(module, batch, ["embed"], pooling={"emb*": "none"})["embed"]
     assert found.shape == (4, 4)
+
+
+def test_the_inputs_of_inputs_and_labels_know_their_padding():
+    module = Tokens()
+    inputs = {"input_ids": torch.tensor([[1, 2], [4, 0]]), "attention_mask": torch.eye(2).cumsum(1)}
+    found = [run(module, batch, ["embed"])["embed"] for batch in (inputs, (inputs, torch.ones(2)))]
+    assert torch.equal(*found)
+    assert torch.equal(found[0][1], module.embed.weight[0].detach())
+
+
+def test_numbers_of_batches_are_no_graphs():
+    """An experiment of each cell, and no graph of each node, which come in order."""
+    batch = {"x": torch.randn(4, 3), "batch": torch.tensor([1, 0, 1, 0])}
+    found = run(nn.Linear(3, 2), batch, ["output"], forward=lambda net, b: net(b["x"]))
+    assert len(found["output"]) == 4
 
 
 def test_a_forward_of_ones_own_and_batches_of_any_kind():

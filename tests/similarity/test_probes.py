@@ -1,4 +1,5 @@
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from hrsa_lightning.similarity.probes import (
 )
 
 DATA = torch.arange(20.0).reshape(10, 2)
+
+
+@dataclass(slots=True)
+class WithSlots:
+    x: torch.Tensor
 
 
 def load(source, **options):
@@ -75,6 +81,8 @@ def test_the_fingerprint_tells_content():
     changed[9, 1] += 1e-3
     assert load(DATA).fingerprint != load(changed).fingerprint
     assert load(["a", "b"]).fingerprint != load(["a", "c"]).fingerprint
+    batches = [[(WithSlots(x), DATA[:1])] for x in (DATA, changed)]
+    assert load(batches[0]).fingerprint != load(batches[1]).fingerprint
 
 
 def test_limit():
