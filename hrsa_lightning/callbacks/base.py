@@ -417,6 +417,7 @@ class Monitor(Callback, ABC):
             started = time.perf_counter()
             try:
                 with preserve_training_state(pl_module):
+                    _mute(pl_module)
                     measurements = self.measure(trainer, pl_module)
                 self.latest = [m._replace(step=step) for m in measurements]
                 seconds = self.ranks.broadcast(time.perf_counter() - started)
@@ -529,6 +530,14 @@ def _described(trainer: Trainer, text: str) -> AbstractContextManager[None]:
     """Have a `StepProgressBar` say what takes the time."""
     bar = trainer.progress_bar_callback
     return bar.describe(trainer, text) if isinstance(bar, StepProgressBar) else nullcontext()
+
+
+def _mute(pl_module: LightningModule) -> None:
+    """Have what a forward call logs go nowhere, until the module's attributes are put back."""
+    for part in pl_module.modules():
+        for name in ("log", "log_dict"):
+            if hasattr(type(part), "log_dict"):
+                vars(part)[name] = lambda *_, **__: None
 
 
 def _without_lazy(pl_module: LightningModule) -> list[LightningModule]:

@@ -215,7 +215,10 @@ def _has_one_per_sample(values: Sequence[Any], sizes: Collection[int]) -> bool:
     lengths, shapes = {len(value) for value in values}, {value.shape[1:] for value in values}
     if len(lengths) > 1 and len(shapes) == 1:
         return True  # ragged
-    return len(values) in sizes and not lengths & set(sizes)
+    # Results of a block, such as two forecasts of different lengths, are not alike as samples are.
+    dims, widths = {value.ndim for value in values}, {value.shape[-1] for value in values}
+    are_alike = len(dims) == 1 and (max(dims) > 2 or len(widths) == 1)
+    return are_alike and len(values) in sizes and not lengths & set(sizes)
 
 
 def _entry(value: Any, part: str, name: str) -> Any:
@@ -252,7 +255,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     """What an object holds by name; of a dataclass, or one with a method `to`, slots as well."""
     held = {**getattr(value, "__dict__", {})}
     if dataclasses.is_dataclass(value) or isinstance(value, _Movable):
-        for kind in type(value).__mro__:
+        for kind in inspect.getmro(type(value)):
             slots = vars(kind).get("__slots__", ())
             for name in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(value, name):

@@ -362,15 +362,18 @@ class Extractor:
             return
         (first, expected), *others = own.items()
         other = next((name for name, count in others if count != expected), None)
+        asked = other or first
         if other is not None:
             question = f"got {expected} of {first} and {own[other]} of {other} for one batch"
+            if sizes and own[other] in sizes and expected not in sizes:
+                asked = first
         elif sizes is not None and expected not in sizes:
             question = f"got {expected} of {first} for a batch with {_numbers(sizes)}"
         else:
             return
         raise DataError(
             f"pooling: expected a row for each sample, {question}; for those that are none, give "
-            f"pooling={{{other or first!r}: lambda activation, mask: ...}}"
+            f"pooling={{{asked!r}: lambda activation, mask: ...}}"
         )
 
     def tokenizer_for(self, module: nn.Module, own: Tokenizers | None = None) -> Tokenizers:

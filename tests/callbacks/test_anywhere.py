@@ -147,6 +147,11 @@ def graphs(sizes=(3, 5, 2, 4)):
     )
 
 
+class Half(nn.Module):
+    def forward(self, x):
+        return x[: len(x) // 2]
+
+
 class GraphNetwork(nn.Module):
     def __init__(self):
         super().__init__()
@@ -202,7 +207,10 @@ class TestSamplesAreTheRowsOfPooling:
         ):
             self.rows(Views(), torch.randn(5, 3))
         net = nn.Sequential(nn.Linear(3, 2), Views())
-        with pytest.raises(DataError, match="got 5 of 0 and 10 of output for one batch"):
+        with pytest.raises(DataError, match=r"got 5 of 0 and 10 of output for one.*=\{'output'"):
+            self.rows(net, torch.randn(5, 3), ["0", "output"])
+        net = nn.Sequential(Views(), Half())
+        with pytest.raises(DataError, match=r"got 10 of 0 and 5 of output for one.*=\{'0'"):
             self.rows(net, torch.randn(5, 3), ["0", "output"])
 
 
@@ -332,6 +340,25 @@ def test_python_state_of_a_forward_pass_is_put_back(tmp_path):
     module = watched.lightning_module
     assert module.calls == 6
     assert module.seen == {"sizes": [8] * 6}
+
+
+@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
+def test_a_step_that_prepares_its_batch_serves_as_forward_and_logs_nothing(tmp_path):
+    def make(pl):
+        class Project(type(classifier(pl))):
+            def validation_step(self, batch, batch_idx):
+                self.log("val_loss", self(batch[0] * 2).sum())
+
+        return Project()
+
+    watch = monitor(
+        forward=lambda module, batch: module.validation_step(batch, 0),
+        layers=["encoder.layers.*"],
+        on_error="raise",
+    )
+    watched = assert_unchanged(tmp_path, make, watch)
+    assert cka(watch, "layer_1")[-1] < 0.9999
+    assert "val_loss" not in watched.callback_metrics
 
 
 def test_a_trace_without_a_common_layer_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hrsa_lightning.errors import DataError
 from hrsa_lightning.io.distributed import Ranks
 from hrsa_lightning.similarity import preserve_training_state
-from hrsa_lightning.similarity.batches import call_module
+from hrsa_lightning.similarity.batches import activation_of, call_module
 from hrsa_lightning.similarity.extraction import Extractor
 
 CPU = torch.device("cpu")
@@ -260,6 +260,15 @@ def test_the_mask_of_a_batch_is_found_and_can_be_told():
     torch.testing.assert_close(found, torch.stack([states[0, 2], states[1, 1]]))
     found = run(module, batch, ["embed"], pooling={"emb*": "none"})["embed"]
     assert found.shape == (4, 4)
+
+
+def test_two_results_are_no_samples():
+    """Forecasts and backcasts of windows that the step cuts out of the batch."""
+    found = activation_of((torch.ones(6, 3), torch.ones(6, 2)), None, {2, 24})
+    assert isinstance(found, torch.Tensor)
+    assert found.shape == (6, 3)
+    images = [torch.ones(3, 9, 9 + n) for n in range(8)]
+    assert isinstance(activation_of(images, None, {8}), list)
 
 
 def test_the_inputs_of_inputs_and_labels_know_their_padding():
