@@ -6,7 +6,7 @@ python tools/readme_picture.py [RUN_FOLDER]      default: the newest run in runs
 import sys
 from pathlib import Path
 
-from hrsa_lightning.plots import Line, distance_lines, panels_figure, save_figure
+from hrsa_lightning.plots import COLORS, Line, distance_lines, panels_figure, save_figure
 from hrsa_lightning.similarity import read_history
 from hrsa_lightning.similarity.measurement import Measurement
 
@@ -16,11 +16,12 @@ PANELS = {
     "cka": "global geometry: 1 − linear CKA",
     "knn_overlap_10": "neighbors: 1 − k-NN overlap",
 }
+# In the colors that the report gives these arms.
 LINES = {
-    "rlvr_vs_base": ("rlvr vs base", "-"),
-    "sft_vs_base": ("sft vs base", "-"),
-    "base_seed2_vs_base": ("seed control: base_seed2 vs base", "--"),
-    "base_vs_initial": ("training itself: base vs its own start", ":"),
+    "rlvr_vs_base": ("rlvr vs base", "-", COLORS[1]),
+    "sft_vs_base": ("sft vs base", "-", COLORS[2]),
+    "base_seed2_vs_base": ("seed control: base_seed2 vs base", "--", COLORS[6]),
+    "base_vs_initial": ("training itself: base vs its own start", ":", COLORS[0]),
 }
 
 
@@ -43,10 +44,11 @@ def main(argv: list[str]) -> int:
 def curve(history: list[Measurement], metric: str, name: str) -> Line:
     """A comparison's values of one metric."""
     points = [m for m in history if (m.metric, m.comparison) == (metric, name)]
-    words, dash = LINES[name]
+    words, dash, color = LINES[name]
     chance = [m.chance for m in points if m.chance is not None]
     levels = {"chance": chance} if len(chance) == len(points) else {}
-    return Line(words, [m.step for m in points], [m.value for m in points], dash=dash, **levels)
+    steps, values = [m.step for m in points], [m.value for m in points]
+    return Line(words, steps, values, color=color, dash=dash, **levels)
 
 
 if __name__ == "__main__":

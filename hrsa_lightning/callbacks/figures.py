@@ -67,6 +67,7 @@ class Figures:
         self._grids: list[tuple[ComparedPair, str, list[list[float]]]] | None = None
         self._written_at = -1
         self._drawn_at = -1
+        self._drawn: list[tuple[str, Figure]] = []
 
     def keep(self, step: int, found: SimilarityEvaluation, device: torch.device) -> None:
         """Take over the results of an evaluation; rotations are fitted on `device`."""
@@ -97,8 +98,8 @@ class Figures:
 
     def publish(self, trainer: Trainer, step: int) -> None:
         """Send the heatmaps to the loggers."""
-        self._drawn_at = step
-        for tag, figure in self._heatmaps():
+        self._drawn_at, self._drawn = step, self._heatmaps()
+        for tag, figure in self._drawn:
             log_picture(trainer, tag, figure, step)
 
     def finish(self, trainer: Trainer, history: Path | None, folder: Path | None) -> None:
@@ -107,10 +108,11 @@ class Figures:
             return
         step = trainer.global_step
         target = folder if history is None else history.parent
-        for tag, figure in self._heatmaps():
-            if step != self._drawn_at:
-                log_picture(trainer, tag, figure, step)
+        if step != self._drawn_at:
+            self.publish(trainer, step)
+        for tag, figure in self._drawn:
             save_figure(figure, target / f"{tag.replace('/', '_')}.png")
+        self._drawn = []
         if history is None or not history.is_file():
             return
         finish_curves(trainer, read_history(history), self._name, target)

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 
 from hrsa_lightning.callbacks.tensorboard import Card, cards_of, has_runs, log_cards
 from hrsa_lightning.errors import ConfigError
+from hrsa_lightning.plots.output import pixels_of
 from hrsa_lightning.similarity.extraction import Representations
 from hrsa_lightning.similarity.measurement import Measurement, headline_layer
 from hrsa_lightning.similarity.probes import ProbeSet
@@ -115,9 +116,9 @@ def log_picture(trainer: Trainer, tag: str, figure: "Figure", step: int) -> None
     for logger in trainer.loggers if takes_pictures(trainer) else ():
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):
-            experiment.add_image(f"{_VISUALS}/{tag}", _pixels(figure), step, dataformats="HWC")
+            experiment.add_image(f"{_VISUALS}/{tag}", pixels_of(figure), step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
-            logger.log_image(key=tag, images=[_pixels(figure)], step=step)
+            logger.log_image(key=tag, images=[pixels_of(figure)], step=step)
         elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):
             name = f"{tag.replace('/', '_')}_{step:08d}.png"
             experiment.log_figure(logger.run_id, figure, name)
@@ -232,13 +233,3 @@ def _with(trainer: Trainer, ability: str) -> list[Any]:
         return []
     loggers: list[Any] = [*trainer.loggers]
     return [logger for logger in loggers if hasattr(getattr(logger, "experiment", None), ability)]
-
-
-def _pixels(figure: "Figure") -> Any:
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    figure.set_layout_engine("none")  # found once: it holds where the figure is saved as well
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -391,7 +391,7 @@ def draw_lines(
     if log_x:
         ax.set_xscale("symlog", linthresh=1.0)
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
 
 
 def _draw_moving_chance(ax: "Axes", moving: Sequence[tuple[Line, list[float]]]) -> list[float]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hrsa_lightning.plots.style import INK, literal, plain
+from hrsa_lightning.plots.style import INK, draw_title, literal, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 _MOST_LABELED_CELLS = 144
 _MOST_LABELS = 14
 _MOST_STEPS = 8
+_SMALL = 0.1
+"""Changes below this are shown to their third digit."""
+_LETTER = 0.07
+"""Inches that a letter of a layer's name takes."""
 _DARK = "#111111"  # on bright cells; plain black would turn into the ink of a dark page
 
 
@@ -46,9 +50,11 @@ def heatmap_figure(
     """
     from hrsa_lightning.plots.notebook import new_figure
 
-    size = 2.4 + 0.34 * min(max(len(rows), len(columns)), 20)
-    figure = new_figure(pyplot, figsize=(size + 0.9, size), dpi=110, layout="constrained")
-    ax = figure.subplots()
+    side = 1.2 + 0.34 * min(max(len(rows), len(columns)), 20)
+    left, below = 0.5 + _LETTER * _longest(rows), 0.55 + 0.7 * _LETTER * _longest(columns)
+    width, height = left + 1.25 * side + 0.45, below + side + 0.35
+    figure = new_figure(pyplot, figsize=(width, height), dpi=110)
+    ax = figure.add_axes((left / width, below / height, 1.25 * side / width, side / height))
     draw_heatmap(ax, values, rows, columns, title=title, label=label)
     ax.set_xlabel(literal(column_label), fontsize=9, color=INK)
     ax.set_ylabel(literal(row_label), fontsize=9, color=INK)
@@ -90,14 +96,15 @@ def draw_heatmap(
     )
     ax.set_xticks(*_some(columns), rotation=45, ha="right", fontsize=8)
     ax.set_yticks(*_some(rows), fontsize=8)
-    _finish_map(ax, title, image, label)
+    _finish_map(ax, title, image, label, signed=diverging)
     if len(rows) * len(columns) <= _MOST_LABELED_CELLS:
+        digits = 2 if limits[1] >= _SMALL else 3
         for row, line in enumerate(values):
             for column, value in enumerate(line):
                 if math.isfinite(value):
                     at = (value - limits[0]) / (limits[1] - limits[0])
                     is_dark = abs(at - 0.5) > 0.33 if diverging else at < 0.6
-                    text = f"{value:+.2f}" if diverging else f"{value:.2f}"
+                    text = f"{value:+.{digits}f}" if diverging else f"{value:.2f}"
                     text = "0" if float(text) == 0 and diverging else text
                     color = "white" if is_dark else _DARK
                     ax.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
@@ -188,15 +195,26 @@ def draw_layer_steps(
     _finish_map(ax, title, image)
 
 
-def _finish_map(ax: "Axes", title: str, image: "AxesImage", label: str = "") -> None:
-    ax.set_title(literal(title), fontsize=9, color=INK)
+def _finish_map(
+    ax: "Axes", title: str, image: "AxesImage", label: str = "", *, signed: bool = False
+) -> None:
+    draw_title(ax, title)
     ax.tick_params(colors=INK)
     for spine in ax.spines.values():
         spine.set_color(INK)
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.9, pad=0.03)
+    room = 0.21 if signed else 0.15  # for longer labels
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.9, pad=0.03, fraction=room)
+    if signed:
+        low, high = image.get_clim()
+        ends = [low, 0.0, high]
+        bar.set_ticks(ends, labels=[f"{end:+.2g}" if end else "0" for end in ends])
     bar.set_label(literal(label), fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
     bar.outline.set_edgecolor(INK)
+
+
+def _longest(names: Sequence[str]) -> int:
+    return max(map(len, names), default=0)
 
 
 def _some(names: Sequence[str]) -> tuple[list[int], list[str]]:

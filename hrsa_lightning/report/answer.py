@@ -26,7 +26,7 @@ _COURSES = {
     "apart": "moved apart",
     "beyond": "moved further apart than two seeds of {} do",
     "less": "moved apart, though no further than two seeds of {} do",
-    "within": "moved no further, together or apart, than two seeds of {} do",
+    "within": "moved neither together nor apart by more than a change of seed does",
     "same": "did not measurably move",
 }
 
@@ -85,8 +85,9 @@ def answer_of(experiment: Experiment) -> list[Sentence]:
         beside += [each._replace(lead=name + each.lead) for each in others]
     for findings in found[len(monitors) :]:
         said += _score_sentence(findings)
-    said += beside
-    return [*said, _certainty(experiment, monitors)] if said else []
+    if not said and not beside:
+        return []
+    return [*said, _certainty(experiment, monitors), *beside]
 
 
 def _realignment_sentence(findings: Findings) -> list[Sentence]:
@@ -101,7 +102,7 @@ def _realignment_sentence(findings: Findings) -> list[Sentence]:
     subject = "Realignment (training brings two models together) was"
     seen = {pair: [v for v in each if v.course == "together"] for pair, each in found.items()}
     if not any(seen.values()):
-        noise = "by more than a seed alone does" if findings.seeds else "measurably"
+        noise = "by more than a change of seed explains" if findings.seeds else "measurably"
         return [Sentence(f"{subject} not seen", f": no pair came nearer {noise}.")]
     parts = [
         f"{pair}{f' ({_kinds(those)})' if len(those) < len(found[pair]) else ''}"
@@ -181,7 +182,7 @@ def _control_sentence(findings: Findings, pair: Pair) -> Sentence:
         return Sentence("Displacement control", words, ends)
     varied = findings.experiment.varied_by_seed(pair)
     drawn = f"its own {joined(varied)}" if varied else "another seed"
-    words = f": {pair.arm} is {pair.reference} with {drawn}; a seed alone drives the two apart to"
+    words = f": {pair.arm} is {pair.reference} with {drawn}; this alone drives the two apart, to"
     return Sentence("Seed control", words, ends)
 
 
@@ -231,7 +232,7 @@ def _score_sentence(findings: Findings) -> list[Sentence]:
     if base is None or not differences:
         return [Sentence("Retrieval", f": {title} before and after training", scores)]
     lead, rest = _null_effect(findings.experiment, differences, base)
-    return [Sentence(f"Retrieval {lead}", f"{rest}: {title}", scores)]
+    return [Sentence(f"Retrieval {lead}", f"{rest}: {title}, at best 1", scores)]
 
 
 def _null_effect(

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hrsa_lightning.cli import markdown_table, markdown_text
-from hrsa_lightning.plots import COLORS, INK, MUTED, inline_svg, save_figure
-from hrsa_lightning.plots.style import literal
+from hrsa_lightning.plots import COLORS, MUTED
+from hrsa_lightning.plots.output import PNG_DPI, Sheet, bare_svg, themed_svg
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 _MARGINS = (0.165, 0.175, 0.81, 0.72)
+_TITLE, _GAP = 0.35, 0.15
+"""Inches above the panels of a sheet, and between its rows."""
 _DASHES = {"-": "none", "--": "5 3", "-.": "6 3 1.5 3", ":": "1.5 2.5"}
 
 
@@ -115,7 +117,7 @@ class Swatch:
         return f"stroke:{color};stroke-width:2.4;stroke-dasharray:{_DASHES[self.dash]}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Gallery:
     """Figures of one kind; one file holds them all, the page shows them one by one.
 
@@ -133,18 +135,45 @@ class Gallery:
     panels: Sequence[Panel]
     legend: Sequence[Swatch] = ()
     columns: int = 3
+    _drawn: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def drawings(self) -> list[str]:
         """Every panel as an `<svg>` element."""
+        drawn = self._drawn or [svg for svg, _ in self._draw()]
+        return [
+            themed_svg(*each) for each in zip(drawn, (p.title for p in self.panels), strict=True)
+        ]
+
+    def write(self, folder: Path) -> None:
+        """All panels on one sheet with their legend below, as PNG and as SVG.
+
+        A panel is built once, for the page and both files: that is most of the time of a report.
+        """
+        columns = min(self.columns, len(self.panels))
+        rows = math.ceil(len(self.panels) / columns)
+        width = max(panel.size[0] for panel in self.panels)
+        height = max(panel.size[1] for panel in self.panels) + _GAP
+        per_row = max(1, int(columns * width / 1.9))
+        below = 0.1 + 0.22 * math.ceil(len(self.legend) / per_row)
+        sheet = Sheet(columns * width, _TITLE + rows * height + below, self.title)
+        if self.legend:
+            sheet.add_legend([(s.label, s.color, s.dash) for s in self.legend], per_row)
+        self._drawn = []
+        for index, (svg, figure) in enumerate(self._draw()):
+            row, column = divmod(index, columns)
+            sheet.add(svg, figure, column * width, _TITLE + row * height)
+            self._drawn.append(svg)
+        sheet.save(folder / self.name)
+
+    def _draw(self) -> Iterator[tuple[str, "Figure"]]:
+        """Every panel as SVG, and the figure that it is of."""
         from matplotlib.figure import Figure
 
-        drawings = []
         for index, panel in enumerate(self.panels):
-            figure = Figure(figsize=panel.size, dpi=110)
+            figure = Figure(figsize=panel.size, dpi=PNG_DPI)
             panel.draw(figure.add_axes(_MARGINS))
-            drawings.append(inline_svg(figure, f"{self.name}_{index}", panel.title))
-        return drawings
+            yield bare_svg(figure, f"{self.name}_{index}"), figure
 
 
 Block = Heading | Text | Answer | Table | Gallery | Fold
@@ -209,9 +238,7 @@ def write_figures(blocks: Sequence[Block], folder: Path) -> None:
     """Every gallery as one PNG and one SVG file."""
     for block in blocks:
         if isinstance(block, Gallery):
-            figure = _sheet(block)
-            for kind in ("png", "svg"):
-                save_figure(figure, folder / f"{block.name}.{kind}")
+            block.write(folder)
         elif isinstance(block, Fold):
             write_figures(block.blocks, folder)
 
@@ -227,30 +254,3 @@ def _environment(*, autoescape: bool) -> "Environment":
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-
-
-def _sheet(gallery: Gallery) -> "Figure":
-    """All panels of a gallery on one sheet, with its legend below."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    columns = min(gallery.columns, len(gallery.panels))
-    rows = math.ceil(len(gallery.panels) / columns)
-    width = max(panel.size[0] for panel in gallery.panels)
-    height = max(panel.size[1] for panel in gallery.panels) + 0.15
-    per_row = max(1, int(columns * width / 1.9))
-    below = 0.1 + 0.22 * math.ceil(len(gallery.legend) / per_row)
-    total = rows * height + 0.35 + below
-    figure = Figure(figsize=(columns * width, total), dpi=110)
-    figure.suptitle(literal(gallery.title), fontsize=11, color=INK, y=1 - 0.1 / total, va="top")
-    for index, panel in enumerate(gallery.panels):
-        row, column = divmod(index, columns)
-        left = (column + _MARGINS[0]) / columns
-        bottom = (below + (rows - 1 - row + _MARGINS[1]) * height) / total
-        box = (left, bottom, _MARGINS[2] / columns, _MARGINS[3] * height / total)
-        panel.draw(figure.add_axes(box))
-    if gallery.legend:
-        handles = [Line2D([], [], color=s.color, ls=s.dash, lw=1.6) for s in gallery.legend]
-        labels = [literal(s.label) for s in gallery.legend]
-        figure.legend(handles, labels, loc="lower center", ncols=per_row, fontsize=8, frameon=False)
-    return figure

@@ -163,7 +163,7 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(three):
 def test_the_page_opens_with_the_answer_then_pictures_then_folded_tables(three):
     text = page_of(three / "out")
     body = text[text.index("<main>") :]
-    order = ["<b>rlvr and base", "<b>Retrieval", "<b>Seed control", "<b>How sure", "<figure>"]
+    order = ["<b>rlvr and base", "<b>Retrieval", "<b>How sure", "<b>Seed control", "<figure>"]
     order += [">Curves</h3>", ">Layer by layer over steps</h3>", "<table", ">What was run</h2>"]
     places = [body.index(part) for part in order]
     assert places == sorted(places)
@@ -267,12 +267,15 @@ def test_panels_of_a_vector_sheet_lie_side_by_side(tmp_path):
     run = write_run(tmp_path / "a", metrics=metrics)
     assert report.main([str(run), "--out", str(tmp_path / "out")]) == 0
     sheet = ElementTree.parse(tmp_path / "out" / "figures" / "0_similarity_curves.svg").getroot()
-    axes = [e for e in sheet.iter() if re.fullmatch(r"axes_\d+", e.get("id", ""))]
-    corners = []
-    for panel in axes:
-        frame = next(e.get("d") for e in panel.iter() if e.get("d"))
-        x, y = re.search(r"M ([\d.]+) ([\d.]+)", frame).groups()
-        corners.append((float(x), float(y)))
+    panels = [e for e in sheet if e.tag.endswith("svg")]
+    corners = [(float(e.get("x")), float(e.get("y"))) for e in panels]
+    left, top, width, height = map(float, sheet.get("viewBox").split())
+    for panel, (x, y) in zip(panels, corners, strict=True):
+        assert (left, top) <= (x, y)
+        assert x + float(panel.get("width")) <= width + 0.01, "in the units of the sheet"
+        assert y + float(panel.get("height")) <= height
+    ids = [e.get("id") for e in sheet.iter() if e.get("id")]
+    assert len(ids) == len(set(ids))
     assert len(set(corners)) == 4, "the one that is undefined everywhere has no panel"
     assert corners[0][1] == corners[1][1] == corners[2][1]
     assert corners[0][0] == corners[3][0] < corners[1][0] < corners[2][0]

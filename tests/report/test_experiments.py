@@ -93,7 +93,7 @@ def test_verdicts_weigh_differences_within_runs(tmp_path):
     assert cka.course == "less", "two seeds move apart by more"
     realigned, first, *others = answer_of(found)
     assert realigned.lead == "Realignment (training brings two models together) was not seen"
-    assert realigned.rest == ": no pair came nearer by more than a seed alone does."
+    assert realigned.rest == ": no pair came nearer by more than a change of seed explains."
     assert first.lead == "rlvr and base moved apart, though no further than two seeds of base do"
     assert first.rest == "; they end nearer than the seed control and farther apart than noise."
     said = dict(sentence[:2] for sentence in others)

@@ -78,12 +78,12 @@ def test_tables_and_answer_in_the_words_of_the_report(tmp_path):
         "Retrieval: MRR@10 before and after training",
         "    rlvr 0.125 → 0.500",
         "",
-        "For scale: training takes rlvr away from its start, to",
-        "    linear CKA 0.250",
-        "",
         "How sure: one seed, so no interval. This is what one run shows; another seed may differ.",
         "No seed control stands beside rlvr vs base: nothing tells a move from what a seed alone",
         "does.",
+        "",
+        "For scale: training takes rlvr away from its start, to",
+        "    linear CKA 0.250",
     ]
     write_report([tmp_path], tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
