@@ -4,12 +4,14 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from hrsa_lightning.plots import (
     MUTED,
     Line,
     curves_figure,
     distance_lines,
+    draw_heatmap,
     has_distances,
     heatmap_figure,
     inline_svg,
@@ -184,6 +186,22 @@ def test_heatmaps_start_at_the_bottom_left(tmp_path):
     save_figure(figure, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+
+
+@pytest.mark.parametrize(("most", "shown"), [(0.3, "+0.15"), (0.016, "+0.008")])
+def test_small_changes_show_their_digits_and_the_scale_is_not_cut(most, shown):
+    figure = Figure(figsize=(3.4, 2.9))
+    ax = figure.add_axes((0.165, 0.175, 0.81, 0.72))
+    values = [[most / 2, 0.0], [-most, most]]
+    draw_heatmap(
+        ax, values, ["a", "b"], ["a", "b"], title="x", limits=(-most, most), diverging=True
+    )
+    assert {"0", shown} <= {text.get_text() for text in ax.texts}
+    figure.draw_without_rendering()
+    _, bar = figure.axes
+    labels = bar.get_yticklabels()
+    assert [label.get_text() for label in labels] == [f"{-most:+.2g}", "0", f"{most:+.2g}"]
+    assert all(label.get_window_extent().x1 <= figure.bbox.x1 for label in labels)
 
 
 def test_no_global_state_of_pyplot_is_touched():

@@ -204,6 +204,22 @@ def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
     assert drawn["row_entropy"] == ([0, 100], [0.1, 0.3])
 
 
+def test_maps_of_three_steps_share_a_scale_and_their_change_has_its_own(tmp_path):
+    (found,) = experiment_of(tmp_path, {"details": True})
+    gallery = Pictures(Findings(found, "similarity"), "x", log_x=False).maps([PAIR], "cka")
+    words = [panel.title.rpartition(", ")[2] for panel in gallery.panels]
+    assert words == ["step 0", "step 10", "step 40", "change from step 0 to 40"]
+    assert gallery.columns == 4, "side by side"
+    scales = []
+    for panel in gallery.panels:
+        ax = Figure().subplots()
+        panel.draw(ax)
+        scales.append(ax.images[0].get_clim())
+    assert scales[:3] == [(0.5, 1.0)] * 3
+    low, high = scales[3]
+    assert low == -high < 0
+
+
 def test_a_control_looks_the_same_wherever_it_is_drawn(tmp_path):
     (found,) = experiment_of(tmp_path, {})
     arms = list(found.arms())
