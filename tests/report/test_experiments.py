@@ -158,7 +158,8 @@ def test_what_seeds_do_not_separate_is_not_separated(tmp_path):
     (verdict, *_) = Findings(found, "similarity").verdicts(PAIR)
     assert verdict.course == "same", "two seeds leave an interval of 12.7 standard errors"
     assert verdict.is_chance
-    assert "Not to be told from chance: rlvr vs base (linear CKA)." in answer_of(found)[-1].rest
+    said = {sentence.lead: sentence.rest for sentence in answer_of(found)}
+    assert "Not to be told from chance: rlvr vs base (linear CKA)." in said["How sure"]
 
 
 def test_gap_and_recovery_are_taken_run_by_run(tmp_path):
@@ -187,7 +188,8 @@ def test_one_run_tells_a_move_from_its_control_only(tmp_path):
         assert verdict.course == course
         low, high = (end[-1] for end in verdict.curve.band)
         assert low < verdict.after.mean < high
-        assert answer_of(found)[-1].rest.startswith(": one seed, so no interval")
+        said = {sentence.lead: sentence.rest for sentence in answer_of(found)}
+        assert said["How sure"].startswith(": one seed, so no interval")
 
 
 def test_spectra_have_ranks_and_row_entropies_have_percentiles(tmp_path):
