@@ -104,6 +104,14 @@ def as_hydra_does(config):
     return getattr(importlib.import_module(module), name)(**arguments)
 
 
+def test_the_lines_for_the_hydra_template_are_those_of_its_example():
+    """`tests/examples` composes and trains the example as the template does."""
+    folder = Path(__file__).parents[2] / "examples/hydra_template/configs/callbacks"
+    lines = [readme("yaml", "Hydra"), (folder / "default.yaml").read_text(encoding="utf-8")]
+    ours = [{e for e in yaml.safe_load(text)["defaults"] if "drift" in e} for text in lines]
+    assert ours == [{"drift_from_start@similarity"}] * 2
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_hydra_instantiates_every_preset(name, tmp_path):
     content = yaml.safe_load(PRESETS[name].read_text(encoding="utf-8"))

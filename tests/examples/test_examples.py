@@ -163,6 +163,8 @@ def test_hydra_template(tmp_path, monkeypatch):
     assert (folder / "callbacks/drift_from_start.yaml").read_text(encoding="utf-8") == preset
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of hydra 1.3 with a newer OmegaConf
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_names_of_callbacks_are_those_that_hydra_gives():
     hydra = pytest.importorskip("hydra", reason="the real one, where it is installed")
     with hydra.initialize_config_dir(str(EXAMPLES / "hydra_template/configs"), version_base="1.3"):
