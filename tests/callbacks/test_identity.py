@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,9 @@ def _values_of_wandb(folder):
     from wandb.proto.wandb_internal_pb2 import Record
 
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while log.stat().st_size < 1000 and time.monotonic() < deadline:
+        time.sleep(0.1)  # it is written by another process, after the end of the run
     content, position, parts = log.read_bytes(), 7, []
     while position + 7 <= len(content):
         left = 2**15 - position % 2**15
