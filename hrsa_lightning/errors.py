@@ -68,8 +68,13 @@ def cut(text: str, limit: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its class where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, cut, or the name of its class where it has none.
+
+    Example:
+        >>> first_line(ValueError("no such name: " + "a" * 5000))[-10:]
+        'aaaaaaa...'
+    """
+    return cut(next(iter(str(error).strip().splitlines()), type(error).__name__), limit=400)
 
 
 def check_counts(**values: int | None) -> None:

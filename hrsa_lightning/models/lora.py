@@ -76,7 +76,7 @@ def add_lora(
             adapted = get_peft_model(model, config)
     except ValueError as error:
         message = first_line(error)
-        if lora_dropout and "lora_dropout" in message:
+        if lora_dropout and "lora_dropout" in str(error):
             message = (
                 "its experts share fused parameters, which exclude dropout; set lora_dropout=0"
             )

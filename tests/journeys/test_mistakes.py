@@ -31,6 +31,7 @@ VALUES = {
     "model.lora.r=100000000": "model.lora.r: expected",
     "model.lora.target_modules=5": "model.lora.target_modules: expected",
     "model.lora.target_modules=[nothing]": "nothing",
+    f"model.lora.target_modules={'a' * 5000}": "no LoRA as asked",
     "data.weights=[.inf]": "data.weights: expected",
     "data.num_workers=-1": "data.num_workers: expected",
     "data.num_workers=100000": "data.num_workers: expected",
