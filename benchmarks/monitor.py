@@ -90,7 +90,11 @@ def make_monitor(model: Pooled, probes: list[dict[str, Tensor]]) -> tuple[Simila
         "initial", probes, ["**.layers.*", "output"], heatmap_every_n_evaluations=0
     )
     trainer = SimpleNamespace(
-        global_step=0, precision_plugin=SimpleNamespace(forward_context=nullcontext)
+        global_step=0,
+        max_steps=-1,
+        max_epochs=None,
+        should_stop=False,
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
     )
     monitor.prepare(trainer, model)  # type: ignore[arg-type]
     return monitor, trainer
