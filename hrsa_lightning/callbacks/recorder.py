@@ -10,7 +10,11 @@ from hrsa_lightning.callbacks.base import Monitor, OnError
 from hrsa_lightning.callbacks.inputs import prepare_models
 from hrsa_lightning.callbacks.schedule import Schedule
 from hrsa_lightning.io.files import numbered
-from hrsa_lightning.similarity.extraction import ExtractionArguments, Extractor
+from hrsa_lightning.similarity.extraction import (
+    ExtractionArguments,
+    Extractor,
+    with_extraction_arguments,
+)
 from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
 from hrsa_lightning.similarity.trace import TraceWriter, can_record
@@ -34,12 +38,21 @@ class RepresentationRecorder(Monitor):
         log_spaced: Record at steps that are further and further apart.
         on_error: What happens when a recording fails.
         name: First part of the tag of the seconds that recording took.
-        extraction: From batches to rows.
+        forward: Runs a model on a batch.
+        pooling: Of activations, to rows.
+        mask: Which tokens count.
+        exclude_first_token: Leave the first token out.
+        tokenizer: Of probe texts.
+        max_length: Most tokens of a probe text.
+        batch_size: Probe texts per batch.
+        label_key: Where batches hold labels.
+        limit_probe_batches: Use so many batches of a loader.
 
     Raises:
         ConfigError: See `SimilarityMonitor`.
     """
 
+    @with_extraction_arguments
     def __init__(
         self,
         folder: str | Path = "trace",

@@ -16,7 +16,11 @@ from hrsa_lightning.errors import ConfigError
 from hrsa_lightning.functional.permutation import NUM_PERMUTATIONS
 from hrsa_lightning.metrics.heatmaps import HEATMAPS
 from hrsa_lightning.similarity.evaluator import SimilarityEvaluator
-from hrsa_lightning.similarity.extraction import ExtractionArguments, Representations
+from hrsa_lightning.similarity.extraction import (
+    ExtractionArguments,
+    Representations,
+    with_extraction_arguments,
+)
 from hrsa_lightning.similarity.history import cut_history, details_path
 from hrsa_lightning.similarity.layers import Layers
 from hrsa_lightning.similarity.measurement import Measurement
@@ -82,14 +86,22 @@ class SimilarityMonitor(Monitor):
         progress_bar: Show the first metric at the output in the progress bar.
         on_error: `"warn"` goes on training when a later evaluation fails, `"raise"` does not.
         name: First part of all tags and file names; needed where a trainer has two monitors.
-        extraction: `forward`, `pooling`, `mask`, `exclude_first_token`, `tokenizer`, `max_length`,
-            `batch_size`, `label_key` and `limit_probe_batches`, see `SimilarityEvaluator`.
+        forward: `forward(module, batch)`, see `SimilarityEvaluator` as for those that follow.
+        pooling: Of activations, to rows: `"mean"` and others, a function, or a mapping of layers.
+        mask: Which tokens count: key or attribute of a batch, or a function of it.
+        exclude_first_token: Leave out each sample's first token.
+        tokenizer: Of probe texts.
+        max_length: Most tokens of a probe text.
+        batch_size: Probe texts or samples per batch.
+        label_key: Where batches hold labels.
+        limit_probe_batches: Use so many batches of each probe set.
 
     Raises:
         ConfigError: When an argument has no meaning; at the start of a fit also when a layer, arm
             or reference does not exist.
     """
 
+    @with_extraction_arguments
     def __init__(
         self,
         reference: Any = INITIAL,

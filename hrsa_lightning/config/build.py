@@ -104,8 +104,7 @@ def arguments_of(cls: type) -> tuple[dict[str, Any], bool]:
     """A constructor's arguments with their types, as far as these can be resolved.
 
     Returns:
-        Type by argument, those of an unpacked `TypedDict` among them; and whether there may be any
-        others.
+        Type by argument, and whether there may be any others.
     """
     try:
         hints = typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009 - mypy's rule
@@ -116,8 +115,6 @@ def arguments_of(cls: type) -> tuple[dict[str, Any], bool]:
         hint = hints.get(name, Any)
         if parameter.kind is not parameter.VAR_KEYWORD:
             known[name] = hint
-        elif typing.get_origin(hint) is typing.Unpack:
-            known |= typing.get_type_hints(typing.get_args(hint)[0])
         else:
             takes_any = True
     return known, takes_any

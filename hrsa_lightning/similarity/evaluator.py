@@ -25,6 +25,7 @@ from hrsa_lightning.similarity.extraction import (
     Extractor,
     Representations,
     Snapshot,
+    with_extraction_arguments,
 )
 from hrsa_lightning.similarity.isolation import preserve_training_state
 from hrsa_lightning.similarity.layers import Layers
@@ -142,6 +143,7 @@ class SimilarityEvaluator:
         DataError: When a probe set holds no samples, or a trace was recorded on others.
     """
 
+    @with_extraction_arguments
     def __init__(
         self,
         models: nn.Module | Mapping[str, nn.Module] | None,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ Shares = dict[str, dict[str, dict[int, Tensor]]]
 
 
 _POSITIONS = re.compile(r"(^|\.|_)(positions?|wpe)(_|\.|$)")
+
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 class ExtractionArguments(TypedDict, total=False):
@@ -432,6 +435,18 @@ class Extractor:
         """The same, repeating the first batch until they are as many as on every other rank."""
         own = self._own(probes)
         return own + [0] * (-(-len(probes.order) // self.ranks.num_shards) - len(own))
+
+
+def with_extraction_arguments(init: _Init) -> _Init:
+    """Spell the arguments of an `Extractor` in the signature of what takes them as keywords."""
+    signature = inspect.signature(init)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    types = ExtractionArguments.__annotations__
+    taken = inspect.signature(Extractor.__init__).parameters
+    parameters = [*own, *(taken[name] for name in types)]
+    setattr(init, "__signature__", signature.replace(parameters=parameters))  # noqa: B010 - mypy's rule
+    init.__annotations__ = {p.name: p.annotation for p in parameters if p.name != "self"}
+    return init
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
