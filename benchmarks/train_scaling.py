@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--chunk", type=int, default=1024, help="max_tokens_per_chunk")
     parser.add_argument("--budget", type=int, default=128, help="activation budget, MiB")
+    parser.set_defaults(vocab=0, intermediate=0, kv_heads=0)  # for `write_inputs`
     arguments = parser.parse_args()
     print(f"train_scaling {vars(arguments)}", flush=True)
     arguments.batch = max(arguments.batches)
