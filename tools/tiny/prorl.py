@@ -9,6 +9,7 @@ runs each prompt once instead of once per completion, drops completions from gen
 end and groups without an advantage from the update, and pads less.
 """
 
+import inspect
 import json
 import logging
 import random
@@ -90,13 +91,15 @@ def sample(
     batch = tokenizer(list(prompts), padding=True, return_tensors="pt")
     mask = batch["attention_mask"]
     cache = DynamicCache(config=model.config)
+    parameters = inspect.signature(model.forward).parameters
+    caching = {"cache" if "cache" in parameters else "past_key_values": cache}  # transformers 5.24
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     logits = model(
         input_ids=batch["input_ids"],
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         logits_to_keep=1,
+        **caching,
     ).logits[:, -1]
     cache.batch_repeat_interleave(num_generations)
     logits, mask, positions = (
@@ -123,7 +126,7 @@ def sample(
         mask = functional.pad(mask, (0, 1), value=1)
         positions = positions + 1
         logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
+            input_ids=ids, attention_mask=mask, position_ids=positions, **caching
         ).logits[:, -1]
     return [
         completions[start : start + num_generations]
