@@ -31,6 +31,20 @@ class Readable(griffe.Extension):
                     function = module.functions[name]
                     package.members[name] = function
                     function.parent = package
+        _spell_extraction(pkg)
+
+
+def _spell_extraction(pkg: griffe.Module) -> None:
+    """`**extraction` stands for arguments of an `Extractor`, as signatures say at run time."""
+    module = pkg["similarity.extraction"]
+    taken = module["Extractor.__init__"].parameters
+    for path in ("similarity.evaluator", "callbacks.similarity", "callbacks.recorder"):
+        for cls in pkg[path].classes.values():
+            init = cls.members.get("__init__")
+            if init is not None and "extraction" in init.parameters:
+                del init.parameters["extraction"]
+                for name in module["ExtractionArguments"].attributes:
+                    init.parameters.add(taken[name])
 
 
 def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
