@@ -11,9 +11,14 @@ import yaml
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, TensorDataset
 
-from hrsa_lightning.callbacks import Monitor, Schedule, SimilarityMonitor
+from hrsa_lightning.callbacks import (
+    Monitor,
+    RepresentationRecorder,
+    Schedule,
+    SimilarityMonitor,
+)
 from hrsa_lightning.io.resources import resolve_path, resource_files, resource_folder
-from hrsa_lightning.similarity import Measurement
+from hrsa_lightning.similarity import Measurement, SimilarityEvaluator
 from hrsa_lightning.similarity.trace import TraceWriter
 from tests.callbacks import projects
 from tests.callbacks.projects import classifier, fit, flavor, same, weights
@@ -134,3 +139,10 @@ def test_hydra_trains_with_a_preset(tmp_path):
     fit([watch], tmp_path, make=project, max_steps=1)
     assert {"similarity/cka/layer_0", "similarity/cka/output"} <= tags(watch)
     assert Path(watch.history_path).is_file()
+
+
+@pytest.mark.parametrize("taker", [SimilarityMonitor, RepresentationRecorder, SimilarityEvaluator])
+def test_signatures_spell_the_arguments_of_extraction(taker):
+    parameters = inspect.signature(taker).parameters
+    assert parameters["pooling"].default == "mean"
+    assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
