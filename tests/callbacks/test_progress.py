@@ -1,3 +1,4 @@
+import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
@@ -41,6 +42,12 @@ class _Measures(Monitor):
             Measurement("cka", value, arm=arm, reference="b", layer=layer)
             for arm, layer, value in found
         ]
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    """Some versions of tqdm cut what they show at 80 columns where there is no terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 def _fit(tmp_path, bar, **options):

@@ -147,12 +147,14 @@ def test_hydra_template(tmp_path, monkeypatch):
     trained = {}
     for name in ("with", "without"):
         config = composed(folder, "train.yaml")
-        config.trainer |= {
-            "max_steps": 24,  # an epoch: the checkpoint wants a validation loss
-            "default_root_dir": str(tmp_path / name),
-            "enable_progress_bar": False,
-        }
-        config.callbacks.similarity |= QUICK
+        config.trainer.merge_with(
+            {
+                "max_steps": 24,  # an epoch: the checkpoint wants a validation loss
+                "default_root_dir": str(tmp_path / name),
+                "enable_progress_bar": False,
+            }
+        )
+        config.callbacks.similarity.merge_with(QUICK)
         if name == "without":
             del config.callbacks["similarity"]
         trained[name] = example("hydra_template.main").train(config)
