@@ -1,6 +1,5 @@
 """What memory is used: bytes of tensors that a call allocates, and of a whole process on Linux."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,13 +20,6 @@ def peak_bytes(function: Callable[[], object]) -> int:
     return peak
 
 
-def peak_memory(reset: bool = False) -> int:
-    """Most bytes that have been resident in this process, since a reset or since it began.
-
-    `resource.getrusage` counts what the parent had before the program was started as well.
-    """
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+def reset_peak_memory() -> None:
+    """Let `throughput.peak_memory` count from now on; on Linux."""
+    Path("/proc/self/clear_refs").write_text("5")

@@ -47,15 +47,15 @@ class Throughput:
         """
         values = {
             "padding_share": 1 - self._tokens / max(1, self._padded_tokens),
-            "peak_memory_mb": _peak_memory(device) / 1e6,
+            "peak_memory_mb": peak_memory(device) / 1e6,
         }
         if self._seconds is not None:
             values["tokens_per_second"] = world_size * self._earlier_tokens / self._seconds
         return values
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes."""
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far: of tensors on a GPU, of this whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     on_windows = getattr(psutil.Process().memory_info(), "peak_wset", None)

@@ -3,7 +3,8 @@ import torch
 from safetensors.torch import load_file
 
 from hrsa_lightning.compare.representations import RepresentationWriter, StoredRepresentations
-from tests.allocations import peak_memory
+from hrsa_lightning.modules.throughput import peak_memory
+from tests.allocations import reset_peak_memory
 
 
 def test_rows_of_any_order_come_back_as_one_matrix_that_safetensors_reads(tmp_path):
@@ -39,12 +40,13 @@ def test_what_is_abandoned_or_cut_off_does_not_count(tmp_path):
 def test_memory_does_not_grow_with_what_is_written_or_opened(tmp_path, layers):
     names = [f"layer_{index}" for index in range(layers)]
     batch = torch.ones(1024, 512)  # 2 MiB
-    before = peak_memory(reset=True)
+    reset_peak_memory()
+    before = peak_memory(batch.device)
     writer = RepresentationWriter(tmp_path / "a", names)
     for start in range(0, 8192, 1024):
         writer.add(dict.fromkeys(names, batch), [(start, 1024)])
     writer.finish({})
     found = StoredRepresentations(tmp_path / "a")
     assert all(len(found.rows(layer)) == 8192 for layer in found.layers)
-    grown = (peak_memory() - before) / 2**20
+    grown = (peak_memory(batch.device) - before) / 2**20
     assert grown < 32, f"{grown} MiB for 128 MiB of rows"

@@ -219,7 +219,7 @@ def test_a_real_step_takes_the_memory_that_is_planned(tmp_path):
     folder = make_backbone(tmp_path, hidden=256, layers=6)
     program = f"""
 import psutil, torch
-from tests.allocations import peak_memory
+from hrsa_lightning.modules.throughput import peak_memory
 from hrsa_lightning.models import EmbeddingModel
 model = EmbeddingModel.from_pretrained({str(folder)!r}, lora={{"r": 16, "lora_dropout": 0.0}})
 tokens = torch.ones(48, 128, dtype=torch.long)
@@ -230,7 +230,7 @@ before = psutil.Process().memory_info().rss  # loading may have taken more for a
 loss = model(tokens, mask).sum()
 print(psutil.Process().memory_info().rss - before)
 loss.backward()
-print(peak_memory() - before)
+print(peak_memory(tokens.device) - before)
 """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
