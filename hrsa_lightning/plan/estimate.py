@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from hrsa_lightning.config.schema import Config
 from hrsa_lightning.data.entries import PairEntry
@@ -26,6 +27,7 @@ from hrsa_lightning.io.resources import resolve_path
 from hrsa_lightning.models.chunks import AUTO_SHARE, length_sorted_chunks
 from hrsa_lightning.models.lora import AUTOCAST_DTYPES
 from hrsa_lightning.plan.backbone import Backbone, backbone_config, measure_backbone
+from hrsa_lightning.similarity.layers import default_layers, select_layers
 
 RUNTIME_BYTES = 10**9
 """Assumed for the CUDA context, kernels and communication buffers of one process."""
@@ -151,8 +153,7 @@ def estimate(
     if on_cpu and device_memory is None:
         device_memory = float(psutil.virtual_memory().available)
     monitoring = _monitoring(config, arms)
-    sharded = any(word in str(config.trainer.strategy).lower() for word in _SHARDING)
-    shards = workload.processes if sharded else 1
+    shards = workload.processes if _is_sharded(config) else 1
     copies = 2 if workload.processes > shards else 1  # DDP has buckets beside the gradients
     trained = sum(arm.trained_bytes for arm in arms.values())
     memory = {
@@ -213,6 +214,10 @@ def workload_of(
     )
 
 
+def _is_sharded(config: Config) -> bool:
+    return any(word in str(config.trainer.strategy).lower() for word in _SHARDING)
+
+
 def _arms(config: Config, width: int, online: bool) -> tuple[dict[str, Backbone], dict[str, str]]:
     """Sizes by arm, and which arm (the first) stands for one whose folder is not here."""
     lora = asdict(config.model.lora) if config.model.lora else None
@@ -269,7 +274,9 @@ def _graphs(
             return arm.checkpointed_bytes(texts, size)
         return arm.graph_bytes(texts, chunks)
 
-    everything = sum(graph(arm, rows, max(1.0, rows / chunk)) for arm in arms.values())
+    # Arms have their backward passes one by one, but where forward passes are collective.
+    together = sum if _is_sharded(config) else max
+    everything = together(graph(arm, rows, max(1.0, rows / chunk)) for arm in arms.values())
     if budget is None or budget >= everything:
         return {"kept graphs": everything}
     one = max(graph(arm, chunk, 1) for arm in arms.values())
@@ -308,20 +315,32 @@ def _monitor(entry: Mapping[str, Any], texts: Any, arms: Mapping[str, Backbone])
     batch_tokens = batch * float(entry.get("max_length", 128))
     compares = "similarity" in entry["_target_"].lower()
     references = entry.get("reference", "initial")
-    references = len(references) if isinstance(references, list) else 1
+    references = references if isinstance(references, list) else [references]
+    kept = sum(not str(reference).startswith("arm:") for reference in references)
+    keeps_start = "initial" in references
     device = host = start = 0.0
     layers = 0
     for arm in arms.values():
-        patterns = entry.get("layers", ["output"])
-        seen = sum(arm.num_layers if "*" in pattern else 1 for pattern in patterns)
-        layers = max(layers, seen if compares else 1)
+        seen = _count_layers(entry.get("layers"), arm.num_layers) if compares else 1
+        layers = max(layers, seen)
         # Hidden states of a batch, a few at a time, without a graph.
         device = max(device, 8 * 4 * batch_tokens * arm.hidden_size)
         if compares:
             rows = 4.0 * seen * probes * arm.hidden_size
-            host, start = host + rows * (1 + references), start + rows
+            host, start = host + rows * (1 + kept), start + rows * keeps_start
             device = max(device, 8.0 * (4 * arm.hidden_size**2 + 2 * probes * arm.hidden_size))
     return Monitoring(probes, layers, device, host, start)
+
+
+def _count_layers(patterns: Any, num_layers: int) -> int:
+    """How many layers patterns mean in a model with a stack of so many."""
+    stack = nn.ModuleDict({"layers": nn.ModuleList(nn.Identity() for _ in range(num_layers))})
+    chosen = patterns or default_layers(stack)[0]
+    try:
+        return len(select_layers(stack, chosen, relative=True).names)
+    except ConfigError:  # parts of layers, or layers by another name
+        named = chosen.values() if isinstance(chosen, Mapping) else chosen
+        return sum(num_layers if "*" in pattern else 1 for pattern in named)
 
 
 def _count_processes(config: Config) -> int:

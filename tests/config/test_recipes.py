@@ -74,8 +74,12 @@ def test_memory_in_the_header_is_what_plan_says(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_half_of_the_probes_are_more_than_the_features(name):
     config = load_config(name)
-    path = Path(resolve_path(config.callbacks["similarity"]["probes"]))
-    fitted = len(path.read_text().splitlines()) // 2
+    monitor = config.callbacks["similarity"]
+    path = Path(resolve_path(monitor["probes"]))
+    probes = len(path.read_text().splitlines())
+    if (batches := monitor.get("limit_probe_batches")) is not None:
+        probes = min(probes, batches * monitor["batch_size"])
+    fitted = probes // 2
     for arm in config.arms.values():
         size = re.search(r"(0\.5|0\.6|1\.5|135|1)[bm]", arm.backbone, re.IGNORECASE)
         widths = {"0.5": 896, "0.6": 1024, "1.5": 1536, "135": 576, "1": 2047}

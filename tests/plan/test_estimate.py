@@ -146,6 +146,38 @@ def test_more_processes_share_the_work_and_shards_the_weights():
     assert sharded.memory["gathered layers"] > 0
 
 
+def test_graphs_are_those_of_one_arm_at_a_time_but_where_forward_passes_are_collective():
+    one, two = _plan(), _plan("arms.base_seed2.backbone=embedded:tiny/base")
+    assert two.memory["weights"] == 2 * one.memory["weights"]
+    assert two.memory["kept graphs"] == one.memory["kept graphs"]
+    sharded = _plan("arms.base_seed2.backbone=embedded:tiny/base", "trainer.strategy=fsdp2")
+    assert sharded.memory["kept graphs"] == 2 * one.memory["kept graphs"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "count"),
+    [
+        ("['**.layers.*', output]", 5),
+        ("['**.layers.[13]', output]", 3),
+        ("{early: '**.layers.1', late: output}", 2),
+        ("null", 5),
+        ("['**.layers.*.mlp']", 4),
+    ],
+)
+def test_layers_are_counted_as_the_monitor_finds_them(layers, count):
+    whole = _plan("trainer.accelerator=cpu").memory["representations"]
+    plan = _plan("trainer.accelerator=cpu", f"callbacks.similarity.layers={layers}")
+    assert plan.monitoring.layers == count
+    assert plan.memory["representations"] == pytest.approx(whole * count / 5)
+
+
+def test_only_references_that_are_kept_take_memory():
+    start = _plan("trainer.accelerator=cpu", "callbacks.similarity.reference=initial")
+    live = _plan("trainer.accelerator=cpu", "callbacks.similarity.reference=arm:base")
+    assert live.memory["representations"] == start.memory["representations"] / 2
+    assert live.monitoring.start_bytes == 0 < start.monitoring.start_bytes
+
+
 def test_all_weights_have_moments_where_all_are_trained():
     whole = _plan("model.lora=null")
     assert whole.memory["optimizer"] == 2 * whole.memory["weights"]

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from smollm2 import accuracy, problems, training
+from smollm2 import accuracy, backbones, problems, study, table, training
+
+from hrsa_lightning.config import load_config
+from hrsa_lightning.config.build import build_callbacks
+from hrsa_lightning.similarity.history import Evaluation, append_record
+from hrsa_lightning.similarity.measurement import MEAN_OVER_LAYERS, OUTPUT, Measurement
 
 BASE = Path(__file__).resolve().parents[2] / "hrsa_lightning" / "assets" / "tiny" / "base"
 RLVR = replace(training.RLVR, num_prompts=2, num_generations=4, max_steps=3, checkpoint_every=1)
@@ -70,3 +75,48 @@ def test_accuracies_go_on_after_the_last_batch(work: Path, monkeypatch) -> None:
     path.write_text("".join(whole.splitlines(keepends=True)[:2]))
     accuracy.evaluate(work, ["base"])
     assert path.read_text() == whole
+
+
+def test_shipped_adapters_are_small_and_name_no_folder() -> None:
+    for folder in backbones.SHIPPED.iterdir():
+        assert {path.name for path in folder.iterdir()} == {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        }
+        assert all(path.stat().st_size < 5e6 for path in folder.iterdir())
+        assert not json.loads((folder / "adapter_config.json").read_text())[
+            "base_model_name_or_path"
+        ]
+
+
+def test_the_study_is_a_recipe_that_train_takes() -> None:
+    config = load_config("smollm2-135m", list(study.MEASURED))
+    build_callbacks(config)
+    assert list(config.callbacks["similarity"]["metrics"]) == list(table.METRICS)
+
+
+def test_the_table_has_every_run_before_and_after(tmp_path: Path, capsys) -> None:
+    for seed, after in ((1, 0.5), (2, 0.75)):
+        run = tmp_path / "runs" / f"seed_{seed}" / "name" / "time"
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text("{}")
+        for step, value in ((0, 0.25), (100, after)):
+            found = [
+                Measurement(metric, value, 0.0, "", arm, table.REFERENCE, layer, null_95=0.125)
+                for metric in table.METRICS
+                for arm in table.ARMS
+                for layer in (OUTPUT, MEAN_OVER_LAYERS)
+            ]
+            found = [m._replace(low=value - 0.1, high=value + 0.1) for m in found]
+            ranked = [
+                Measurement(table.RETRIEVAL, value, 0.01, arm=arm)
+                for arm in (table.REFERENCE, *table.ARMS)
+            ]
+            for name, measured in (("similarity", found), ("retrieval", ranked)):
+                append_record(run / f"{name}.jsonl", Evaluation(step, measured))
+    table.write_table(tmp_path)
+    written = (tmp_path / "table.md").read_text()
+    assert capsys.readouterr().out.strip() == written.strip()
+    cell = "0.250 ± 0.100 → 0.500 / 0.750 ± 0.100"
+    assert written.count(cell) == 2 * len(table.METRICS) * len(table.ARMS)
+    assert written.count("| 0.250 → 0.500 / 0.750 |") == 3  # cells between share a bar

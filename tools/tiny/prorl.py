@@ -112,7 +112,7 @@ def sample(
             ids = logits.argmax(1, keepdim=True)
         else:
             # Inverting the distribution function: `torch.multinomial` takes ten times as long here.
-            cumulative = logits.softmax(1).cumsum(1)
+            cumulative = logits.float().softmax(1).cumsum(1)
             drawn = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
             ids = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[1] - 1)
         for row, token in zip(rows.tolist(), ids[:, 0].tolist(), strict=True):
@@ -168,7 +168,7 @@ def log_probs(
     hidden = model.model(
         input_ids=ids, attention_mask=mask[:, None], position_ids=positions, use_cache=False
     ).last_hidden_state
-    logits = model.lm_head(hidden.flatten(0, 1)[torch.cat(sources)])
+    logits = model.lm_head(hidden.flatten(0, 1)[torch.cat(sources)]).float()
     values = -functional.cross_entropy(logits, torch.cat(targets), reduction="none")
     return values, torch.cat(advantages)
 
