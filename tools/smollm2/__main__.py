@@ -17,7 +17,6 @@ STAGES = {
     "study": "train all arms contrastively with every seed of --seeds, and compare them",
     "table": "write WORK/table.md, the study's values before and after training",
 }
-BACKBONES = ("base", "rlvr", "sft")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--gguf", type=Path, help="for convert")
     parser.add_argument(
-        "--backbones", nargs="+", default=BACKBONES, help="for evaluate and activations"
+        "--backbones", default="base,rlvr,sft", help="for evaluate and activations: %(default)s"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1016, 2017], help="for study")
+    parser.add_argument("--seeds", default="1016,2017", help="for study: %(default)s")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of the recipe, for study"
     )
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.stage == "study":
         from smollm2.study import study
 
-        study(options.work, options.seeds, options.overrides)
+        study(options.work, [int(seed) for seed in options.seeds.split(",")], options.overrides)
     elif options.stage == "restore":
         from smollm2.backbones import restore
 
@@ -53,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.stage == "evaluate":
         from smollm2.accuracy import evaluate
 
-        evaluate(options.work, options.backbones)
+        evaluate(options.work, options.backbones.split(","))
     elif options.stage == "activations":
         from smollm2.activations import describe
 
-        for name in options.backbones:
+        for name in options.backbones.split(","):
             describe(options.work, name)
     elif options.stage == "table":
         from smollm2.table import write_table
