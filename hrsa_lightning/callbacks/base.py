@@ -3,7 +3,7 @@
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -327,6 +327,7 @@ class Monitor(Callback, ABC):
         self.is_ending = False
         self._averages = False
         self.latest: list[Measurement] = []
+        self._say: Callable[[str], None] | None = None
         self._last_step = self._evaluated_at = -1
         self._epoch = 0
         self.schedule.put_off(0)
@@ -413,7 +414,7 @@ class Monitor(Callback, ABC):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)  # queued training steps are no overhead
         step = self.budget.step = trainer.global_step
-        with self.budget.evaluating(), _described(trainer, f"measuring {self.name}"):
+        with self.budget.evaluating(), _described(trainer, f"measuring {self.name}") as self._say:
             started = time.perf_counter()
             try:
                 with preserve_training_state(pl_module):
@@ -431,8 +432,15 @@ class Monitor(Callback, ABC):
                     f"no values, training goes on ({type(error).__name__}: {first_line(error)})",
                     f", first at step {step}",
                 )
+            finally:
+                self._say = None
         self._last_step = self._evaluated_at = step
         self.schedule.advance(step)
+
+    def say(self, detail: str) -> None:
+        """Show how far an evaluation has come, where a `StepProgressBar` says that there is one."""
+        if self._say is not None:
+            self._say(detail)
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
         step = trainer.global_step
@@ -526,8 +534,8 @@ def _follow_averaging(trainer: Trainer, monitor: Callback) -> bool:
     return True
 
 
-def _described(trainer: Trainer, text: str) -> AbstractContextManager[None]:
-    """Have a `StepProgressBar` say what takes the time."""
+def _described(trainer: Trainer, text: str) -> AbstractContextManager[Callable[[str], None] | None]:
+    """Have a `StepProgressBar` say what takes the time, and how far it has come."""
     bar = trainer.progress_bar_callback
     return bar.describe(trainer, text) if isinstance(bar, StepProgressBar) else nullcontext()
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,7 @@ class StepProgressBar(ProgressBar):
         self._enabled = True
         self._bar: tqdm[Any] | None = None
         self._shown_at = -math.inf
+        self._described_at = -math.inf
 
     def enable(self) -> None:
         self._enabled = True
@@ -64,15 +65,28 @@ class StepProgressBar(ProgressBar):
         self._enabled = False
 
     @contextmanager
-    def describe(self, trainer: Trainer, text: str) -> Iterator[None]:
-        """Show another text than `training` for as long as `trainer` does something else."""
+    def describe(self, trainer: Trainer, text: str) -> Iterator[Callable[[str], None]]:
+        """Show another text than `training` for as long as `trainer` does something else.
+
+        Yields:
+            A function that adds to the text how far that has come.
+        """
         if self._bar is None and trainer.global_step == 0:  # before the first step, not at the end
             self._open(trainer)
         bar = self._bar
-        if bar is not None and not bar.disable:
-            is_due = time.time() - bar.last_print_t >= bar.mininterval
-            bar.set_description(text, refresh=is_due or trainer.global_step == 0)
-        yield
+
+        def show(shown: str, *, refresh: bool) -> None:
+            if bar is None or bar.disable:
+                return
+            # Kept apart from the bar's own time, by which it reckons the rate of steps.
+            shown_at = max(self._described_at, bar.last_print_t)
+            is_due = time.time() - shown_at >= bar.mininterval
+            bar.set_description(shown, refresh=refresh or is_due)
+            if refresh or is_due:
+                self._described_at = time.time()
+
+        show(text, refresh=trainer.global_step == 0)
+        yield lambda detail: show(f"{text}, {detail}", refresh=False)
         if bar is not None and not bar.disable:
             bar.set_description(_TRAINING, refresh=False)
 

@@ -110,6 +110,7 @@ class RetrievalMonitor(Monitor):
         measurements: list[Measurement] = []
         context = trainer.precision_plugin.forward_context
         for arm, module in self._modules.items():
+            self.say(arm or "queries and corpus")
             queries = self._encode_texts(arm, module, "queries", self._task.queries, context)
             corpus = self._encode_texts(arm, module, "corpus", self._task.corpus, context)
             with self.ranks.raise_on_all_ranks():

@@ -168,6 +168,7 @@ class SimilarityMonitor(Monitor):
 
     def prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         prepare_models(self.evaluator, self, trainer, pl_module, self._arms)
+        self.evaluator.extractor.progress = self.say
         self._figures.named = self.names_comparisons
 
     def begin(self, restored: dict[str, Any]) -> None:

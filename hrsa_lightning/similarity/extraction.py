@@ -77,6 +77,7 @@ class Extractor:
         device: Where models run.
         holder: Attribute that holds the models in a larger module, or an empty string.
         pooling: Of probe sets without a level of their own.
+        progress: Called with how far an evaluation has come.
 
     Raises:
         ConfigError: When an argument has no meaning.
@@ -126,6 +127,7 @@ class Extractor:
         self._keep_on_device = keep_on_device
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._warn: Callable[[str, str], None] = lambda message, details: None
+        self.progress: Callable[[str], None] = lambda detail: None
 
     def check(self) -> None:
         """Read probes of a recipe, and refuse bad ones before there is a model.
@@ -245,6 +247,7 @@ class Extractor:
             share: dict[str, dict[int, Tensor]] = {layer: {} for layer in layers.names}
             tokenize = tokenizer(probes.max_length or self.max_length)
             for turn, batch in enumerate(probes.batches(rounds, owner, tokenize)):
+                self.progress(f"{owner or 'probes'} {turn} of {len(rounds)}")
                 try:
                     snapshot = self.extract_batch(module, batch, layers, self._poolings[name])
                 except Exception as error:

@@ -37,6 +37,8 @@ class _Measures(Monitor):
         pass
 
     def measure(self, trainer, pl_module):
+        for number in (1, 2):
+            self.say(f"part {number} of 2")
         found = [("a", "output", 0.75), ("c", "output", 0.5), ("a", "layer_0", 0.1)]
         return [
             Measurement("cka", value, arm=arm, reference="b", layer=layer)
@@ -87,6 +89,7 @@ def test_the_bar_says_what_takes_the_time(tmp_path, capsys, monkeypatch):
     assert described[0] == "training"
     # The start and four steps; the bar is at 0 when the first of these is measured.
     assert described.count("measuring similarity") >= 4
+    assert described.count("measuring similarity, part 2 of 2") == 5
     assert described[-1] == "training"
 
 
@@ -127,3 +130,9 @@ def test_values_are_read_now_and_then(tmp_path, monkeypatch):
     readings.clear()
     _fit(tmp_path, bar, max_epochs=1)
     assert not readings
+
+
+def test_nothing_is_said_without_a_bar_or_after_an_evaluation():
+    monitor = _Measures()
+    monitor.say("part 1 of 2")
+    assert monitor._say is None

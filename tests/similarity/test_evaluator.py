@@ -295,6 +295,16 @@ def test_the_first_evaluation_is_calibrated_and_others_where_asked():
     assert calibrated == [{True}, {False}, {True}]
 
 
+def test_an_evaluation_says_how_far_it_has_come():
+    said = []
+    models = {"a": network(), "b": network(1)}
+    evaluator = SimilarityEvaluator(models, reference="arm:a", **quiet())
+    evaluator.extractor.progress = said.append
+    evaluator.evaluate(0)
+    batches = [f"{arm} {done} of 5" for arm in "ab" for done in range(5)]
+    assert said == [*batches, *(f"comparison {number} of 6" for number in range(1, 7))]
+
+
 def test_layers_that_one_dimension_dominates_are_named_once():
     model = nn.Sequential(*(nn.Linear(20, 20) for _ in range(3)))
     inputs = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
