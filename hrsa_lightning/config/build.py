@@ -33,7 +33,7 @@ from hrsa_lightning.losses import (
     SIGRegLoss,
 )
 from hrsa_lightning.models.embedder import EmbeddingModel
-from hrsa_lightning.models.lora import AUTOCAST_DTYPES
+from hrsa_lightning.models.lora import AUTOCAST_DTYPES, share_frozen_weights
 from hrsa_lightning.modules import Alignment, PairedContrastiveModule
 from hrsa_lightning.modules.checkpoints import SafetensorsCheckpointIO, TrainedAdapters
 from hrsa_lightning.modules.gradient_sync import FullyShardedStrategy
@@ -170,11 +170,13 @@ def _resolve(value: Any) -> Any:
 def build_arms(config: Config, device: torch.device | None = None) -> dict[str, EmbeddingModel]:
     """Load every arm's backbone and put the recipe's adapters and pooling on it.
 
-    In mixed precision, frozen weights are kept in the dtype that they are multiplied in.
+    In mixed precision, frozen weights are kept in the dtype that they are multiplied in. Arms of one
+    backbone share those that are frozen.
     """
     model: Any = config.model  # its words were checked against the same choices
     dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))
-    arms = {}
+    arms: dict[str, EmbeddingModel] = {}
+    first: dict[tuple[str, str | None], EmbeddingModel] = {}
     for name, arm in config.arms.items():
         arms[name] = EmbeddingModel.from_pretrained(
             arm.backbone,
@@ -188,6 +190,9 @@ def build_arms(config: Config, device: torch.device | None = None) -> dict[str, 
         )
         if dtype is not None and model.quantization is None:
             arms[name].cast_frozen_weights(dtype)
+        twin = first.setdefault((arm.backbone, arm.revision), arms[name])
+        if twin is not arms[name] and model.quantization is None:
+            share_frozen_weights(arms[name], twin)
     return arms
 
 

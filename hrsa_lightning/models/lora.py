@@ -135,6 +135,32 @@ def cast_frozen_linears(model: nn.Module, dtype: torch.dtype) -> int:
     return count
 
 
+def share_frozen_weights(model: nn.Module, other: nn.Module) -> int:
+    """Puts the frozen weights of another model in the place of equal ones.
+
+    They are one and the same parameters afterwards, also where either model moves to a device, and
+    take memory once. Trained weights and buffers stay the model's own.
+
+    Args:
+        model: changed in place.
+        other: whose weights are shared; left as it is.
+
+    Returns:
+        The number of weights that are shared.
+    """
+    count = 0
+    theirs = {name: weight for name, weight in other.named_parameters() if not weight.requires_grad}
+    for path, part in model.named_modules():
+        for name, weight in part.named_parameters(recurse=False):
+            found = theirs.get(f"{path}.{name}" if path else name)
+            if found is None or found is weight or weight.requires_grad:
+                continue
+            if found.dtype == weight.dtype and torch.equal(found, weight):
+                setattr(part, name, found)
+                count += 1
+    return count
+
+
 def adapter_state(
     backbone: PreTrainedModel | PeftModel, state_dict: Mapping[str, Tensor] | None = None
 ) -> AdapterState | None:

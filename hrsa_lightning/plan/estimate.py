@@ -157,7 +157,7 @@ def estimate(
     copies = 2 if workload.processes > shards else 1  # DDP has buckets beside the gradients
     trained = sum(arm.trained_bytes for arm in arms.values())
     memory = {
-        "weights": sum(_weight_bytes(config, arm) for arm in arms.values()) / shards,
+        "weights": _all_weight_bytes(config, arms) / shards,
         "gradients": trained / shards * copies,
         "optimizer": 2 * trained / shards,
     }
@@ -249,6 +249,19 @@ def _arms(config: Config, width: int, online: bool) -> tuple[dict[str, Backbone]
 def _weight_dtype(config: Config) -> torch.dtype:
     named = _DTYPES.get(config.model.dtype, torch.bfloat16)  # auto is what backbones come in
     return _TRUE.get(config.trainer.precision, named)
+
+
+def _all_weight_bytes(config: Config, arms: Mapping[str, Backbone]) -> float:
+    """Of all arms; those of one backbone share what is frozen, but in shards or in four bits."""
+    shares = config.model.quantization is None and not _is_sharded(config)
+    seen: set[tuple[str, str | None]] = set()
+    total = 0.0
+    for name, sizes in arms.items():
+        backbone = (config.arms[name].backbone, config.arms[name].revision)
+        is_shared = shares and backbone in seen
+        total += sizes.trained_bytes if is_shared else _weight_bytes(config, sizes)
+        seen.add(backbone)
+    return total
 
 
 def _weight_bytes(config: Config, arm: Backbone) -> float:

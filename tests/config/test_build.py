@@ -216,3 +216,18 @@ def test_callbacks_that_cannot_be_resumed_are_refused(name):
     config = _config(f"callbacks.search._target_=lightning.pytorch.callbacks.{name}")
     with pytest.raises(ConfigError, match=rf"callbacks.search._target_: expected .* got .*{name}"):
         build_callbacks(config)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_arms_of_one_backbone_share_what_is_frozen(precision):
+    arms = build_arms(load_config("quickstart", [f"trainer.precision={precision}"]))
+    base, twin, other = (dict(arms[a].named_parameters()) for a in ("base", "base_seed2", "rlvr"))
+    frozen = {name for name, weight in base.items() if not weight.requires_grad}
+    assert {name for name in base if base[name] is twin[name]} == frozen
+    assert not any(base[name] is other[name] for name in base)
+    assert any(not torch.equal(base[name], twin[name]) for name in base.keys() - frozen)
+    torch.nn.ModuleDict(arms).to(torch.float64)  # as to a device
+    moved = dict(arms["base_seed2"].named_parameters())
+    assert all(
+        moved[name] is weight for name, weight in arms["base"].named_parameters() if name in frozen
+    )
