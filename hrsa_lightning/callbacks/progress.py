@@ -86,8 +86,10 @@ class StepProgressBar(ProgressBar):
                 self._described_at = time.time()
 
         show(text, refresh=trainer.global_step == 0)
+        started = time.time()
         yield lambda detail: show(f"{text}, {detail}", refresh=False)
         if bar is not None and not bar.disable:
+            bar.last_print_t += time.time() - started  # the rate is that of steps alone
             bar.set_description(_TRAINING, refresh=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

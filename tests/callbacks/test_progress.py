@@ -1,3 +1,6 @@
+import re
+import time
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -136,3 +139,13 @@ def test_nothing_is_said_without_a_bar_or_after_an_evaluation():
     monitor = _Measures()
     monitor.say("part 1 of 2")
     assert monitor._say is None
+
+
+def test_the_rate_is_that_of_steps_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    measure = _Measures.measure
+    monkeypatch.setattr(_Measures, "measure", lambda *args: time.sleep(0.5) or measure(*args))
+    _fit(tmp_path, StepProgressBar(), max_epochs=1)
+    last = capsys.readouterr().err.splitlines()[-2]  # at the end, over the whole time
+    number, unit = re.search(r"([\d.]+)(step/s|s/step)", last).groups()
+    assert (float(number) if unit == "step/s" else 1 / float(number)) > 4
