@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from smollm2 import accuracy, backbones, problems, study, table, training
+from smollm2 import accuracy, backbones, problems, study, tables, training
 
 from hrsa_lightning.config import load_config
 from hrsa_lightning.config.build import build_callbacks
@@ -92,7 +92,7 @@ def test_shipped_adapters_are_small_and_name_no_folder() -> None:
 def test_the_study_is_a_recipe_that_train_takes() -> None:
     config = load_config("smollm2-135m", list(study.MEASURED))
     build_callbacks(config)
-    assert list(config.callbacks["similarity"]["metrics"]) == list(table.METRICS)
+    assert list(config.callbacks["similarity"]["metrics"]) == list(tables.METRICS)
 
 
 def test_the_table_has_every_run_before_and_after(tmp_path: Path, capsys) -> None:
@@ -102,21 +102,21 @@ def test_the_table_has_every_run_before_and_after(tmp_path: Path, capsys) -> Non
         (run / "summary.json").write_text("{}")
         for step, value in ((0, 0.25), (100, after)):
             found = [
-                Measurement(metric, value, 0.0, "", arm, table.REFERENCE, layer, null_95=0.125)
-                for metric in table.METRICS
-                for arm in table.ARMS
+                Measurement(metric, value, 0.0, "", arm, tables.REFERENCE, layer, null_95=0.125)
+                for metric in tables.METRICS
+                for arm in tables.ARMS
                 for layer in (OUTPUT, MEAN_OVER_LAYERS)
             ]
             found = [m._replace(low=value - 0.1, high=value + 0.1) for m in found]
             ranked = [
-                Measurement(table.RETRIEVAL, value, 0.01, arm=arm)
-                for arm in (table.REFERENCE, *table.ARMS)
+                Measurement(tables.RETRIEVAL, value, 0.01, arm=arm)
+                for arm in (tables.REFERENCE, *tables.ARMS)
             ]
             for name, measured in (("similarity", found), ("retrieval", ranked)):
                 append_record(run / f"{name}.jsonl", Evaluation(step, measured))
-    table.write_table(tmp_path)
-    written = (tmp_path / "table.md").read_text()
+    tables.write_tables(tmp_path)
+    written = (tmp_path / "tables.md").read_text()
     assert capsys.readouterr().out.strip() == written.strip()
     cell = "0.250 ± 0.100 → 0.500 / 0.750 ± 0.100"
-    assert written.count(cell) == 2 * len(table.METRICS) * len(table.ARMS)
+    assert written.count(cell) == 2 * len(tables.METRICS) * len(tables.ARMS)
     assert written.count("| 0.250 → 0.500 / 0.750 |") == 3  # cells between share a bar

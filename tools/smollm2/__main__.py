@@ -15,7 +15,7 @@ STAGES = {
     "evaluate": "measure accuracies on held-out problems",
     "activations": "describe the hidden states of the backbones, layer by layer",
     "study": "train all arms contrastively with every seed of --seeds, and compare them",
-    "table": "write WORK/table.md, the study's values before and after training",
+    "tables": "write WORK/tables.md: accuracies, hidden states, values before and after training",
 }
 
 
@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         for name in options.backbones.split(","):
             describe(options.work, name)
-    elif options.stage == "table":
-        from smollm2.table import write_table
+    elif options.stage == "tables":
+        from smollm2.tables import write_tables
 
-        write_table(options.work)
+        write_tables(options.work)
     elif (options.work / ("base" if options.stage == "convert" else options.stage)).exists():
         logging.info("%s is complete", options.stage)
     elif options.stage == "convert":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiny.controls import noise_control
 
-from smollm2.table import METRICS
+from smollm2.tables import METRICS
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The table of the study: each backbone against the base, before and after training."""
+"""The study's tables: accuracies, hidden states, each backbone against the base before and after."""
 
 import json
 from collections.abc import Sequence
@@ -27,10 +27,26 @@ METRICS = {
     "probe_transfer_accuracy": "probe transfer",
 }
 RETRIEVAL = "mrr@10"
+LAYERS = (0, 1, 2, 5, 10, 15, 20, 25, 29, 30)
+"""Of the hidden states, those of the embedding layer first."""
+HIDDEN_STATES = {
+    "mean_variance_share_1": "variance in one dimension",
+    "mean_variance_share_3": "in three",
+    "mean_participation_ratio": "participation ratio",
+    "first_token_norm_over_median": "norm of the first token",
+    "without_first_token_cka": "CKA without the first token",
+    "without_first_token_cka_standardized": "standardized",
+    "without_first_token_knn_overlap_10": "k-NN 10",
+    "bidirectional_cka": "CKA of causal and bidirectional",
+    "bidirectional_cka_standardized": "standardized",
+    "bidirectional_knn_overlap_10": "k-NN 10",
+    "first_8_tokens_cka": "CKA with the first 8 tokens",
+    "first_8_tokens_knn_overlap_10": "k-NN 10",
+}
 
 
-def write_table(work: Path) -> None:
-    """Write `table.md` from the histories of all seeds' runs in `work/runs`.
+def write_tables(work: Path) -> None:
+    """Write `tables.md`: accuracies, the base's hidden states, and the runs of all seeds.
 
     Raises:
         FileNotFoundError: There is no complete run.
@@ -42,8 +58,12 @@ def write_table(work: Path) -> None:
     retrieval = [read_history(run / "retrieval.jsonl") for run in runs]
     titles = {OUTPUT: "At the output", MEAN_OVER_LAYERS: "Means over the layers before the output"}
     parts = [_similarities(similarity, layer, title) for layer, title in titles.items()]
+    if (work / f"activations.{REFERENCE}.json").exists():
+        parts.insert(0, _hidden_states(work / f"activations.{REFERENCE}.json"))
+    if (work / "accuracy.json").exists():
+        parts.insert(0, _accuracies(work / "accuracy.json"))
     text = "\n\n".join([*parts, _retrieval(retrieval)]) + "\n"
-    (work / "table.md").write_text(text, encoding="utf-8")
+    (work / "tables.md").write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -105,9 +125,18 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def accuracies(work: Path) -> str:
-    """The table of task accuracies as Markdown, from `accuracy.json`."""
-    record = json.loads((work / "accuracy.json").read_text(encoding="utf-8"))
+def _hidden_states(path: Path) -> str:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        [str(line["layer"]), *(_number(line[key]) for key in HIDDEN_STATES)]
+        for line in lines
+        if line["layer"] in LAYERS
+    ]
+    return f"Hidden states of the base:\n\n{_markdown(['layer', *HIDDEN_STATES.values()], rows)}"
+
+
+def _accuracies(path: Path) -> str:
+    record = json.loads(path.read_text(encoding="utf-8"))
     rows = []
     for name, found in record["backbones"].items():
         rise = record.get("rises", {}).get(name, {})
@@ -120,4 +149,5 @@ def accuracies(work: Path) -> str:
             for kind in ("sampled", "greedy")
         ]
         rows.append([name, *cells])
-    return _markdown(["", "sampled", "greedy", "rise, sampled", "rise, greedy"], rows)
+    head = ["", "sampled", "greedy", "rise, sampled", "rise, greedy"]
+    return f"Right answers:\n\n{_markdown(head, rows)}"
