@@ -1,4 +1,4 @@
-"""The study's tables: accuracies, hidden states, each backbone against the base before and after."""
+"""The study's tables: accuracies, hidden states, backbones against the base before and after."""
 
 import json
 from collections.abc import Sequence
