@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from hrsa_lightning.config import load_config
-from hrsa_lightning.config.build import build_arms, build_data
+from hrsa_lightning.config.build import build_arms, build_data, build_module
 from hrsa_lightning.models import EmbeddingModel
 from hrsa_lightning.models.chunks import length_sorted_chunks
 from hrsa_lightning.modules import gradcache
 from hrsa_lightning.plan.backbone import KNOWN, backbone_config, measure_backbone
 from hrsa_lightning.plan.estimate import RUNTIME_BYTES, estimate, workload_of
+from tests.allocations import peak_bytes
 from tests.tiny import make_backbone
 
 BASE = ["arms.rlvr=null", "arms.sft=null", "arms.base_seed2=null", "callbacks.retrieval=null"]
@@ -283,3 +285,29 @@ print(peak_memory(tokens.device) - before)
     assert kept == pytest.approx(sizes.graph_bytes(48), rel=0.05)
     # The first layers of the backward pass hold gradients beside the whole graph.
     assert most == pytest.approx(sizes.graph_bytes(48), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [True, False])
+def test_tensors_of_a_real_fit_take_the_memory_that_is_planned(tmp_path, lora):
+    """To 15 %, of two arms on one device, by what PyTorch's allocator counts."""
+    folder = make_backbone(tmp_path, hidden=256, layers=6)
+    config = load_config(
+        "quickstart",
+        [
+            *BASE,
+            f"arms.base.backbone={folder}",
+            f"arms.twin.backbone={folder}",
+            "callbacks.similarity=null",
+            *([] if lora else ["model.lora=null"]),
+        ],
+    )
+    models = build_arms(config)
+    module, data = build_module(config, models), build_data(config, models)
+    data.setup("fit")
+    options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_steps=2, enable_progress_bar=False, **options)
+    peak = peak_bytes(lambda: trainer.fit(module, train_dataloaders=data.train_dataloader()))
+    plan = estimate(config, workload_of(config))
+    parts = ("gradients", "optimizer", "kept graphs", "loss")
+    assert peak == pytest.approx(sum(plan.memory[part] for part in parts), rel=0.15)
