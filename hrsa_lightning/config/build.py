@@ -170,8 +170,8 @@ def _resolve(value: Any) -> Any:
 def build_arms(config: Config, device: torch.device | None = None) -> dict[str, EmbeddingModel]:
     """Load every arm's backbone and put the recipe's adapters and pooling on it.
 
-    In mixed precision, frozen weights are kept in the dtype that they are multiplied in. Arms of one
-    backbone share those that are frozen.
+    In mixed precision, frozen weights are kept in the dtype that they are multiplied in. Arms of
+    one backbone share those that are frozen.
     """
     model: Any = config.model  # its words were checked against the same choices
     dtype = AUTOCAST_DTYPES.get(str(config.trainer.precision))

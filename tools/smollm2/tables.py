@@ -27,7 +27,7 @@ METRICS = {
     "probe_transfer_accuracy": "probe transfer",
 }
 RETRIEVAL = "mrr@10"
-LAYERS = (0, 1, 2, 5, 10, 15, 20, 25, 29, 30)
+LAYERS = (0, 2, 3, 9, 11, 12, 20, 28, 29, 30)
 """Of the hidden states, those of the embedding layer first."""
 HIDDEN_STATES = {
     "mean_variance_share_1": "variance in one dimension",
