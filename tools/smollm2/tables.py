@@ -110,7 +110,8 @@ def _cell(pairs: Sequence[tuple[Measurement, Measurement]]) -> str:
 
 
 def _values(runs: Sequence[Measurement]) -> str:
-    values = list(dict.fromkeys(_number(m.value) for m in runs))
+    is_one = max(m.value for m in runs) - min(m.value for m in runs) < 1e-6  # before training
+    values = [_number(m.value) for m in (runs[:1] if is_one else runs)]
     halves = [(m.high - m.low) / 2 for m in runs if m.low is not None and m.high is not None]
     band = f" ± {_number(max(halves))}" if halves else ""
     return " / ".join(values) + band
