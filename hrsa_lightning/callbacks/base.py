@@ -438,7 +438,11 @@ class Monitor(Callback, ABC):
         self.schedule.advance(step)
 
     def say(self, detail: str) -> None:
-        """Show how far an evaluation has come, where a `StepProgressBar` says that there is one."""
+        """Show how far an evaluation has come, where a `StepProgressBar` says that there is one.
+
+        Args:
+            detail: Added to what the bar says, such as `base 3 of 41`.
+        """
         if self._say is not None:
             self._say(detail)
 
