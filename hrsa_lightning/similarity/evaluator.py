@@ -333,9 +333,10 @@ class SimilarityEvaluator:
             pairs = self._pairs(live)
             jobs = self._jobs(pairs, step)
             calibrate = first and self._is_new if calibrate is None else calibrate
+            share = jobs[ranks.rank :: ranks.world_size]
             own: list[tuple[list[Measurement], list[tuple[str, Measurement]]]] = []
-            for job in jobs[ranks.rank :: ranks.world_size]:
-                self.extractor.progress(f"comparison {len(own) + 1} of {len(jobs)}")
+            for number, job in enumerate(share, 1):
+                self.extractor.progress(f"comparison {number} of {len(share)}")
                 own.append(self._compare(job, calibrate))
         per_rank = ranks.gather_objects(own)
         measurements: list[Measurement] = []
